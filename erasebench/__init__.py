@@ -1,0 +1,9 @@
+"""erasebench: does a text-to-image diffusion model forget, what does it break, can it be brought back."""
+
+from pathlib import Path
+
+_checkout = Path(__file__).resolve().parent.parent
+# In a checkout or an editable install, methods/, evaluators/, conf/ and results/ lie beside this package;
+# in a wheel they are inside it. The pyproject test keeps an unrelated `methods/` from being picked up.
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "methods").is_dir():
+    __path__.append(str(_checkout))

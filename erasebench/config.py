@@ -1,0 +1,157 @@
+"""Command line -> Run. The only file that knows Hydra and OmegaConf; heavy imports wait until a run is sure."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .contracts import ErasebenchError
+
+if typing.TYPE_CHECKING:
+    from .run import Run
+
+log = logging.getLogger("erasebench")
+GROUPS = ("model", "task", "method")
+OmegaConf.register_new_resolver("keys", lambda mapping: list(mapping), replace=True)
+OmegaConf.register_new_resolver("concat", lambda *lists: [x for some in lists for x in some], replace=True)
+
+
+def main(job: Callable[[Run], bool], arguments: list[str]) -> int:
+    """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep."""
+    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    for name in ("httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    failed: list[bool] = []
+
+    @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
+    def one(config: DictConfig) -> None:
+        try:
+            failed.append(not job(build(config)))
+        except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
+            log.error("error: %s", one_line(error))
+            failed.append(True)
+
+    try:
+        check_words(arguments)
+    except ErasebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    one()
+    return int(any(failed))
+
+
+def one_line(error: Exception) -> str:
+    """The message that the user needs: of the innermost cause, if it is ours."""
+    while error.__cause__ is not None and not isinstance(error, ErasebenchError):
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def check_words(arguments: list[str]) -> None:
+    """Refuse unknown choices and keys with the nearest name; Hydra's own message lists them but does not compare."""
+    folders = [Path(str(resources.files("erasebench.conf")))]
+    for flag, value in zip(arguments, arguments[1:], strict=False):
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(value))
+    choices = {group: sorted({f.stem for d in folders for f in (d / group).glob("*.yaml")}) for group in GROUPS}
+    keys = [*yaml.safe_load((folders[0] / "config.yaml").read_text()), *GROUPS, "world"]
+    for argument in arguments:
+        match = re.fullmatch(r"([\w/]+)((?:\.[\w.]+)?)=(.*)", argument, re.DOTALL)
+        if not match:
+            continue
+        key, rest, value = match.groups()
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            raise ErasebenchError(f"unknown option {key!r}" + (f": did you mean {near[0]!r}?" if near else f": choose from {', '.join(keys)}"))
+        if key in choices and not rest and not re.search(r"[\[\]${}*]", value):
+            for choice in value.split(","):
+                if choice not in choices[key]:
+                    near = difflib.get_close_matches(choice, choices[key], n=1)
+                    raise ErasebenchError(f"unknown {key} {choice!r}" + (f": did you mean {near[0]!r}?" if near else "")
+                                          + f" (choices: {', '.join(choices[key])})")
+
+
+def build(config: DictConfig) -> Run:
+    """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit."""
+    import torch
+
+    from .contracts import Sampler
+    from .model import Source
+    from .run import Run
+
+    world = OmegaConf.to_container(config.world, resolve=True)
+    world["captions"] = captions(world["captions"])
+    chosen = HydraConfig.get().runtime.choices
+    if not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
+        log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
+    eraser = hydra.utils.instantiate(config.method)
+    check_types(eraser, "method")
+    if config.n is not None and (not isinstance(config.n, int) or config.n < 1):
+        raise ErasebenchError(f"n={config.n}: a number of concepts, at least 1, is needed")
+    task = hydra.utils.instantiate(config.task, _convert_="object")
+    target = str(config.target) if config.target is not None else None
+    plan = task.plan(world, config.n, target, config.images)
+    model, path = config.model, config.model.path
+    if path == "embedded":
+        path = Path(__file__).parent / "mini" / "weights" / "sd"
+    source = Source(model.name, Path(path) if path else None, model.hub, model.revision if not path else "", model.dtype)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    sampler = Sampler(**config.sampler)
+    check_types(sampler, "sampler")
+    if sampler.steps < 1 or config.batch < 1:
+        raise ErasebenchError("sampler.steps and batch must be at least 1")
+    return Run(
+        method=chosen["method"], eraser=eraser, source=source, world=world["name"], plan=plan, sampler=sampler,
+        seed=config.seed, target=target or named(plan), batch=config.batch, device=device, results=Path(config.results),
+    )
+
+
+def named(plan) -> str:
+    return plan.concepts[0].name if len(plan.concepts) == 1 else f"{len(plan.concepts)} concepts"
+
+
+def captions(spec: dict[str, Any]) -> dict[str, Any]:
+    """Evaluation and training captions of the world: its own, or a text file with one caption a line."""
+    if spec["path"] == "embedded":
+        from .mini import nets
+
+        evaluation, training = nets.captions()
+    elif spec["path"]:
+        path = Path(spec["path"])
+        if not path.is_file():
+            raise ErasebenchError(f"world.captions.path={path}: no such file (one caption a line)")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        evaluation, training = lines[: spec["count"]], lines[spec["count"] :]
+    else:
+        evaluation, training = [], []
+    return {**spec, "evaluation": evaluation, "training": training}
+
+
+def check_types(plugin: Any, where: str) -> None:
+    """Hyperparameters must be of the types that the dataclass declares: Hydra passes on whatever was typed."""
+    hints = typing.get_type_hints(type(plugin))
+    for f in fields(plugin):
+        value, allowed = getattr(plugin, f.name), typing.get_args(hints[f.name]) or (hints[f.name],)
+        if typing.get_origin(hints[f.name]) is Literal:
+            if value not in allowed:
+                raise ErasebenchError(f"{where}.{f.name}={value}: choose from {', '.join(map(str, allowed))}")
+        elif set(allowed) <= {int, float, str, bool, type(None)}:
+            numeric = isinstance(value, int) and not isinstance(value, bool) and float in allowed
+            if type(value) not in allowed and not numeric:
+                wanted = " or ".join(kind.__name__ for kind in allowed)
+                raise ErasebenchError(f"{where}.{f.name}={value!r}: {wanted} is needed")

@@ -1,0 +1,158 @@
+"""The whole contract between the harness and its plugins. Plugins are frozen dataclasses; nobody inherits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .model import Model
+
+
+class ErasebenchError(Exception):
+    """A fault that the user can mend: the message says what, where and what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Something to forget or to keep. `surrogate` is what to draw instead; `kind` is object, person or style."""
+
+    name: str
+    kind: str
+    surrogate: str = ""
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One image to make. `split` is target, synonym, retain, caption, implicit or attack:<name>;
+    `concept` is the name that the image is judged by (for a synonym, the concept it stands for)."""
+
+    id: str
+    text: str
+    seed: int
+    split: str
+    concept: str = ""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a task hands to a method. A method uses what it needs; all of it is part of the fit's identity.
+
+    concepts    to erase
+    preserved   names to keep (the task's retained concepts)
+    captions    ordinary captions of the world, none of them evaluated
+    templates   training templates with {c}; they share no sentence with the evaluation's
+    """
+
+    concepts: tuple[Concept, ...]
+    preserved: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ("a photo of {c}",)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured number with its interval. `value` is None where no image could be judged.
+
+    n counts the images made, n_valid those that the judge gave a verdict on; rates are in [0, 1].
+    """
+
+    name: str
+    split: str
+    value: float | None
+    low: float | None
+    high: float | None
+    ci_method: str
+    n: int
+    n_valid: int
+    higher_is_better: bool
+    group: str  # forget, keep, quality, attack
+    threshold: float | None = None
+
+
+@runtime_checkable
+class Eraser(Protocol):
+    """An erasure method.
+
+    `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written).
+    `apply` is quick and deterministic: entered, the model is erased; left, it is bit-equal to the base.
+    """
+
+    version: ClassVar[int]
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None: ...
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Turns images into raw scores, once. `weights()` maps file name to sha256 and is part of the identity."""
+
+    name: str
+    version: ClassVar[int]
+
+    def weights(self) -> dict[str, str]: ...
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        """images uint8 [B, H, W, 3] -> arrays [B, ...]; NaN where the judge can give no verdict."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Raw scores of one split: arrays are [N, ...] in the order of `prompts`; `refused` is bool [N]."""
+
+    prompts: tuple[Prompt, ...]
+    arrays: dict[str, np.ndarray]
+    refused: np.ndarray
+
+    @property
+    def concepts(self) -> list[str]:
+        return [prompt.concept for prompt in self.prompts]
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Metrics of a task as a pure function of a judge's raw scores."""
+
+    judge: Judge
+    splits: tuple[str, ...]
+
+    def summarize(self, scores: dict[str, Scored], base: dict[str, Scored]) -> list[Metric]:
+        """`scores` and `base` hold one entry a split, paired by position (same prompts, same seeds)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are made. `size` in pixels; None is the model's own."""
+
+    name: str = "ddim"
+    steps: int = 50
+    guidance: float = 7.5
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task made concrete: what to erase, what to show, how, and what the method may see."""
+
+    task: str
+    version: int
+    concepts: tuple[Concept, ...]
+    prompts: tuple[Prompt, ...]
+    brief: Brief
+    subset: bool = False
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
+
+
+Hit = Callable[["Tensor"], "Tensor"]  # images uint8 [B, H, W, 3] -> bool [B]: does the task's judge see the concept

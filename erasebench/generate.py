@@ -1,0 +1,95 @@
+"""Shard of prompts -> shard of images, in the store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import provenance
+from .contracts import ErasebenchError, Prompt, Sampler
+from .model import Model, Sampled
+from .store import Store
+
+log = logging.getLogger("erasebench")
+VERSION = 1  # of the sampling code: raise it when images change
+SHARD = 32
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where a shard's images lie, and what making them cost."""
+
+    path: Path
+    prompts: tuple[Prompt, ...]
+
+    def images(self) -> torch.Tensor:
+        """uint8 [B, H, W, 3]"""
+        with np.load(self.path / "images.npz", allow_pickle=False) as file:
+            return torch.from_numpy(file["images"])
+
+    def meta(self) -> dict:
+        """refused (list of bool), seconds, unet_samples, batch, peak_memory_mb, and where it was made"""
+        return json.loads((self.path / "shard.json").read_text())
+
+
+def shards(prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
+    """Prompts in their fixed order, cut at every split and every SHARD, so a smaller cap shares whole shards."""
+    parts: list[tuple[Prompt, ...]] = []
+    for split in dict.fromkeys(prompt.split for prompt in prompts):
+        members = [prompt for prompt in prompts if prompt.split == split]
+        parts += [tuple(members[i : i + SHARD]) for i in range(0, len(members), SHARD)]
+    return parts
+
+
+def make(
+    store: Store, model: Callable[[], Model], identity: dict, sampler: Sampler, prompts: tuple[Prompt, ...], batch: int
+) -> Shard:
+    """Get or sample one shard. `identity` names the model as erased; `model()` is called only if images are missing."""
+    key = {"sampling": VERSION, **identity, "sampler": sampler, "prompts": [(p.text, p.seed) for p in prompts]}
+
+    def fill(folder: Path) -> None:
+        here = model()
+        start, before = time.perf_counter(), here.unet_samples
+        sampled, used = sample(here, prompts, sampler, batch)
+        np.savez_compressed(folder / "images.npz", images=sampled.images.numpy())
+        commit, dirty = provenance.git()
+        meta = {
+            "refused": sampled.refused.tolist(),
+            "seconds": time.perf_counter() - start,
+            "unet_samples": here.unet_samples - before,
+            "batch": used,
+            "peak_memory_mb": provenance.peak_memory_mb(str(here.device)),
+            "device": provenance.device(str(here.device)),
+            "commit": commit,
+            "dirty": dirty,
+            "packages": provenance.packages(),
+        }
+        (folder / "shard.json").write_text(json.dumps(meta))
+
+    return Shard(store.get_or_make("images", key, fill), prompts)
+
+
+def sample(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int) -> tuple[Sampled, int]:
+    """Sample all prompts; on lack of memory halve the batch down to one. Returns the images and the batch used."""
+    done: list[Sampled] = []
+    position = 0
+    while position < len(prompts):
+        part = prompts[position : position + batch]
+        try:
+            done.append(model.sample([p.text for p in part], [p.seed for p in part], sampler))
+            position += len(part)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+                raise
+            if batch == 1:
+                raise ErasebenchError("out of memory even for one image at a time") from error
+            batch = max(1, batch // 2)
+            log.warning("out of memory: going on with batches of %d", batch)
+    return Sampled(*(torch.cat(parts) for parts in zip(*done, strict=True))), batch

@@ -1,0 +1,422 @@
+"""Model: a Stable Diffusion pipeline with a few declared openings, seen alike by samplers, methods and attacks.
+
+Openings, all through `changed`: weights, attention processors, `guidance`, `guard`, `text_encoder`. What a method
+changes through them is undone exactly when it leaves, and `teacher` shows the base without a second network.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .contracts import ErasebenchError, Sampler
+from .store import digest, sha256_file
+
+log = logging.getLogger("erasebench")
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+diffusers.logging.set_verbosity_error()
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
+    "dpmsolver": diffusers.DPMSolverMultistepScheduler,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model comes from: a local diffusers folder, or a hub id with a pinned revision."""
+
+    name: str
+    path: Path | None = None
+    hub: str = ""
+    revision: str = ""
+    dtype: str = "float32"
+
+    def identity(self) -> dict[str, str]:
+        """Content of a local folder (not its path), or id and revision; and the number format."""
+        if self.path is None:
+            return {"hub": self.hub, "revision": self.revision, "dtype": self.dtype}
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise ErasebenchError(f"model folder {folder} does not exist: give a diffusers folder with model.path=")
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if missing:
+            raise ErasebenchError(f"{folder} is not a Stable Diffusion pipeline: it has no {', '.join(missing)} folder")
+        files = {
+            str(f.relative_to(folder)): sha256_file(f)
+            for part in PARTS
+            for f in sorted((folder / part).rglob("*"))
+            if f.suffix in (".json", ".safetensors", ".txt", ".model")
+        }
+        return {"content": digest(files), "dtype": self.dtype}
+
+
+class Context(NamedTuple):
+    """Encoded prompts: hidden [B, L, D], ids [B, L], ends [B] (position of the first EOS)."""
+
+    hidden: Tensor
+    ids: Tensor
+    ends: Tensor
+
+    def select(self, index: Tensor | slice) -> Context:
+        return Context(self.hidden[index], self.ids[index], self.ends[index])
+
+    def repeat(self, count: int) -> Context:
+        """One prompt, `count` times (without copying)."""
+        return Context(*(x.expand(count, *x.shape[1:]) for x in self))
+
+
+def join(*contexts: Context) -> Context:
+    return Context(*(torch.cat(parts) for parts in zip(*contexts, strict=True)))
+
+
+class Guidance(Protocol):
+    def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
+        """State of the trajectories that start at z [B, C, h, w]; nothing is kept anywhere else."""
+        ...
+
+    def __call__(self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float, state: dict) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """eps(neg) + scale * (eps(prompt) - eps(neg)) (Ho & Salimans, 2022, Eq. 6); neg is the empty prompt by default."""
+
+    negative: Context | None = None
+
+    def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
+        negative = self.negative or model.encode([""])
+        return {"negative": negative.repeat(len(z)) if len(negative.ids) == 1 else negative}
+
+    def __call__(self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float, state: dict) -> Tensor:
+        if scale == 1:  # diffusers, too, leaves guidance out at 1
+            return model.eps(z, t, context, state)
+        both = model.eps(torch.cat([z, z]), t, join(state["negative"], context), state)
+        base, text = both.chunk(2)
+        return base + scale * (text - base)
+
+
+class Guard(Protocol):
+    """Scores prompts; those at or above `threshold` are refused. Differentiable, since attacks see it too."""
+
+    threshold: float
+
+    def __call__(self, model: Model, context: Context) -> Tensor: ...
+
+
+class Sampled(NamedTuple):
+    images: Tensor  # uint8 [B, H, W, 3] on the CPU
+    refused: Tensor  # bool [B]; a refused image is black
+
+
+class _Slot(NamedTuple):
+    """One changed place: how to read it, how to set it, and what was there before."""
+
+    get: Any
+    set: Any
+    before: Any
+
+
+class Model:
+    """A loaded base model. Build with `Model.load`; all weights are frozen and in eval mode."""
+
+    def __init__(self, unet, vae, text_encoder, tokenizer, scheduler_config: Mapping[str, Any], device: str = "cpu"):
+        self.device = torch.device(device)
+        self.unet, self.vae, self.text_encoder = (
+            part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
+        )
+        self.tokenizer = tokenizer
+        self.scheduler_config = dict(scheduler_config)
+        self.guidance: Guidance = ClassifierFree()
+        self.guard: Guard | None = None
+        self.unet_samples = 0  # U-Net evaluations, counted in single latents
+        self._slots: list[_Slot] = []
+        schedule = diffusers.DDIMScheduler.from_config(self.scheduler_config)
+        self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
+        self._prediction = schedule.config.prediction_type
+        if self._prediction not in ("epsilon", "v_prediction"):
+            raise ErasebenchError(f"prediction type {self._prediction!r} is not supported (epsilon, v_prediction)")
+
+    @classmethod
+    def load(cls, source: Source, device: str = "cpu") -> Model:
+        """Load every part strictly. Raises ErasebenchError for a missing, truncated or non-finite model."""
+        where, keywords = str(source.path or source.hub), {}
+        if source.path is None:
+            keywords["revision"] = source.revision
+        else:
+            source.identity()  # says what is wrong with the folder
+        dtype = getattr(torch, source.dtype)
+        try:
+            loaded = {}
+            for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
+                module, info = kind.from_pretrained(
+                    where, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True, **keywords
+                )
+                # diffusers fills missing weights with noise and only warns
+                absent = [k for k in info["missing_keys"] if not k.endswith("position_ids")]
+                if absent or info["mismatched_keys"]:
+                    raise ErasebenchError(f"{where}/{part}: weights are missing or misshapen, e.g. "
+                                          f"{(absent or list(info['mismatched_keys']))[0]}")
+                broken = next((n for n, p in module.named_parameters() if not torch.isfinite(p).all()), None)
+                if broken:
+                    raise ErasebenchError(f"{where}/{part}: weight {broken} is not finite (NaN or infinity)")
+                loaded[part] = module
+            tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **keywords)
+            scheduler = diffusers.DDIMScheduler.load_config(where, subfolder="scheduler", **keywords)
+        except ErasebenchError:
+            raise
+        except Exception as error:  # safetensors, JSON, network and key errors have no common class
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            advice = "the folder is damaged or not a diffusers pipeline" if source.path else \
+                "it could not be fetched: download it once and pass the folder with model.path="
+            raise ErasebenchError(f"cannot load model {where}: {advice} ({reason[:200]})") from error
+        return cls(**loaded, tokenizer=tokenizer, scheduler_config=scheduler, device=device)
+
+    # -- shapes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def context_length(self) -> int:
+        return self.text_encoder.config.max_position_embeddings
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+        side = size // self.pixels_per_latent if size else self.unet.config.sample_size
+        return self.unet.config.in_channels, side, side
+
+    # -- openings -------------------------------------------------------------------------------------------------
+
+    def names(self, pattern: str) -> list[str]:
+        """Names of parameters ("unet.<name>" or "text_encoder.<name>") that the regular expression finds."""
+        return [name for name in self._parameters() if re.search(pattern, name)]
+
+    def weight(self, name: str) -> Tensor:
+        """The current value of a parameter; do not write to it."""
+        return self._parameters()[name].data
+
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {
+            f"{part}.{name}": parameter
+            for part in ("unet", "text_encoder")
+            for name, parameter in getattr(self, part).named_parameters()
+        }
+
+    @contextmanager
+    def changed(
+        self,
+        weights: Mapping[str, Tensor] | None = None,
+        processors: Mapping[str, Any] | None = None,
+        **openings: Any,
+    ) -> Iterator[None]:
+        """Change the model inside the `with`, leave it bit-equal after.
+
+        weights     name -> tensor that stands in for the parameter (the base's own storage is never written)
+        processors  U-Net attention processors by diffusers' names; those not named stay
+        openings    guidance, guard, text_encoder
+        Raises ErasebenchError for a name that does not exist or a shape that does not fit.
+        """
+        slots, values = [], []
+        if unknown := set(openings) - {"guidance", "guard", "text_encoder"}:
+            raise ErasebenchError(f"the model has no opening called {sorted(unknown)[0]}")
+        parameters = self._parameters() if weights else {}
+        for name, value in (weights or {}).items():
+            if name not in parameters:
+                raise ErasebenchError(f"the model has no weight {name}")
+            parameter = parameters[name]
+            if parameter.shape != value.shape:
+                raise ErasebenchError(f"{name} is {tuple(parameter.shape)}, the change is {tuple(value.shape)}")
+            slots.append(_Slot(lambda p=parameter: p.data, lambda v, p=parameter: setattr(p, "data", v), parameter.data))
+            values.append(value.to(parameter.device, parameter.dtype))
+        if processors:
+            present = self.unet.attn_processors
+            if absent := set(processors) - set(present):
+                raise ErasebenchError(f"the U-Net has no attention processor {sorted(absent)[0]}")
+            # set_attn_processor empties the dictionary it is given
+            put = lambda v: self.unet.set_attn_processor(dict(v))  # noqa: E731
+            slots.append(_Slot(lambda: dict(self.unet.attn_processors), put, dict(present)))
+            values.append({**present, **processors})
+        for name, value in openings.items():
+            slots.append(_Slot(lambda n=name: getattr(self, n), lambda v, n=name: setattr(self, n, v), getattr(self, name)))
+            values.append(value)
+        entered = []
+        try:
+            for slot, value in zip(slots, values, strict=True):
+                slot.set(value)
+                entered.append(slot)
+                self._slots.append(slot)
+            yield
+        finally:
+            for slot in reversed(entered):
+                self._slots.remove(slot)
+                slot.set(slot.before)
+
+    @contextmanager
+    def training(self, names: Sequence[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """Copies of the named weights, trainable, in place of the base's; gone after the `with` (save them inside)."""
+        if not names:
+            raise ErasebenchError("no weight to train: the pattern matched nothing in this model")
+        parameters = {name: parameter for name, parameter in self._parameters().items() if name in set(names)}
+        with self.changed(weights={name: parameter.data.clone() for name, parameter in parameters.items()}):
+            try:
+                for parameter in parameters.values():
+                    parameter.requires_grad_(True)
+                yield parameters
+            finally:
+                for parameter in parameters.values():
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+
+    @contextmanager
+    def teacher(self) -> Iterator[None]:
+        """The base model, inside any changes, without a copy.
+
+        Ask the teacher before the student's forward pass: autograd must not see weights swapped under it.
+        """
+        current = [slot.get() for slot in self._slots]
+        changes, self._slots = self._slots, []
+        for slot in reversed(changes):
+            slot.set(slot.before)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for slot, value in zip(changes, current, strict=True):
+                slot.set(value)
+            self._slots = changes
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self._slots)
+
+    # -- primitives -----------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """ids [B, L], padded and cut to the context length."""
+        return self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        ).input_ids.to(self.device)
+
+    def encode(
+        self, text: Sequence[str] | None = None, *, ids: Tensor | None = None, token_embeds: Tensor | None = None
+    ) -> Context:
+        """Encode prompts, token ids [B, L], or token embeddings [B, L, D] standing in for those of `ids`.
+
+        Differentiable with respect to token_embeds and to the text encoder's weights.
+        """
+        if ids is None:
+            ids = self.tokenize(text)
+        handle = None
+        if token_embeds is not None:
+            table = self.text_encoder.get_input_embeddings()
+            handle = table.register_forward_hook(lambda module, args, output: token_embeds)
+        try:
+            hidden = self.text_encoder(ids)[0]
+        finally:
+            if handle:
+                handle.remove()
+        is_end = ids == self.tokenizer.eos_token_id
+        ends = torch.where(is_end.any(1), is_end.int().argmax(1), ids.shape[1] - 1)
+        return Context(hidden, ids, ends)
+
+    def begin(self, context: Context, z: Tensor) -> dict[str, Any]:
+        """State of new trajectories from z [B, C, h, w]; pass it to `eps` and `guided_eps`."""
+        return self.guidance.begin(self, context, z)
+
+    def eps(self, z: Tensor, t: Tensor | int, context: Context, state: Mapping[str, Any] | None = None) -> Tensor:
+        """Predicted noise [B, C, h, w] at timestep t (a number or [B]); a v-predicting U-Net is converted.
+
+        `state["attention"]`, where guidance put one, reaches the attention processors as keyword arguments.
+        """
+        t = torch.as_tensor(t, device=z.device)
+        self.unet_samples += len(z)
+        out = self.unet(z, t, context.hidden, cross_attention_kwargs=(state or {}).get("attention"), return_dict=False)[0]
+        if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
+            alpha = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
+            out = alpha.sqrt() * out + (1 - alpha).sqrt() * z
+        return out
+
+    def guided_eps(self, z: Tensor, t: Tensor | int, context: Context, scale: float, state: dict) -> Tensor:
+        """Noise as the sampler sees it: guidance composed, whatever the method made of it."""
+        return self.guidance(self, z, torch.as_tensor(t, device=z.device), context, scale, state)
+
+    def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
+        """Unit Gaussian latents, one CPU generator an image, so that an image never depends on its neighbours."""
+        shape = (1, *self.latent_shape(size))
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=self.dtype) for seed in seeds]
+        return torch.cat(draws).to(self.device)
+
+    def scheduler(self, sampler: Sampler):
+        """A fresh diffusers scheduler with its timesteps set; set up as StableDiffusionPipeline does."""
+        if sampler.name not in SCHEDULERS:
+            raise ErasebenchError(f"unknown sampler {sampler.name!r}: choose from {', '.join(SCHEDULERS)}")
+        config = {**self.scheduler_config, "prediction_type": "epsilon", "clip_sample": False, "steps_offset": 1}
+        scheduler = SCHEDULERS[sampler.name].from_config(config)
+        scheduler.set_timesteps(sampler.steps, device=self.device)
+        return scheduler
+
+    @torch.no_grad()
+    def latents(self, context: Context, seeds: Sequence[int], sampler: Sampler, trace: list | None = None) -> Tensor:
+        """Sample latents [B, C, h, w]. `trace` receives (t, z) before every step."""
+        scheduler = self.scheduler(sampler)
+        z = self.noise(seeds, sampler.size) * scheduler.init_noise_sigma
+        state = self.begin(context, z)
+        for t in scheduler.timesteps:
+            if trace is not None:
+                trace.append((t, z))
+            scaled = scheduler.scale_model_input(z, t)
+            eps = self.guided_eps(scaled, t, context, sampler.guidance, state)
+            z = scheduler.step(eps, t, z, return_dict=False)[0]
+        return z
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents -> images uint8 [B, H, W, 3] on the CPU."""
+        images = self.vae.decode(z / self.vae.config.scaling_factor, return_dict=False)[0]
+        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, H, W, 3] -> latents (posterior mean, scaled)."""
+        pixels = images.to(self.device, self.dtype).permute(0, 3, 1, 2) / 127.5 - 1
+        return self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def sample(self, texts: Sequence[str] | Context, seeds: Sequence[int], sampler: Sampler) -> Sampled:
+        """One image for each prompt and seed, through guidance and guard as they stand now."""
+        if isinstance(texts, Context):
+            context = texts
+        else:
+            unique = list(dict.fromkeys(texts))  # many seeds share one prompt
+            context = self.encode(unique).select(torch.tensor([unique.index(text) for text in texts]))
+        refused = torch.zeros(len(seeds), dtype=torch.bool)
+        if self.guard is not None:
+            refused = (self.guard(self, context) >= self.guard.threshold).cpu()
+        made = torch.nonzero(~refused).flatten()
+        side = self.latent_shape(sampler.size)[1] * self.pixels_per_latent
+        images = torch.zeros(len(seeds), side, side, 3, dtype=torch.uint8)
+        if len(made):
+            z = self.latents(context.select(made), [seeds[i] for i in made], sampler)
+            images[made] = self.decode(z)
+        return Sampled(images, refused)

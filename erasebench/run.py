@@ -1,0 +1,297 @@
+"""One run, top to bottom: fit once, sample shards, score shards, summarise, write rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from . import provenance
+from .contracts import Eraser, ErasebenchError, Evaluator, Metric, Plan, Prompt, Sampler, Scored
+from .execute import run_all
+from .generate import Shard, make, shards
+from .model import Model, Source
+from .rows import SCHEMA, Row, check_writable, write
+from .store import Store, canonical, digest
+
+log = logging.getLogger("erasebench")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run; what is hashed of it, and what is not, is settled in `identity`."""
+
+    method: str
+    eraser: Eraser
+    source: Source
+    world: str
+    plan: Plan
+    sampler: Sampler
+    seed: int = 0
+    target: str = ""
+    batch: int = 32
+    device: str = "cpu"
+    results: Path = Path("results")
+    defaults: dict[str, Any] = field(default_factory=dict)  # the method's own default values, to name what differs
+
+    @property
+    def is_base(self) -> bool:
+        return getattr(self.eraser, "is_base", False)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "fit": self.fit_identity(),
+            "plan": [self.plan.task, self.plan.version, [(p.id, p.text, p.seed, p.concept) for p in self.plan.prompts]],
+            "sampler": self.sampler,
+            "evaluators": [(name, e, type(e.judge).version, e.judge.weights()) for name, e in self.plan.evaluators.items()],
+        }
+
+    def fit_identity(self) -> dict[str, Any]:
+        return {"eraser": self.eraser, "version": self.eraser.version, "brief": self.plan.brief, "seed": self.seed,
+                "base": self.source.identity()}
+
+
+class Erased:
+    """The erased model, loaded, fitted and entered only when somebody needs it; `base` is the model before.
+
+    A run whose images are all in the store never loads a model.
+    """
+
+    def __init__(self, run: Run, store: Store):
+        self.run, self.store, self.stack = run, store, ExitStack()
+        self._model: Model | None = None
+        self._entered = False
+
+    def load(self) -> Model:
+        if self._model is None:
+            start = time.perf_counter()
+            self._model = Model.load(self.run.source, self.run.device)
+            log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
+            for concept in self.run.plan.concepts:
+                check_concept(self._model, concept.name)
+        return self._model
+
+    def base(self) -> Model:
+        assert not self._entered
+        return self.load()
+
+    def artifact(self) -> Path:
+        """What the method learnt, and `cost.json`: seconds, unet_samples, peak_memory_mb."""
+
+        def fit(folder: Path) -> None:
+            model = self.base()
+            start, before = time.perf_counter(), model.unet_samples
+            self.run.eraser.fit(model, self.run.plan.brief, folder, self.run.seed)
+            if model.is_changed:
+                raise ErasebenchError(f"method {self.run.method} left the model changed after fit")
+            check_artifact(folder)
+            cost = {"seconds": time.perf_counter() - start, "unet_samples": model.unet_samples - before,
+                    "peak_memory_mb": provenance.peak_memory_mb(self.run.device)}
+            (folder / "cost.json").write_text(json.dumps(cost))
+
+        return self.store.get_or_make("artifacts", self.run.fit_identity(), fit)
+
+    def erased(self) -> Model:
+        if not self._entered:
+            artifact, model = self.artifact(), self.load()
+            self.stack.enter_context(self.run.eraser.apply(model, artifact))
+            self._entered = True
+        return self.load()
+
+    def close(self) -> None:
+        self.stack.close()
+        self._entered = False
+
+
+def check_concept(model: Model, name: str) -> None:
+    """A concept must be something, and fit into the context."""
+    ids = model.tokenizer(name).input_ids
+    if len(ids) <= 2:
+        raise ErasebenchError(f"concept {name!r} tokenises to nothing: name something that the text encoder can read")
+    if len(ids) > model.context_length:
+        raise ErasebenchError(f"concept {name[:40]!r}... takes {len(ids) - 2} tokens, the context holds {model.context_length - 2}")
+
+
+def check_artifact(folder: Path) -> None:
+    odd = [f.name for f in folder.rglob("*") if f.is_file() and f.suffix not in (".safetensors", ".json")]
+    if odd:
+        raise ErasebenchError(f"a method may write safetensors and JSON only, it wrote {', '.join(odd)}")
+
+
+def execute(run: Run) -> list[Row]:
+    """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
+    store = Store()
+    run_id = f"{slug(run.method)}-{slug(run.plan.task)}-{slug(run.target)}-{slug(run.source.name)}-{digest(run.identity())[:10]}"
+    path = run.results / "runs" / f"{run_id}.csv"
+    check_writable(path.parent)
+    erased = Erased(run, store)
+    log.info("%s: %s, %d concept(s), %d images on %s", run_id, run.plan.task, len(run.plan.concepts),
+             len(run.plan.prompts), run.device)
+    metrics: list[tuple[str, Evaluator | None, Metric]] = []
+    failures: list[tuple[str, Evaluator | None, str]] = []
+    base_shards: list[Shard] = []
+    our_shards: list[Shard] = []
+    cost: dict[str, float] = {}
+    try:
+        base_shards, our_shards = images(run, store, erased)
+        cost = costs(run, store, our_shards)
+        sheet(run, base_shards, our_shards, path.with_suffix(".png"))
+    except Exception as error:
+        failures.append(("", None, explain(error)))
+    finally:
+        erased.close()
+    for name, evaluator in run.plan.evaluators.items() if our_shards else ():
+        start = time.perf_counter()
+        try:
+            scores = {split: score(store, evaluator, our_shards, split) for split in evaluator.splits}
+            base = {split: score(store, evaluator, base_shards, split) for split in evaluator.splits}
+            metrics += [(name, evaluator, metric) for metric in evaluator.summarize(scores, base)]
+        except Exception as error:
+            failures.append((name, evaluator, explain(error)))
+        else:
+            log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
+    rows = [row(run, run_id, our_shards, cost, name, evaluator, metric=metric) for name, evaluator, metric in metrics]
+    rows += [row(run, run_id, our_shards, cost, name, evaluator, reason=reason) for name, evaluator, reason in failures]
+    write(rows, path)
+    for name, _, reason in failures:
+        log.error("failed%s: %s", f" ({name})" if name else "", reason)
+    log.info("%d rows in %s", len(rows), path)
+    return rows
+
+
+def explain(error: Exception) -> str:
+    """One line for the row; the traceback of anything that the user did not cause goes to the log."""
+    if not isinstance(error, ErasebenchError):
+        log.error("traceback:", exc_info=error)
+    lines = str(error).strip().splitlines()
+    return lines[-1] if isinstance(error, ErasebenchError) and lines else f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Shard]]:
+    """Original shards (shared by every method) and erased ones, in the order of the plan."""
+
+    def produce(parts: Sequence[tuple[Prompt, ...]], model: Callable[[], Model], identity: dict, label: str) -> list[Shard]:
+        start = time.perf_counter()
+        done = run_all(lambda part: make(store, model, identity, run.sampler, part, run.batch), parts, label)
+        log.info("%s: %d shards in %.1f s", label, len(done), time.perf_counter() - start)
+        return done
+
+    parts = shards(run.plan.prompts)
+    base_identity = {"base": run.source.identity()}
+    originals = produce(parts, erased.base, base_identity, "originals")
+    if run.is_base:
+        return originals, originals
+    start = time.perf_counter()
+    erased.artifact()
+    log.info("fit: %.1f s", time.perf_counter() - start)
+    identity = {**base_identity, "artifact": digest(run.fit_identity())}
+    count = sum(part[0].split == "target" for part in parts)
+    target = produce(parts[:count], erased.erased, identity, "erased target")
+    if all(np.array_equal(a.images(), b.images()) for a, b in zip(originals, target, strict=False)):
+        raise ErasebenchError(f"method {run.method} changed no image of the concept: nothing was erased")
+    return originals, target + produce(parts[count:], erased.erased, identity, "erased rest")
+
+
+def score(store: Store, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:
+    """Raw scores of one split, shard by shard through the store."""
+    judge = evaluator.judge
+    identity = {"judge": judge, "version": type(judge).version, "weights": judge.weights()}
+
+    def fill(shard: Shard) -> Callable[[Path], None]:
+        return lambda folder: np.savez_compressed(folder / "scores.npz", **judge.score(shard.images(), shard.prompts))
+
+    arrays: list[dict[str, np.ndarray]] = []
+    members = [shard for shard in made if shard.prompts[0].split == split]
+    for shard in members:
+        entry = store.get_or_make("scores", {**identity, "images": shard.path.name}, fill(shard))
+        with np.load(entry / "scores.npz", allow_pickle=False) as file:
+            arrays.append(dict(file))
+    if not members:
+        raise ErasebenchError(f"the task has no {split} prompts")
+    return Scored(
+        prompts=tuple(prompt for shard in members for prompt in shard.prompts),
+        arrays={key: np.concatenate([part[key] for part in arrays]) for key in arrays[0]},
+        refused=np.concatenate([shard.meta()["refused"] for shard in members]),
+    )
+
+
+def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
+    """What fit and sampling cost when they were done, wherever that was; read from the store, so it repeats."""
+    metas = [shard.meta() for shard in made]
+    artifact = None if run.is_base else store.get("artifacts", run.fit_identity())
+    fit = json.loads((artifact / "cost.json").read_text()) if artifact else {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
+    distinct = lambda key: " + ".join(sorted({str(meta[key]) for meta in metas}))  # noqa: E731
+    dirty = {meta["dirty"] for meta in metas}
+    return {
+        "packages": distinct("packages"),
+        "commit": distinct("commit"),
+        "dirty": None if None in dirty else any(dirty),
+        "device": distinct("device"),
+        "batch": min(meta["batch"] for meta in metas),
+        "fit_seconds": fit["seconds"],
+        "sample_seconds": sum(meta["seconds"] for meta in metas),
+        "unet_calls": fit["unet_samples"] + sum(meta["unet_samples"] for meta in metas),
+        "peak_memory_mb": max([fit["peak_memory_mb"], *(meta["peak_memory_mb"] for meta in metas)]),
+    }
+
+
+def row(
+    run: Run, run_id: str, made: Sequence[Shard], cost: dict[str, Any], name: str, evaluator: Evaluator | None,
+    metric: Metric | None = None, reason: str = "",
+) -> Row:
+    """One row: of a metric, or of a failure."""
+    splits = metric.split.split("+") if metric else []
+    refused = sum(sum(shard.meta()["refused"]) for shard in made if shard.prompts[0].split in splits)
+    prompts = [(p.text, p.seed) for p in run.plan.prompts if p.split in splits]
+    commit, dirty = provenance.git()
+    fallback = {"packages": provenance.packages(), "commit": commit, "dirty": dirty,
+                "device": provenance.device(run.device), "batch": None, "fit_seconds": None, "sample_seconds": None,
+                "unet_calls": None, "peak_memory_mb": None}
+    judge = evaluator.judge if evaluator else None
+    fields = asdict(metric) if metric else {
+        "name": name, "split": "", "value": None, "low": None, "high": None, "ci_method": "", "n": None,
+        "n_valid": None, "higher_is_better": None, "group": "", "threshold": None}
+    return Row(
+        schema=SCHEMA, run_id=run_id, status="ok" if metric else "failed", reason=reason, method=run.method,
+        method_version=run.eraser.version, params=canonical(asdict(run.eraser)), base=run.source.name,
+        revision=run.source.revision or run.source.identity()["content"], world=run.world, task=run.plan.task,
+        task_version=run.plan.version, n_concepts=len(run.plan.concepts), target=run.target, attack="",
+        subset=run.plan.subset, judge=judge.name if judge else "",
+        judge_version=f"{type(judge).version}:{digest(judge.weights())[:12]}" if judge else "",
+        metric=fields.pop("name"), published=None, published_source="", seed=run.seed,
+        n_refused=refused if metric else None, sampler=sampler_text(run.sampler), prompts_sha256=digest(prompts),
+        **fields, **(cost or fallback),
+    )
+
+
+def sampler_text(sampler: Sampler) -> str:
+    size = f", {sampler.size} px" if sampler.size else ""
+    return f"{sampler.name} {sampler.steps} steps, guidance {sampler.guidance:g}{size}"
+
+
+def slug(text: str) -> str:
+    """Safe in any file name: hostile names neither leave the folder nor collide with the run's hash beside them."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "x"
+
+
+def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Path, columns: int = 12) -> None:
+    """Base on top, erased below, same prompts and seeds: a pair of rows for each split. Never for explicit tasks."""
+    if any(concept.kind == "explicit" for concept in run.plan.concepts):
+        return
+    strips = []
+    for split in dict.fromkeys(shard.prompts[0].split for shard in made):
+        pair = [next(s for s in side if s.prompts[0].split == split).images()[:columns].numpy() for side in (originals, made)]
+        for pictures in pair if not run.is_base else pair[:1]:
+            blank = np.full((columns - len(pictures), *pictures.shape[1:]), 255, np.uint8)
+            strips.append(np.concatenate(list(np.concatenate([pictures, blank])), axis=1))
+        strips.append(np.full((8, strips[-1].shape[1], 3), 255, np.uint8))
+    Image.fromarray(np.concatenate(strips[:-1])).save(path, optimize=True)

@@ -1,0 +1,84 @@
+"""CLIP as a judge (open_clip), and the CLIP score of captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erasebench import stats
+from erasebench.contracts import ErasebenchError, Metric, Prompt, Scored
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Cosine similarity of images with their own prompt and with `texts`.
+
+    weights="embedded" is the world's own model; anything else is open_clip's name of pretrained weights, or a file.
+    Scores: `own` [B], `texts` [B, T], both raw cosines.
+    """
+
+    name: str = "clip"
+    architecture: str = "ViT-B-32-quickgelu"
+    pretrained: str = "openai"
+    texts: tuple[str, ...] = ()
+    version: ClassVar[int] = 1
+
+    def weights(self) -> dict[str, str]:
+        if self.pretrained == "embedded":
+            from erasebench.mini import nets
+
+            return nets.checksums("clip")
+        return {"open_clip": f"{self.architecture}/{self.pretrained}"}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        model, preprocess, tokenize = load(self.architecture, self.pretrained)
+        encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)  # noqa: E731
+        features = torch.nn.functional.normalize(model.encode_image(preprocess(images)), dim=-1)
+        scores = {"own": (features * encode([p.text for p in prompts])).sum(1).numpy()}
+        if self.texts:
+            scores["texts"] = (features @ encode(self.texts).T).numpy()
+        return scores
+
+
+@cache
+def load(architecture: str, pretrained: str):
+    """(model, preprocess: uint8 [B, H, W, 3] -> input, tokenize)"""
+    if pretrained == "embedded":
+        from erasebench.mini import nets
+
+        return nets.load_clip()
+    import open_clip
+    from PIL import Image
+
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+    except Exception as error:  # hub, file and name errors have no common class
+        raise ErasebenchError(
+            f"CLIP {architecture}/{pretrained} could not be loaded ({str(error).splitlines()[0][:150]}): "
+            "give a file with pretrained="
+        ) from error
+    preprocess = lambda images: torch.stack([transform(Image.fromarray(i.numpy())) for i in images])  # noqa: E731
+    return model.eval(), preprocess, open_clip.get_tokenizer(architecture)
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """Mean cosine of caption images with their caption, times 100 (Hessel et al., 2021, without the 2.5 and the
+    clamp, as the erasure papers print it); a refused image scores as it stands."""
+
+    judge: Clip
+    splits: tuple[str, ...] = ("caption",)
+
+    def summarize(self, scores: dict[str, Scored], base: dict[str, Scored]) -> list[Metric]:
+        own = 100 * scores["caption"].arrays["own"].astype(float)
+        value = float(own.mean())
+        draws = stats.resample(own, [p.text for p in scores["caption"].prompts], np.random.default_rng(0))
+        low, high = stats.interval(draws, value)
+        return [Metric("clip_score", "caption", value, low, high, "bootstrap", len(own), len(own), True, "quality")]

@@ -1,0 +1,130 @@
+"""Erased Stable Diffusion (Gandikota et al., ICCV 2023): fine-tune the U-Net to steer away from the concept.
+
+    || eps_theta(x_t, c) - [ eps*(x_t) - eta (eps*(x_t, c) - eps*(x_t)) ] ||^2                          (Eq. 6)
+
+with eps* the frozen base. Departs from the released code: weights stay in fp32 (Adam on bf16 weights leaves half
+of them where they are), several x_t share a step, and with `sampler=frozen` the trajectories and the targets,
+which then do not depend on theta, come from one batched sampling before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench.contracts import Brief, Sampler
+from erasebench.model import ClassifierFree, Context, Model, join
+
+TRAINED = {  # released parameter groups: norms included; the output, time embedding and input convolution are not
+    "x": r"^unet\..*attn2\.",
+    "u": r"^unet\.(?!.*attn2\.)(?!conv_out|conv_norm_out|time_embedding)",
+}
+
+
+@dataclass(frozen=True)
+class ESD:
+    """variant x trains the cross-attention, u everything else. sampler: x_t from the frozen base (released 2025)
+    or from the model being trained (the paper's). eta is the negative guidance of Eq. 6; `trajectories` is how
+    many frozen trajectories are sampled, shared by all concepts."""
+
+    variant: Literal["x", "u"] = "x"
+    sampler: Literal["frozen", "moving"] = "frozen"
+    steps: int = 1000
+    batch: int = 1
+    lr: float = 1e-5
+    eta: float = 1.0
+    start_guidance: float = 3.0
+    ddim_steps: int = 50
+    trajectories: int = 100
+    version: ClassVar[int] = 1
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            concepts = model.encode([concept.name for concept in brief.concepts])
+        states = self.frozen if self.sampler == "frozen" else self.moving
+        with model.training(model.names(TRAINED[self.variant])) as weights:
+            optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
+            for state in tqdm(states(model, concepts, generator), "esd", self.steps, disable=None, delay=2):
+                target = state.free - self.eta * (state.text - state.free)
+                loss = (model.eps(state.z, state.t, state.context) - target).square().mean()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+            save_file({n: w.data.contiguous().cpu() for n, w in weights.items()}, out / "weights.safetensors")
+
+    def frozen(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
+        """Batches of states drawn from trajectories of the base; guidance has computed both predictions already."""
+        which = torch.arange(self.trajectories) % len(concepts.ids)
+        pool: list[State] = []
+        with model.teacher():
+            for part in which.split(64):
+                record = Recorder()
+                with model.changed(guidance=record):
+                    seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
+                    model.latents(concepts.select(part), seeds, self.trajectory)
+                pool += [state.one(i) for state in record.states for i in range(len(state.z))]
+        for row in torch.randint(len(pool), (self.steps, self.batch), generator=generator).tolist():
+            z, t, contexts, free, text = zip(*(pool[i] for i in row), strict=True)
+            yield State(torch.cat(z), torch.cat(t), join(*contexts), torch.cat(free), torch.cat(text))
+
+    def moving(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
+        """Batches of states at one random t, sampled with the weights as they stand; targets from the base."""
+        scheduler = model.scheduler(self.trajectory)
+        bin_width = model.scheduler_config.get("num_train_timesteps", 1000) // self.ddim_steps
+        for _ in range(self.steps):
+            draw = lambda high, *shape: torch.randint(high, shape, generator=generator)  # noqa: E731
+            context = concepts.select(draw(len(concepts.ids), self.batch))
+            stop = int(draw(self.ddim_steps))
+            with torch.no_grad():
+                z = model.noise(draw(2**31, self.batch).tolist()) * scheduler.init_noise_sigma
+                state = model.begin(context, z)
+                for t in scheduler.timesteps[:stop]:
+                    eps = model.guided_eps(z, t, context, self.start_guidance, state)
+                    z = scheduler.step(eps, t, z, return_dict=False)[0]
+                t = (scheduler.timesteps[stop].cpu() - draw(bin_width)).clamp(min=0).expand(self.batch).to(z.device)
+                with model.teacher():
+                    free = model.eps(z, t, model.encode([""]).repeat(self.batch))
+                    text = model.eps(z, t, context)
+            yield State(z, t, context, free, text)
+
+    @property
+    def trajectory(self) -> Sampler:
+        return Sampler("ddim", self.ddim_steps, self.start_guidance)
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+
+
+class State(NamedTuple):
+    """Noisy latents z at t [B], their prompts, and the base's predictions without and with the prompt."""
+
+    z: Tensor
+    t: Tensor
+    context: Context
+    free: Tensor
+    text: Tensor
+
+    def one(self, i: int) -> State:
+        part = slice(i, i + 1)
+        return State(self.z[part], self.t[part], self.context.select(part), self.free[part], self.text[part])
+
+
+@dataclass(frozen=True)
+class Recorder(ClassifierFree):
+    """Classifier-free guidance that keeps what it computed."""
+
+    states: list[State] = field(default_factory=list)
+
+    def __call__(self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float, state: dict[str, Any]):
+        free, text = model.eps(torch.cat([z, z]), t, join(state["negative"], context), state).chunk(2)
+        self.states.append(State(z, t.expand(len(z)), context, free, text))
+        return free + scale * (text - free)

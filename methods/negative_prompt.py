@@ -1,0 +1,34 @@
+"""Negative prompt: the concept stands in for the empty prompt of classifier-free guidance.
+
+Names that do not fit into one context are split into chunks and the encodings averaged; how many chunks is in
+the artifact.
+"""
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from erasebench.contracts import Brief
+from erasebench.model import ClassifierFree, Context, Model
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """eps(neg) + scale * (eps(prompt) - eps(neg)) with neg the names of the concepts, joined by commas."""
+
+    version: ClassVar[int] = 1
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        chunks: list[str] = []
+        for concept in brief.concepts:
+            longer = f"{chunks[-1]}, {concept.name}" if chunks else concept.name
+            fits = len(model.tokenizer(longer).input_ids) <= model.context_length
+            chunks[-1:] = [longer] if fits or not chunks else [chunks[-1], concept.name]
+        (out / "negative.json").write_text(json.dumps(chunks))
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        context = model.encode(json.loads((artifact / "negative.json").read_text()))
+        mean = Context(context.hidden.mean(0, keepdim=True), context.ids[:1], context.ends[:1])
+        return model.changed(guidance=ClassifierFree(negative=mean))

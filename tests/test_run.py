@@ -1,0 +1,272 @@
+"""A whole run on a random model: rows, resuming, faults, and erasers that misbehave."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from conftest import Brightness, Redness
+
+from erasebench import generate
+from erasebench.contracts import ErasebenchError, Sampler
+from erasebench.methods.none import NoErasure
+from erasebench.methods.uce import UCE
+from erasebench.model import Model
+from erasebench.rows import read
+from erasebench.run import execute
+from erasebench.store import Store
+
+COST = {"fit_seconds", "sample_seconds", "peak_memory_mb"}
+
+
+def numbers(rows):
+    """Rows without what differs between two honest runs: seconds and memory."""
+    return [replace(row, **dict.fromkeys(COST)) for row in rows]
+
+
+def test_a_run_writes_rows_a_sheet_and_costs(make_run):
+    run = make_run("uce", UCE())
+    rows = execute(run)
+    assert [row.metric for row in rows] == ["red", "red_change"] and {row.status for row in rows} == {"ok"}
+    file = run.results / "runs" / f"{rows[0].run_id}.csv"
+    assert read(file) == rows and file.with_suffix(".png").exists()
+    images = 5 + 4 + 3 + 3
+    assert rows[0].n == 5 and rows[0].unet_calls == images * 3 * 2  # steps, and both halves of guidance
+    assert rows[0].target == "airplane" and json.loads(rows[0].params)["ridge"] == 0.5
+    assert rows[1].value != 0
+
+
+def test_the_base_is_its_own_reference(make_run):
+    rows = execute(make_run("none", NoErasure()))
+    assert rows[1].metric == "red_change" and (rows[1].value, rows[1].low, rows[1].high) == (0, 0, 0)
+
+
+def test_a_repeated_run_computes_nothing(make_run, monkeypatch):
+    run = make_run("uce", UCE())
+    first = execute(run)
+    monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
+    monkeypatch.setattr(Brightness, "score", lambda *a: pytest.fail("a judge was asked"))
+    assert execute(run) == first
+
+
+def test_originals_are_shared_and_a_smaller_cap_is_a_prefix(make_run, monkeypatch):
+    monkeypatch.setattr(generate, "SHARD", 2)
+    execute(make_run("none", NoErasure()))
+    shards = len(list((Store().root / "images").iterdir()))
+    capped = make_run("none", NoErasure(), images=2)
+    rows = execute(capped)
+    assert rows[0].subset and rows[0].n == 2
+    assert len(list((Store().root / "images").iterdir())) == shards
+    assert [p.id for p in capped.plan.prompts if p.split == "target"] == \
+        [p.id for p in make_run("none", NoErasure()).plan.prompts if p.split == "target"][:2]
+
+
+def test_damaged_images_are_made_again_with_the_same_result(make_run, caplog):
+    run = make_run("uce", UCE())
+    first = execute(run)
+    entry = next((Store().root / "images").iterdir())
+    (entry / "images.npz").write_bytes(b"rubbish")
+    assert numbers(execute(run)) == numbers(first) and "damaged" in caplog.text
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Claims to erase and does nothing."""
+
+    version: ClassVar[int] = 1
+
+    def fit(self, model, brief, out, seed):
+        pass
+
+    def apply(self, model, artifact):
+        return nullcontext()
+
+
+LEFT: list = []
+
+
+@dataclass(frozen=True)
+class Raises(Idle):
+    where: str = "fit"
+
+    def fit(self, model, brief, out, seed):
+        if self.where == "fit":
+            raise RuntimeError("first line\nlast line")
+        if self.where == "pickle":
+            (out / "weights.bin").write_bytes(b"")
+        if self.where == "leaves":
+            LEFT.append(self.apply(model, out))  # kept, or the garbage collector would leave it
+            LEFT[-1].__enter__()
+
+    @contextmanager
+    def apply(self, model, artifact):
+        with model.changed(guard=object()):
+            if self.where == "apply":
+                raise RuntimeError("in apply")
+            yield
+
+
+def test_an_eraser_that_changes_nothing_is_an_error(make_run):
+    rows = execute(make_run("idle", Idle()))
+    assert [row.status for row in rows] == ["failed"] and "changed no image" in rows[0].reason and rows[0].value is None
+
+
+@pytest.mark.parametrize("where,reason", [
+    ("fit", "RuntimeError: last line"), ("apply", "in apply"), ("pickle", "safetensors and JSON only"), ("leaves", "left the model changed"),
+])
+def test_a_method_that_raises_is_a_failed_row_and_is_not_cached(make_run, where, reason):
+    run = make_run("raises", Raises(where))
+    for _ in range(2):
+        rows = execute(run)
+        assert [row.status for row in rows] == ["failed"] and reason in rows[0].reason
+    assert read(run.results / "runs" / f"{rows[0].run_id}.csv") == rows
+
+
+@dataclass(frozen=True)
+class Breaks(Brightness):
+    name: str = "breaks"
+
+    def score(self, images, prompts):
+        raise ValueError("no such detector")
+
+
+def test_a_judge_that_raises_leaves_the_other_rows_whole(make_run):
+    rows = execute(make_run("uce", UCE(), {"bad": Redness(Breaks()), "good": Redness()}))
+    assert [(row.status, row.metric) for row in rows] == [("ok", "red"), ("ok", "red_change"), ("failed", "bad")]
+    assert rows[2].reason == "ValueError: no such detector" and rows[2].judge == "breaks" and rows[2].value is None
+
+
+@dataclass(frozen=True)
+class Blind(Brightness):
+    name: str = "blind"
+
+    def score(self, images, prompts):
+        return {"red": np.full(len(images), np.nan)}
+
+
+def test_no_verdict_is_an_empty_value_never_a_good_score(make_run):
+    rows = execute(make_run("uce", UCE(), {"blind": Redness(Blind())}))
+    assert [(row.status, row.value, row.n, row.n_valid) for row in rows] == [("ok", None, 5, 0)] * 2
+
+
+@dataclass(frozen=True)
+class RefusesAll(Idle):
+    def apply(self, model, artifact):
+        return model.changed(guard=_Wall())
+
+
+class _Wall:
+    threshold = 0.0
+
+    def __call__(self, model, context):
+        return context.hidden.sum((1, 2)) * 0
+
+
+def test_refusals_are_counted(make_run):
+    rows = execute(make_run("wall", RefusesAll()))
+    assert (rows[0].n, rows[0].n_refused, rows[0].value) == (5, 5, 0.0)
+
+
+def test_out_of_memory_halves_the_batch_and_is_recorded(make_run, monkeypatch):
+    whole = Model.sample
+
+    def small(self, texts, seeds, sampler):
+        if len(texts) > 2:
+            raise MemoryError
+        return whole(self, texts, seeds, sampler)
+
+    expected = execute(make_run("none", NoErasure()))
+    monkeypatch.setenv("ERASEBENCH_HOME", os.environ["ERASEBENCH_HOME"] + "2")
+    monkeypatch.setattr(Model, "sample", small)
+    rows = execute(make_run("none", NoErasure()))
+    assert rows[0].batch == 2 and rows[0].value == pytest.approx(expected[0].value, abs=1e-3)
+    monkeypatch.setattr(Model, "sample", lambda *a: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setenv("ERASEBENCH_HOME", os.environ["ERASEBENCH_HOME"] + "3")
+    assert "out of memory even for one" in execute(make_run("none", NoErasure()))[0].reason
+
+
+@pytest.mark.parametrize("name,message", [("\u0000", "tokenises to nothing"), ("x" * 40, "tokens, the context holds")])
+def test_concepts_that_the_model_cannot_read_are_refused(make_run, name, message):
+    run = make_run("uce", UCE())
+    concept = replace(run.plan.concepts[0], name="" if name == "\u0000" else name)
+    rows = execute(replace(run, plan=replace(run.plan, concepts=(concept,))))
+    assert rows[0].status == "failed" and message in rows[0].reason
+
+
+def test_hostile_names_stay_inside_the_results_folder(make_run):
+    run = make_run("uce", UCE())
+    rows = execute(replace(run, target='../../</script>\n"x"', method="../m"))
+    assert [p.suffix for p in sorted((run.results / "runs").iterdir())] == [".csv", ".png"]
+    assert read(run.results / "runs" / f"{rows[0].run_id}.csv")[0].target == '../../</script>\n"x"'
+    assert not list(run.results.parent.glob("*.csv"))
+
+
+def test_identity_leaves_out_what_does_not_change_the_images(make_run):
+    run = make_run("uce", UCE())
+    same = replace(run, batch=1, device="cuda", results=Path("elsewhere"))
+    assert same.identity() == run.identity()
+    for other in (replace(run, seed=1), replace(run, eraser=UCE(ridge=1.0)), replace(run, sampler=Sampler("ddim", 4, 4.0))):
+        assert other.identity() != run.identity()
+
+
+SCRIPT = """
+import sys, pathlib
+sys.path.insert(0, {tests!r})
+import conftest
+from erasebench.contracts import Sampler
+from erasebench.methods.uce import UCE
+from erasebench import generate, run as run_module
+from erasebench.model import Source
+from erasebench.tasks import ObjectTask
+generate.SHARD = 1
+task = ObjectTask(evaluators={{"redness": conftest.Redness()}})
+run = run_module.Run("uce", UCE(), Source("tiny", pathlib.Path({folder!r})), "toy", task.plan(conftest.WORLD, None, None, None),
+                     Sampler("ddim", 3, 4.0), target="airplane", results=pathlib.Path({results!r}))
+print("ready", flush=True)
+run_module.execute(run)
+print("done", flush=True)
+"""
+
+
+def _start(tiny_folder, results, home):
+    code = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tiny_folder), results=str(results))
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "ERASEBENCH_HOME": str(home), "OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _rows(results):
+    return numbers([row for file in (results / "runs").glob("*.csv") for row in read(file)])
+
+
+def test_kill_9_anywhere_and_two_at_once_give_the_undisturbed_rows(tiny_folder, tmp_path):
+    """Three kills, at random moments, then the same run twice at once. ERASEBENCH_CHAOS sets the number of kills."""
+    undisturbed = _start(tiny_folder, tmp_path / "calm", tmp_path / "home_calm")
+    assert undisturbed.wait(timeout=120) == 0, undisturbed.stderr.read()
+    generator = random.Random(0)
+    for _ in range(int(os.environ.get("ERASEBENCH_CHAOS", "3"))):
+        process = _start(tiny_folder, tmp_path / "wild", tmp_path / "home_wild")
+        process.stdout.readline()
+        time.sleep(generator.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    both = [_start(tiny_folder, tmp_path / "wild", tmp_path / "home_wild") for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert _rows(tmp_path / "wild") == _rows(tmp_path / "calm")
+    keys = lambda home: sorted(p.name for p in (tmp_path / home / "store" / "images").iterdir() if p.name[0] != ".")  # noqa: E731
+    assert keys("home_wild") == keys("home_calm")
+
+
+def test_unwritable_results_are_found_before_any_work(make_run, tmp_path, monkeypatch):
+    (tmp_path / "results").write_text("")
+    monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
+    with pytest.raises(ErasebenchError, match="choose another folder with results="):
+        execute(make_run("uce", UCE()))
