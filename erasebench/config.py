@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .contracts import ErasebenchError
 
 if typing.TYPE_CHECKING:
+    from .model import Source
     from .run import Run
 
 log = logging.getLogger("erasebench")
@@ -108,8 +109,9 @@ def build(config: DictConfig) -> Run:
     plan = task.plan(world, config.n, target, config.images)
     model, path = config.model, config.model.path
     if path == "embedded":
-        path = Path(__file__).parent / "mini" / "weights" / "sd"
-    source = Source(model.name, Path(path) if path else None, model.hub, model.revision if not path else "", model.dtype)
+        source = embedded_source(model.dtype)
+    else:
+        source = Source(model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     sampler = Sampler(**config.sampler)
     check_types(sampler, "sampler")
@@ -118,7 +120,15 @@ def build(config: DictConfig) -> Run:
     return Run(
         method=chosen["method"], eraser=eraser, source=source, world=world["name"], plan=plan, sampler=sampler,
         seed=config.seed, target=target or named(plan), batch=config.batch, device=device, results=Path(config.results),
+        given=tuple(config.method),
     )
+
+
+def embedded_source(dtype: str = "float32") -> Source:
+    """The model that ships with the package."""
+    from .model import Source
+
+    return Source("mini", Path(__file__).parent / "mini" / "weights" / "sd", dtype=dtype)
 
 
 def named(plan) -> str:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Run:
     batch: int = 32
     device: str = "cpu"
     results: Path = Path("results")
-    defaults: dict[str, Any] = field(default_factory=dict)  # the method's own default values, to name what differs
+    given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
 
     @property
     def is_base(self) -> bool:

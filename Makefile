@@ -1,0 +1,39 @@
+# Everything runs in .venv, made on first use. PYTHON chooses the interpreter (3.11 or later).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test bench chaos mini mini-report lint clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+METHODS := none,negative_prompt,uce,esd
+demo: $(INSTALLED)
+	$(BIN)/python -m erasebench -m method=$(METHODS) task=object target=airplane
+	$(BIN)/python -m erasebench -m method=$(METHODS) task=celebrity n=10
+	$(BIN)/python -m erasebench.leaderboard
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+chaos: $(INSTALLED)
+	ERASEBENCH_CHAOS=20 $(BIN)/python -m pytest tests/test_run.py -k kill
+
+bench: $(INSTALLED)
+	$(BIN)/python tests/bench.py
+
+mini: $(INSTALLED)
+	$(BIN)/python -m erasebench.mini.train all
+
+mini-report: $(INSTALLED)
+	$(BIN)/python -m erasebench.mini.report
+
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""The embedded world: drawings, models and judges made from openly licensed art."""

@@ -1,0 +1,159 @@
+"""The embedded world at run time: its judges, captions and drawings, without the packages that draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..contracts import ErasebenchError
+from ..store import sha256_file
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Block(nn.Module):
+    """Residual block that halves the picture."""
+
+    def __init__(self, inner: int, outer: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(),
+            nn.Conv2d(outer, outer, 3, padding=1, bias=False), nn.BatchNorm2d(outer),
+        )
+        self.skip = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inner, outer, 1, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.skip(x))
+
+
+class Judge(nn.Module):
+    """One trunk, a head for each question; pictures [B, 3, 64, 64] in [-1, 1] -> dict of logits.
+
+    people and artists have one more class: nobody known, or not a picture at all. `features` [B, 64] carry the
+    object head and serve the Frechet distance.
+    """
+
+    def __init__(self, objects: int, people: int, artists: int, hazards: int, widths: Sequence[int] = (32, 64, 128, 192)):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(),
+            *(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        )
+        wide = 4 * widths[-1]
+        self.features = nn.Linear(wide, 64)
+        self.heads = nn.ModuleDict({
+            "objects": nn.Linear(64, objects), "people": nn.Linear(wide, people + 1), "face": nn.Linear(wide, 1),
+            "artists": nn.Linear(wide, artists + 1), "hazards": nn.Linear(wide, hazards),
+        })
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        wide = self.trunk(x)
+        features = self.features(wide)
+        return {"features": features, **{name: head(features if name == "objects" else wide) for name, head in self.heads.items()}}
+
+
+def prepared(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> [B, 3, 64, 64] in [-1, 1]"""
+    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x if x.shape[-1] == 64 else F.interpolate(x, (64, 64), mode="area")
+
+
+def _weights(*parts: str) -> Path:
+    path = WEIGHTS.joinpath(*parts)
+    if not path.exists():
+        raise ErasebenchError(f"the embedded world's {'/'.join(parts)} is not in this installation: `make mini` trains it")
+    return path
+
+
+@cache
+def checksums(folder: str) -> dict[str, str]:
+    return {file.name: sha256_file(file) for file in sorted(_weights(folder).glob("*.safetensors"))}
+
+
+@cache
+def classes() -> dict[str, list[str]]:
+    """Names of the judge's classes: objects, people, artists, hazards."""
+    return json.loads(_weights("judge", "classes.json").read_text(encoding="utf-8"))
+
+
+@cache
+def load_judge() -> Judge:
+    from safetensors.torch import load_file
+
+    judge = Judge(*(len(classes()[kind]) for kind in ("objects", "people", "artists", "hazards")))
+    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(_weights("judge", "judge.safetensors")).items()})
+    return judge.eval()
+
+
+@torch.no_grad()
+def judged(images: Tensor) -> dict[str, Tensor]:
+    """Every head's logits, and `features`, of images uint8 [B, H, W, 3]."""
+    return load_judge()(prepared(images))
+
+
+def identify(images: Tensor, people: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(probability of a face [B], softmax [B, K + 1] over `people` and, last, nobody known)"""
+    out, known = judged(images), classes()["people"]
+    chances = out["people"].softmax(1)
+    return out["face"].sigmoid()[:, 0], chances[:, [*(known.index(name) for name in people), len(known)]]
+
+
+def features(images: Tensor) -> Tensor:
+    return judged(images)["features"]
+
+
+@cache
+def caption_features() -> np.ndarray:
+    """Features [N, 64] of the world's own drawings of captions."""
+    from safetensors.torch import load_file
+
+    return load_file(_weights("judge", "reference.safetensors"))["caption_features"].double().numpy()
+
+
+@cache
+def captions() -> tuple[list[str], list[str]]:
+    """(evaluation, training) captions; none stands in both."""
+    lists = json.loads(_weights("captions.json").read_text(encoding="utf-8"))
+    return lists["evaluation"], lists["training"]
+
+
+def clip_model(vocabulary: int):
+    """An open_clip CLIP for 64x64 pictures and captions of at most 32 tokens."""
+    from open_clip.model import CLIP
+
+    return CLIP(
+        embed_dim=64,
+        vision_cfg={"layers": (1, 1, 1, 1), "width": 16, "head_width": 64, "image_size": 64},
+        text_cfg={"context_length": 32, "vocab_size": vocabulary, "width": 96, "heads": 4, "layers": 2},
+    )
+
+
+@cache
+def tokenizer():
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(_weights("sd", "tokenizer"))
+
+
+def tokenize(texts: Sequence[str]) -> Tensor:
+    """ids [B, 32]; zeros after EOS, the highest id, where open_clip's text tower pools."""
+    words = tokenizer()
+    ids = words(list(texts), padding="max_length", max_length=32, truncation=True, return_tensors="pt")
+    return ids.input_ids * ids.attention_mask
+
+
+@cache
+def load_clip() -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
+    """(model, preprocess: uint8 [B, H, W, 3] -> input, tokenize)"""
+    from safetensors.torch import load_file
+
+    model = clip_model(len(tokenizer()))
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(_weights("clip", "clip.safetensors")).items()})
+    return model.eval(), prepared, tokenize

@@ -1,0 +1,403 @@
+"""Train the embedded world: `python -m erasebench.mini.train all`, or one stage of it.
+
+Stages: tokenizer, drawings, vae, unet (with its text encoder), judge, clip. Each checkpoints every few minutes to
+the cache, resumes after a kill, uses a GPU where there is one, and writes fp16 safetensors into weights/ when done.
+Minutes on two cores: vae 20, unet 60, judge 12, clip 15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..store import home
+from . import world
+from .nets import WEIGHTS
+
+log = logging.getLogger("erasebench")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# -- the loop that every stage shares ---------------------------------------------------------------------------------
+
+
+def fit(
+    stage: str, module: nn.Module, loss_of: Callable[[int], Tensor], steps: int, lr: float, decay: float = 0.01,
+    warmup: int = 200, ema: float = 0.0, every: float = 180.0, snapshot: Callable[[int], None] | None = None,
+) -> None:
+    """AdamW with warm-up and cosine; `loss_of(step)` draws its own batch. Leaves the EMA (if any) in the module.
+
+    A checkpoint (weights, EMA, optimiser, step) goes to the cache every `every` seconds; batches depend on the
+    step alone, so a resumed training is the undisturbed one.
+    """
+    path = home() / "training" / f"{stage}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=decay, betas=(0.9, 0.98), fused=True)
+    shadow = [p.detach().clone() for p in module.parameters()] if ema else []
+    start = 0
+    if path.exists():
+        saved = torch.load(path, map_location=DEVICE, weights_only=True)
+        module.load_state_dict(saved["module"])
+        optimiser.load_state_dict(saved["optimiser"])
+        shadow, start = saved["shadow"], saved["step"]
+        log.info("%s: resumed at step %d", stage, start)
+    last, began, losses = time.time(), time.time(), []
+    for step in range(start, steps):
+        rate = lr * min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        with torch.autocast(DEVICE, torch.bfloat16):  # 1.6 times as fast as fp32 where the CPU has bf16 instructions
+            loss = loss_of(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        if ema:
+            torch._foreach_lerp_(shadow, [p.detach() for p in module.parameters()], 1 - min(ema, (step + 1) / (step + 10)))
+        if step % 100 == 99:
+            done = step + 1 - start
+            log.info("%s: step %d/%d, loss %.4f, %.3f s a step", stage, step + 1, steps, np.mean(losses[-100:]), (time.time() - began) / done)
+        if time.time() - last > every or step + 1 == steps:
+            last = time.time()
+            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "shadow": shadow, "step": step + 1}
+            torch.save(state, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+            if snapshot:
+                with swapped(module, shadow):
+                    snapshot(step + 1)
+    if ema:
+        for parameter, mean in zip(module.parameters(), shadow, strict=True):
+            parameter.data.copy_(mean)
+
+
+class swapped:
+    """The EMA weights in place of the module's, for a moment."""
+
+    def __init__(self, module: nn.Module, shadow: list[Tensor]):
+        self.pairs = list(zip(module.parameters(), shadow, strict=True)) if shadow else []
+
+    def __enter__(self):
+        self.kept = [p.data for p, _ in self.pairs]
+        for parameter, mean in self.pairs:
+            parameter.data = mean
+
+    def __exit__(self, *error):
+        for (parameter, _), kept in zip(self.pairs, self.kept, strict=True):
+            parameter.data = kept
+
+
+def tensor(pixels: list[np.ndarray]) -> Tensor:
+    """uint8 pictures -> [B, 3, H, W] in [-1, 1]"""
+    return torch.from_numpy(np.stack(pixels)).to(DEVICE).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def batches(drawing: world.World, part: str, size: int) -> Callable[[int], list[world.Picture]]:
+    return lambda step: [world.picture(drawing, part, step * size + i) for i in range(size)]
+
+
+# -- VAE --------------------------------------------------------------------------------------------------------------
+
+
+def vae(steps: int = 2400, batch: int = 32) -> None:
+    """AutoencoderKL, 64x64 -> 8x8x8. L1 and L1 of the image gradients (edges carry the hands and the faces)."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(16, 32, 64, 128), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=64,
+    ).to(DEVICE)
+    draw = batches(world.World(), "vae", batch)
+
+    def loss_of(step: int) -> Tensor:
+        x = tensor([p.pixels for p in draw(step)])
+        posterior = model.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step)).to(DEVICE)
+        y = model.decode(posterior.mean + posterior.std * noise).sample.float()
+        edges = sum((a.diff(dim=d) - b.diff(dim=d)).abs().mean() for d in (2, 3) for a, b in [(y, x)])
+        return (y - x).abs().mean() + edges + 1e-6 * posterior.kl().mean()
+
+    fit("vae", model, loss_of, steps, lr=3e-3, decay=0.0)
+    with torch.no_grad():
+        z = torch.cat([model.encode(tensor([p.pixels for p in draw(10_000 + i)])).latent_dist.mean for i in range(16)])
+    model.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
+    log.info("vae: latents have mean %.3f, std %.3f", z.mean(), z.std())
+    model.half().save_pretrained(WEIGHTS / "sd" / "vae")
+
+
+# -- tokenizer and shipped drawings -----------------------------------------------------------------------------------
+
+
+def tokenizer() -> None:
+    """Byte-level BPE on the words of the world: each becomes one token, any other text still has one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trained.train_from_iterator(world.words(), trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False))
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    vocabulary = [*alphabet, *(letter + "</w>" for letter in alphabet), *dict.fromkeys(a + b for a, b in merges),
+                  "<|startoftext|>", "<|endoftext|>"]
+    folder = WEIGHTS / "sd" / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    made = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    made.save_pretrained(folder)
+    split = [word for word in world.words() if len(made(word).input_ids) != 3 and word.isalpha()]
+    if split:
+        raise RuntimeError(f"words of several tokens: {split}")
+    log.info("tokenizer: %d tokens, %d words of one token", len(vocabulary), len(world.words()))
+
+
+def drawings(captions: int = 1000, others: int = 1000) -> None:
+    """The world's real pictures with their truth, so that a run never needs the drawing packages."""
+    import io
+
+    import pandas as pd
+    from PIL import Image
+
+    drawing = world.World()
+    pictures = [world.caption_picture(drawing, "shipped", i) for i in range(captions)]
+    pictures += [world.picture(drawing, "shipped mix", i) for i in range(others)]
+
+    def webp(pixels: np.ndarray) -> bytes:
+        Image.fromarray(pixels).save(buffer := io.BytesIO(), "WEBP", lossless=True, quality=100, method=6)
+        return buffer.getvalue()
+
+    pd.DataFrame({
+        "webp": [webp(p.pixels) for p in pictures],
+        "use": ["caption"] * captions + ["mix"] * others,
+        "kind": [p.kind for p in pictures],
+        "caption": [p.caption for p in pictures],
+        "objects": [p.objects for p in pictures],
+        "hazards": [p.hazards for p in pictures],
+        "person": [p.person for p in pictures],
+        "face": [p.face for p in pictures],
+        "artist": [p.artist for p in pictures],
+        "background": [p.background for p in pictures],
+        "mask_names": [list(p.masks) for p in pictures],
+        "masks": [[np.packbits(m).tobytes() for m in p.masks.values()] for p in pictures],  # bits, row by row
+    }).to_parquet(WEIGHTS / "drawings.parquet", compression="zstd")
+    evaluation = [world.caption_picture(drawing, "captions", i).caption for i in range(world.names()["captions"]["count"])]
+    training = [world.picture(drawing, "training captions", i).caption for i in range(1000)]
+    lists = {"evaluation": evaluation, "training": [c for c in dict.fromkeys(training) if c not in set(evaluation)]}
+    (WEIGHTS / "captions.json").write_text(json.dumps(lists, indent=0))
+
+
+# -- U-Net and text encoder -------------------------------------------------------------------------------------------
+
+
+def pool(drawing: world.World, size: int) -> tuple[Tensor, list[str]]:
+    """Scaled latents fp16 [N, 8, 8, 8] and captions, encoded once."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae", torch_dtype=torch.float32).to(DEVICE).requires_grad_(False)
+    latents, captions = [], []
+    for start in range(0, size, 100):
+        pictures = [world.picture(drawing, "pool", i) for i in range(start, min(start + 100, size))]
+        captions += [p.caption for p in pictures]
+        with torch.autocast(DEVICE, torch.bfloat16):
+            latents.append((model.encode(tensor([p.pixels for p in pictures])).latent_dist.mean * model.config.scaling_factor).half())
+    return torch.cat(latents), captions
+
+
+def unet(steps: int = 8000, batch: int = 64, size: int = 40_000, short: int = 24) -> None:
+    """UNet2DConditionModel and CLIPTextModel together, epsilon prediction, min-SNR 5 (Hang et al., 2023), EMA.
+
+    Captions are short: 70 % of the steps see a context cut to `short` tokens, the rest all 77, so that every
+    padding position has been seen.
+    """
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(WEIGHTS / "sd" / "tokenizer")
+    torch.manual_seed(0)
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=77, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+    ))
+    net = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
+    )
+    both = nn.ModuleDict({"unet": net, "text": text}).to(DEVICE)
+    log.info("unet: %.2f M parameters, text encoder %.2f M", *(sum(p.numel() for p in m.parameters()) / 1e6 for m in (net, text)))
+    scheduler = DDIMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                              clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    alphas = scheduler.alphas_cumprod.to(DEVICE)
+    cache = home() / "training" / "pool.pt"
+    if cache.exists():
+        latents, captions = torch.load(cache, weights_only=True)
+    else:
+        latents, captions = pool(world.World(), size)
+        torch.save((latents, captions), cache)
+    log.info("unet: pool of %d pictures, latents have std %.3f", len(captions), latents.float().std())
+    encode = lambda texts: words(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids  # noqa: E731
+    ids, empty = encode(captions).to(DEVICE), encode([""]).to(DEVICE)
+
+    def loss_of(step: int) -> Tensor:
+        random_ = torch.Generator().manual_seed(step)
+        which = torch.randint(len(captions), (batch,), generator=random_)
+        x = latents[which].float().to(DEVICE)
+        t = torch.randint(1000, (batch,), generator=random_).to(DEVICE)
+        noise = torch.randn(x.shape, generator=random_).to(DEVICE)
+        dropped = (torch.rand(batch, generator=random_) < 0.1).to(DEVICE)
+        tokens = torch.where(dropped[:, None], empty, ids[which])
+        if step < 0.7 * steps:
+            tokens = tokens[:, :short]
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        guess = net(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, text(tokens)[0], return_dict=False)[0]
+        snr = (alpha / (1 - alpha)).flatten()
+        return (((guess.float() - noise) ** 2).mean((1, 2, 3)) * snr.clamp(max=5) / snr).mean()
+
+    def save(step: int) -> None:
+        net.save_pretrained(home() / "training" / "unet")
+        text.save_pretrained(home() / "training" / "text_encoder")
+
+    fit("unet", both, loss_of, steps, lr=1.5e-3, ema=0.998, snapshot=save)
+    net.half().save_pretrained(WEIGHTS / "sd" / "unet")
+    text.half().save_pretrained(WEIGHTS / "sd" / "text_encoder")
+    scheduler.save_pretrained(WEIGHTS / "sd" / "scheduler")
+    (WEIGHTS / "sd" / "model_index.json").write_text(json.dumps({
+        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36.0", "feature_extractor": [None, None],
+        "image_encoder": [None, None], "requires_safety_checker": False, "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+    }, indent=1))
+
+
+# -- judges -----------------------------------------------------------------------------------------------------------
+
+
+def worn(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mild blur, noise, contrast and tint, each on some of the pictures: what a decoder may do to a drawing."""
+    chance = lambda: torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)  # noqa: E731
+    soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    x = torch.where(chance() < 0.4, torch.lerp(x, soft, chance()), x)
+    x = x * (1 + 0.15 * (chance() - 0.5)) + 0.1 * (chance() - 0.5)
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    return (x + torch.where(chance() < 0.5, 0.08 * chance(), 0 * chance()) * noise).clamp(-1, 1)
+
+
+def broken(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Blank, noise, shuffled patches, heavy blur, two half pictures: a fifth of the batch each."""
+    parts = list(x.chunk(5))
+    draw = lambda *shape: torch.rand(*shape, generator=generator).to(x.device)  # noqa: E731
+    parts[0] = (2 * draw(len(parts[0]), 3, 1, 1) - 1).expand_as(parts[0])
+    parts[1] = 2 * draw(*parts[1].shape) - 1
+    tiles = F.unfold(parts[2], 16, stride=16)[:, :, torch.randperm(16, generator=generator)]
+    parts[2] = F.fold(tiles, 64, 16, stride=16)
+    parts[3] = F.interpolate(F.avg_pool2d(parts[3], 16), scale_factor=16, mode="bilinear")
+    parts[4] = torch.cat([parts[4][..., :32], parts[4].flip(0)[..., 32:]], -1)
+    return torch.cat(parts)
+
+
+def truth(drawing: world.World, pictures: list[world.Picture]) -> dict[str, Tensor]:
+    """Labels of pictures for every head. Whose hand and print a picture shows is known for every drawn object."""
+    every = world.concepts()
+    many = lambda names, known: [float(k in names) for k in known]  # noqa: E731
+    style = {(drawing.hand_of[a], a in drawing.prints): i for i, a in enumerate(every["artists"])}
+    printed = [p.artist in drawing.prints for p in pictures]
+    return {
+        "objects": torch.tensor([many(p.objects, every["objects"]) for p in pictures]),
+        "hazards": torch.tensor([many(p.hazards, every["hazards"]) for p in pictures]),
+        "people": torch.tensor([every["people"].index(p.person) if p.person else len(every["people"]) for p in pictures]),
+        "face": torch.tensor([[float(p.face)] for p in pictures]),
+        # -1: a plain hand that no artist has; len: nobody's
+        "artists": torch.tensor([len(every["artists"]) if p.hand < 0 else style.get((p.hand, q), -1)
+                                 for p, q in zip(pictures, printed, strict=True)]),
+    }
+
+
+def judge(steps: int = 3000, batch: int = 128) -> None:
+    """The judge of objects, people, artists and hazards; a tenth of every batch is broken and means nothing."""
+    from safetensors.torch import save_file
+
+    from .nets import Judge
+
+    torch.manual_seed(0)
+    every, drawing = world.concepts(), world.World()
+    model = Judge(*(len(every[kind]) for kind in ("objects", "people", "artists", "hazards"))).to(DEVICE)
+    draw = batches(drawing, "judge", batch)
+    spoilt = batch // 10
+
+    def loss_of(step: int) -> Tensor:
+        model.train()
+        generator, pictures = torch.Generator().manual_seed(step), draw(step)
+        x, label = tensor([p.pixels for p in pictures]), truth(drawing, pictures)
+        x = torch.cat([broken(x[:spoilt], generator), worn(x[spoilt:], generator)])
+        for name in ("objects", "hazards", "face"):
+            label[name][:spoilt] = 0
+        for name in ("people", "artists"):
+            label[name][:spoilt] = len(every[name])
+        out = {name: value.float() for name, value in model(x).items()}
+        label = {name: value.to(DEVICE) for name, value in label.items()}
+        yes_no = sum(20 * F.binary_cross_entropy_with_logits(out[n], label[n]) for n in ("objects", "hazards"))
+        return (yes_no + F.binary_cross_entropy_with_logits(out["face"], label["face"])
+                + F.cross_entropy(out["people"], label["people"])
+                + F.cross_entropy(out["artists"], label["artists"], ignore_index=-1))
+
+    fit("judge", model, loss_of, steps, lr=2e-3, decay=0.02)
+    model.eval()
+    folder = WEIGHTS / "judge"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "classes.json").write_text(json.dumps(every))
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, folder / "judge.safetensors")
+    with torch.no_grad():
+        shown = [tensor([world.caption_picture(drawing, "shipped", i).pixels for i in range(a, a + 100)]) for a in range(0, 1000, 100)]
+        features = torch.cat([model(x)["features"] for x in shown])
+    save_file({"caption_features": features.half().cpu()}, folder / "reference.safetensors")
+
+
+def clip(steps: int = 4000, batch: int = 128) -> None:
+    """open_clip's CLIP on fresh drawings and their captions, contrastively (Radford et al., 2021)."""
+    from open_clip.loss import ClipLoss
+    from safetensors.torch import save_file
+
+    from .nets import clip_model, tokenize, tokenizer
+
+    torch.manual_seed(0)
+    model = clip_model(len(tokenizer())).to(DEVICE)
+    draw, loss = batches(world.World(), "clip", batch), ClipLoss()
+
+    def loss_of(step: int) -> Tensor:
+        model.train()
+        model.logit_scale.data.clamp_(max=math.log(100))
+        pictures = draw(step)
+        x = worn(tensor([p.pixels for p in pictures]), torch.Generator().manual_seed(step))
+        image, text, scale = model(x, tokenize([p.caption for p in pictures]).to(DEVICE))[:3]
+        return loss(image.float(), text.float(), scale.float())
+
+    fit("clip", model, loss_of, steps, lr=1e-3, decay=0.05)
+    (WEIGHTS / "clip").mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in model.state_dict().items()},
+              WEIGHTS / "clip" / "clip.safetensors")
+
+
+def main(argv: list[str] | None = None) -> None:
+    stages = {"tokenizer": tokenizer, "drawings": drawings, "vae": vae, "unet": unet, "judge": judge, "clip": clip}
+    parser = argparse.ArgumentParser(prog="python -m erasebench.mini.train", description=__doc__)
+    parser.add_argument("stage", choices=["all", *stages])
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for name, stage in stages.items():
+        if args.stage in ("all", name):
+            stage()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Speed, measured: `make bench` prints a table and writes results/bench.csv. Not a test: nothing asserts a time."""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from erasebench import provenance
+from erasebench.config import embedded_source
+from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.methods.uce import UCE
+from erasebench.model import Model
+
+RESULTS: list[tuple[str, float, str]] = []
+
+
+def record(name: str, value: float, unit: str) -> None:
+    RESULTS.append((name, value, unit))
+    print(f"{name:78} {value:10.3f} {unit}", flush=True)
+
+
+@contextmanager
+def inside(module: torch.nn.Module, spent: list[float]):
+    """Add up the time spent in a module's forward passes."""
+    start: list[float] = []
+    before = module.register_forward_pre_hook(lambda *a: start.append(time.perf_counter()))
+    after = module.register_forward_hook(lambda *a: spent.append(time.perf_counter() - start.pop()))
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def sampling(count: int = 64, rounds: int = 3) -> None:
+    """Our loop and the diffusers pipeline, same batch, same seeds, in turn; the medians."""
+    from diffusers import StableDiffusionPipeline
+
+    source = embedded_source()
+    model = Model.load(source)
+    pipeline = StableDiffusionPipeline.from_pretrained(source.path, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts, seeds, sampler = ["a photo of the cat"] * count, list(range(count)), Sampler("ddim", 25, 3.0)
+    ours, theirs, shares = [], [], []
+    for _ in range(rounds):
+        spent: list[float] = []
+        with inside(model.unet, spent):
+            start = time.perf_counter()
+            model.sample(prompts, seeds, sampler)
+            ours.append(time.perf_counter() - start)
+        shares.append(sum(spent) / ours[-1])
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        start = time.perf_counter()
+        pipeline(prompts, generator=generators, num_inference_steps=25, guidance_scale=3.0, output_type="np")
+        theirs.append(time.perf_counter() - start)
+    middle = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
+    record(f"{count} images, 25 steps, guidance: this loop", middle(ours), "s")
+    record(f"{count} images, 25 steps, guidance: diffusers pipeline", middle(theirs), "s")
+    record("share of sampling spent inside U-Net forwards", 100 * middle(shares), "%")
+
+
+def repeated_run() -> None:
+    """A run that is all in the store: the whole command, and the part after imports."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "ERASEBENCH_HOME": home}
+        command = [sys.executable, "-m", "erasebench", "method=uce", "images=8", f"results={home}"]
+        for label in ("first", "repeated"):
+            start = time.perf_counter()
+            subprocess.run(command, env=environment, check=True, capture_output=True)
+            record(f"uce on one object, 8 images a split, {label} run, whole command", time.perf_counter() - start, "s")
+        code = ("import sys, time, torch, diffusers, transformers\nfrom erasebench import config, generate, model, run\n"
+                "start = time.perf_counter()\nfrom erasebench.__main__ import main\ncode = main()\n"
+                "print(time.perf_counter() - start)")
+        done = subprocess.run([sys.executable, "-c", code, *command[3:]], env=environment, check=True, capture_output=True, text=True)
+        record("the repeated run after imports", float(done.stdout.split()[-1]), "s")
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "erasebench", "--help"], check=True, capture_output=True)
+        record("python -m erasebench --help", time.perf_counter() - start, "s")
+
+
+def closed_form(model: Model, count: int, label: str) -> None:
+    """UCE for `count` concepts and as many preserved: fit (with and without text encoding) and apply."""
+    brief = Brief(tuple(Concept(f"cat {i}", "object", "sky") for i in range(count)), tuple(f"dog {i}" for i in range(count)))
+    with tempfile.TemporaryDirectory() as folder:
+        encoding: list[float] = []
+        with inside(model.text_encoder, encoding):
+            start = time.perf_counter()
+            UCE().fit(model, brief, Path(folder), 0)
+            fit = time.perf_counter() - start
+        start = time.perf_counter()
+        with UCE().apply(model, Path(folder)):
+            apply = time.perf_counter() - start
+    record(f"UCE, {count} concepts and {count} preserved, {label}: text encoding", sum(encoding), "s")
+    record(f"UCE, {count} concepts and {count} preserved, {label}: fit without encoding", fit - sum(encoding), "s")
+    record(f"UCE, {count} concepts and {count} preserved, {label}: apply", apply, "s")
+
+
+def stable_diffusion_shape() -> Model:
+    """A random U-Net and text encoder of exactly SD v1.4's shape, with the embedded tokenizer and VAE."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    mini = Model.load(embedded_source())
+    unet = UNet2DConditionModel(sample_size=64, in_channels=4, out_channels=4, cross_attention_dim=768, attention_head_dim=8,
+                                block_out_channels=(320, 640, 1280, 1280), layers_per_block=2)
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                                        num_attention_heads=12, max_position_embeddings=77))
+    return Model(unet, mini.vae, text, mini.tokenizer, mini.scheduler_config)
+
+
+def main() -> None:
+    print(f"{provenance.device('cpu')}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    sampling()
+    repeated_run()
+    closed_form(Model.load(embedded_source()), 100, "embedded model")
+    closed_form(stable_diffusion_shape(), 100, "SD v1.4 shape")
+    record("peak memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, "MB")
+    path = Path("results/bench.csv")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("measured", "value", "unit"))
+        writer.writerows((name, f"{value:.4g}", unit) for name, value, unit in RESULTS)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

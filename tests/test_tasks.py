@@ -1,0 +1,69 @@
+"""Which prompts a task asks for: exact products, stable seeds, prefixes, and clear refusals."""
+
+from collections import Counter
+
+import pytest
+from conftest import WORLD
+
+from erasebench.contracts import ErasebenchError
+from erasebench.tasks import CelebrityTask, ObjectTask, seed_of, spread
+
+
+def test_the_papers_product_comes_out_exactly():
+    """MACE, 100 celebrities: names x 5 patterns x 5 seeds, each once."""
+    names = {f"Person {i}": f"Person {i}" for i in range(100)}
+    templates = [f"pattern {i} of {{c}}" for i in range(5)]
+    prompts = spread("retain", names, templates, 2500)
+    assert len({(p.text, p.seed) for p in prompts}) == 2500 and len({p.id for p in prompts}) == 2500
+    assert set(Counter(p.text for p in prompts).values()) == {5}
+    assert set(Counter(p.concept for p in prompts[:120]).values()) == {1, 2}  # any prefix is balanced
+
+
+def test_seeds_belong_to_the_prompt_and_to_nothing_else():
+    few = spread("retain", {"a": "a"}, ["x {c}"], 3)
+    many = spread("retain", {"b": "b", "a": "a"}, ["x {c}"], 6)
+    assert [(p.text, p.seed) for p in few] == [(p.text, p.seed) for p in many if p.concept == "a"]
+    assert len({p.seed for p in few}) == 3 and all(0 <= p.seed < 2**31 for p in few)
+    assert seed_of("a", 1) == seed_of("a", 1) != seed_of("a", 2)
+
+
+def test_object_task():
+    plan = ObjectTask().plan(WORLD, None, "cat", None)
+    by = Counter(p.split for p in plan.prompts)
+    assert by == {"target": 5, "retain": 4, "synonym": 3, "caption": 3}
+    assert plan.concepts[0].surrogate == "sky" and plan.brief.preserved == ("airplane", "dog")
+    assert {p.concept for p in plan.prompts if p.split == "synonym"} == {"cat"}
+    assert {p.text for p in plan.prompts if p.split == "synonym"} == {f"a photo of the {w}" for w in ("kitty", "feline", "housecat")}
+    assert "cat" not in {p.concept for p in plan.prompts if p.split == "retain"}
+    assert not plan.subset and not set(plan.brief.captions) & {p.text for p in plan.prompts}
+
+
+def test_celebrity_task_takes_the_published_subsets():
+    task = CelebrityTask(sizes=(1, 3))
+    assert [c.name for c in task.plan(WORLD, 1, None, None).concepts] == ["Bill Stone"]  # the last one, as published
+    plan = task.plan(WORLD, 3, None, None)
+    assert [c.name for c in plan.concepts] == WORLD["people"]["erase"]
+    assert Counter(p.concept for p in plan.prompts if p.split == "target") == {n: 2 for n in WORLD["people"]["erase"]}
+    assert [c.name for c in task.plan(WORLD, None, "Ann Reed", None).concepts] == ["Ann Reed"]
+
+
+def test_a_cap_is_a_prefix_of_every_split():
+    whole, capped = ObjectTask().plan(WORLD, None, None, None), ObjectTask().plan(WORLD, None, None, 2)
+    assert capped.subset
+    for split in ("target", "retain", "synonym", "caption"):
+        full = [p for p in whole.prompts if p.split == split]
+        assert [p for p in capped.prompts if p.split == split] == full[:2]
+
+
+@pytest.mark.parametrize("task,n,target,images,message", [
+    (ObjectTask(), 2, None, None, "erases one class"),
+    (ObjectTask(), None, "aeroplane", None, "unknown target 'aeroplane': did you mean airplane"),
+    (ObjectTask(), None, "zzz", None, "choose from airplane, cat, dog"),
+    (ObjectTask(), None, None, 0, "at least one image"),
+    (CelebrityTask(), 7, None, None, "erases 1, 5, 10, 100 people"),
+    (CelebrityTask(), 5, "Bill Moss", None, "erased alone"),
+    (CelebrityTask(), None, "Tom Reed", None, "unknown target"),
+])
+def test_what_the_world_does_not_have_is_refused(task, n, target, images, message):
+    with pytest.raises(ErasebenchError, match=message):
+        task.plan(WORLD, n, target, images)
