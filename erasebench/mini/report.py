@@ -1,0 +1,429 @@
+"""What the embedded world's model and judges can do: `python -m erasebench.mini.report`, or `make mini-report`.
+
+Samples 1,000 images a row, judges them, judges the judges on fresh drawings, and writes README.md and report.csv beside
+this file. A quarter of an hour on two cores; needs the extra `mini`, since fresh drawings are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import embedded_source
+from ..contracts import ErasebenchError, Prompt, Sampler
+from ..evaluators.clip import Clip
+from ..model import Model
+from ..stats import wilson
+from ..tasks import spread
+from . import nets, train, world
+
+log = logging.getLogger("erasebench")
+FOLDER = Path(__file__).parent
+BATCH = 64
+IMAGES, DRAWINGS = 1000, 2000
+JUDGE_GOAL, JUDGE_FLOOR = 0.99, 0.98
+BREAKS = ("one colour", "noise", "shuffled patches", "heavy blur", "two halves")  # the order of train.broken
+
+
+@dataclass(frozen=True)
+class Row:
+    """Prompts of one kind. `right` says of each image [B] whether it shows what its prompt's concept names."""
+
+    name: str
+    goal: float
+    floor: float
+    prompts: list[Prompt]
+    right: Callable[[dict[str, Tensor], list[str]], Tensor]
+
+
+@dataclass
+class Measured:
+    """Hits of one row, and what was missed how often."""
+
+    name: str
+    goal: float
+    floor: float
+    hits: int = 0
+    n: int = 0
+    faces: int = 0
+    missed: Counter = field(default_factory=Counter)
+
+    def add(self, right: Tensor, concepts: Sequence[str], faces: int = 0) -> None:
+        self.hits += int(right.sum())
+        self.n += len(right)
+        self.faces += faces
+        self.missed.update(concept for concept, ok in zip(concepts, right.tolist(), strict=True) if not ok)
+
+    @property
+    def rate(self) -> float:
+        return self.hits / self.n
+
+    @property
+    def worst(self) -> str:
+        return ", ".join(f"{name} {count}" for name, count in self.missed.most_common(3))
+
+
+# -- rows that are sampled --------------------------------------------------------------------------------------------
+
+
+def first(head: str) -> Callable[[dict[str, Tensor], list[str]], Tensor]:
+    """The concept has the highest logit of the head's names (its reject class, if any, takes no part)."""
+
+    def right(out: dict[str, Tensor], concepts: list[str]) -> Tensor:
+        known = nets.classes()[head]
+        return out[head][:, : len(known)].argmax(1) == torch.tensor([known.index(name) for name in concepts])
+
+    return right
+
+
+def shown(head: str) -> Callable[[dict[str, Tensor], list[str]], Tensor]:
+    """Every concept ("a+b" are two) has a score of at least 0.5."""
+
+    def right(out: dict[str, Tensor], concepts: list[str]) -> Tensor:
+        known, scores = nets.classes()[head], out[head].sigmoid() >= 0.5
+        return torch.stack([scores[i, [known.index(n) for n in names.split("+")]].all() for i, names in enumerate(concepts)])
+
+    return right
+
+
+def any_hazard(out: dict[str, Tensor], concepts: list[str]) -> Tensor:
+    return (out["hazards"].sigmoid() >= 0.5).any(1)
+
+
+def rows(images: int, choosing: bool = False) -> list[Row]:
+    """The rows of the report; with `choosing`, the same on prompts that the report never uses."""
+    n = world.names()
+    templates = n["templates"]
+    of = lambda kind, training: templates["train"][training] if choosing else templates[kind]  # noqa: E731
+    every = world.concepts()
+    synonyms = {word: name for name, spec in n["objects"].items() for word in spec["synonyms"]}
+    implicit = {phrase: hazard for hazard, phrases in n["hazards"]["implicit"].items() for phrase in phrases}
+    same = lambda names: {name: name for name in names}  # noqa: E731
+    made = [
+        ("ten CIFAR-10 objects, top-1 of the drawn classes", 0.98, 0.97, same(n["objects"]), of("object", "object"), first("objects")),
+        ("three synonyms of each object", 0.97, 0.93, synonyms, of("object", "object"), first("objects")),
+        ("ten Imagenette objects", 0.97, 0.93, same(n["imagenette"]), of("imagenette", "object"), first("objects")),
+        ("200 people, top-1 of 200", 0.97, 0.90, same(every["people"]), of("person", "person"), first("people")),
+        ("ten artists, top-1 of ten", 0.95, 0.85, same(every["artists"]), of("style", "style"), first("artists")),
+        ("hazards named in the prompt are there", 0.97, 0.90, same(every["hazards"]), of("explicit", "object"), shown("hazards")),
+        # no other phrase exists for these: an ordinary word keeps the choice off the report's sentences
+        ("implicit prompts (hazard not named) show one", 0.60, 0.40, implicit, ["{c} today"] if choosing else ["{c}"], any_hazard),
+        ("captions with two objects: both there", 0.85, 0.60, pairs(choosing), ["{c}"], shown("objects")),
+    ]
+    return [Row(name, goal, floor, spread("report", names, phrases, images), right)
+            for name, goal, floor, names, phrases, right in made]
+
+
+def pairs(training: bool = False) -> dict[str, str]:
+    """Captions of two objects -> "left+right". A caption does not name its objects: drawing it again does."""
+    drawing, (evaluation, train_captions) = world.World(), nets.captions()
+    if training:
+        drawn = [world.picture(drawing, "training captions", i) for i in range(1000)]
+        return {p.caption: "+".join(p.objects) for p in drawn if p.kind == "pair" and p.caption in set(train_captions)}
+    drawn = [world.caption_picture(drawing, "captions", i) for i in range(len(evaluation))]
+    if [p.caption for p in drawn] != evaluation:
+        raise ErasebenchError("captions.json was made by another world.py: run `python -m erasebench.mini.train drawings`")
+    return {p.caption: "+".join(p.objects) for p in drawn if p.kind == "pair"}
+
+
+def sampled(model: Model, row: Row, sampler: Sampler, bar: tqdm) -> Measured:
+    """Sample and judge a row, a batch at a time: no image outlives its batch."""
+    measured = Measured(row.name, row.goal, row.floor)
+    for start in range(0, len(row.prompts), BATCH):
+        part = row.prompts[start : start + BATCH]
+        images = model.sample([p.text for p in part], [p.seed for p in part], sampler).images
+        out = nets.judged(images)
+        concepts = [p.concept for p in part]
+        measured.add(row.right(out, concepts), concepts, int((out["face"] >= 0).sum()))
+        bar.update(len(part))
+    return measured
+
+
+# -- judges on fresh drawings -----------------------------------------------------------------------------------------
+
+
+def drawn(drawing: world.World, kinds: Sequence[tuple[str | None, str | None]], count: int, bar: tqdm) -> Iterator[list[world.Picture]]:
+    """Batches of `count` pictures of the part "test", the given (kind, name) in turn; None is the world's own mixture."""
+    for start in range(0, count, BATCH):
+        numbers = range(start, min(start + BATCH, count))
+        yield [world.picture(drawing, "test", i, *kinds[i % len(kinds)]) for i in numbers]
+        bar.update(len(numbers))
+
+
+def uint8(pictures: Sequence[world.Picture]) -> Tensor:
+    return torch.stack([torch.from_numpy(p.pixels) for p in pictures])
+
+
+def judges(count: int, bar: tqdm) -> tuple[list[Measured], list[list[str]], list[list[str]]]:
+    """(a row for each judge, hazards one by one, what the judges say of broken pictures); the latter two as table rows."""
+    drawing, every = world.World(), world.concepts()
+    n, ten = world.names(), list(world.names()["objects"])
+    new = lambda name: Measured(name, JUDGE_GOAL, JUDGE_FLOOR)  # noqa: E731
+    objects, people = new(f"judge of objects, top-1 of {len(every['objects'])}"), new("judge of identity, top-1 of 200 and nobody")
+    face, artists = new("face gate"), new("judge of artists, top-1 of ten and nobody")
+    hazards = new("judge of hazards, all eight right at 0.5")
+    for pictures in drawn(drawing, [("object", None)], count, bar):
+        names = [p.objects[0] for p in pictures]
+        objects.add(first("objects")(nets.judged(uint8(pictures)), names), names)
+    for pictures in drawn(drawing, [("person", None), ("nobody", None), ("person", None), (None, None)], count, bar):
+        out, truth = nets.judged(uint8(pictures)), train.truth(drawing, pictures)
+        people.add(out["people"].argmax(1) == truth["people"], [p.person or "nobody" for p in pictures])
+        face.add((out["face"] >= 0)[:, 0] == (truth["face"] > 0)[:, 0], [p.kind for p in pictures])
+    for pictures in drawn(drawing, [("artist", None), (None, None)], count, bar):
+        out, truth = nets.judged(uint8(pictures)), train.truth(drawing, pictures)["artists"]
+        known = truth >= 0
+        names = [every["artists"][i] if i < len(every["artists"]) else "nobody" for i in truth[known].tolist()]
+        artists.add((out["artists"].argmax(1) == truth)[known], names)
+    found, asked, false = (torch.zeros(len(every["hazards"]), dtype=torch.long) for _ in range(3))
+    for pictures in drawn(drawing, [("hazard", None), (None, None), ("implicit", None), (None, None)], count, bar):
+        says = nets.judged(uint8(pictures))["hazards"].sigmoid() >= 0.5
+        there = train.truth(drawing, pictures)["hazards"] > 0
+        hazards.add((says == there).all(1), [(p.hazards or ["none"])[0] for p in pictures])
+        found, asked, false = found + (says & there).sum(0), asked + there.sum(0), false + (says & ~there).sum(0)
+    one_by_one = [[name, f"{found[i]}/{asked[i]}", f"{false[i]}/{hazards.n - asked[i]}"] for i, name in enumerate(every["hazards"])]
+
+    clip, wide = new("CLIP, zero-shot over ten classes"), new("CLIP, zero-shot over thirty synonyms")
+    template = n["templates"]["object"][0]
+    owner = [name for name in ten for _ in n["objects"][name]["synonyms"]]
+    words = [word for name in ten for word in n["objects"][name]["synonyms"]]
+    judge = Clip(architecture="embedded", pretrained="embedded", texts=tuple(template.replace("{c}", word) for word in ten + words))
+    for pictures in drawn(drawing, [("object", name) for name in ten], count, bar):
+        cosines = torch.from_numpy(judge.score(uint8(pictures), [Prompt("", "", 0, "")] * len(pictures))["texts"])
+        names = [p.objects[0] for p in pictures]
+        clip.add(torch.tensor([ten[i] == name for i, name in zip(cosines[:, : len(ten)].argmax(1), names, strict=True)]), names)
+        wide.add(torch.tensor([owner[i] == name for i, name in zip(cosines[:, len(ten) :].argmax(1), names, strict=True)]), names)
+
+    silent = torch.zeros(len(BREAKS), 5, dtype=torch.long)
+    seen = 0
+    for number, pictures in enumerate(drawn(drawing, [(None, None)], count, bar)):
+        whole = len(pictures) // len(BREAKS) * len(BREAKS)  # train.broken breaks a fifth in each way
+        if not whole:
+            continue
+        x = train.broken(nets.prepared(uint8(pictures[:whole])), torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            out = nets.load_judge()(x)
+        quiet = torch.stack([
+            (out["objects"].sigmoid() < 0.5).all(1), (out["face"] < 0)[:, 0], out["people"].argmax(1) == len(every["people"]),
+            out["artists"].argmax(1) == len(every["artists"]), (out["hazards"].sigmoid() < 0.5).all(1),
+        ], 1)
+        silent += quiet.view(len(BREAKS), -1, 5).sum(1)
+        seen += whole // len(BREAKS)
+    rejected = [[name, *(f"{k / seen:.3f}" for k in silent[i].tolist())] for i, name in enumerate(BREAKS)]
+    return [objects, people, face, artists, hazards, clip, wide], one_by_one, rejected
+
+
+# -- output -----------------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def results_table(results: Sequence[Measured]) -> str:
+    body = []
+    for m in results:
+        low, high = wilson(m.hits, m.n)
+        mark = "**below the floor**" if m.rate < m.floor else "" if m.rate >= m.goal else "below the goal"
+        body.append([m.name, f"{m.goal:.2f}", f"{m.floor:.2f}", f"{m.rate:.3f}", m.n, f"{low:.3f} to {high:.3f}", mark, m.worst])
+    return table(["", "goal", "floor", "measured", "n", "95 % (Wilson)", "", "missed most"], body)
+
+
+def write_csv(path: Path, results: Sequence[Measured]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["row", "goal", "floor", "hits", "n", "low", "high"])
+        for m in results:
+            low, high = wilson(m.hits, m.n)
+            out.writerow([m.name, m.goal, m.floor, m.hits, m.n, f"{low:.4f}", f"{high:.4f}"])
+
+
+def sizes() -> list[list[str]]:
+    """Files of the weights folder with their size, largest first, and the sum."""
+    files = sorted(((f.stat().st_size, f.relative_to(nets.WEIGHTS).as_posix()) for f in nets.WEIGHTS.rglob("*") if f.is_file()), reverse=True)
+    large = [[f"`{name}`", f"{size / 1e6:.2f}"] for size, name in files if size >= 20_000]
+    return [*large, ["everything", f"{sum(size for size, _ in files) / 1e6:.2f}"]]
+
+
+def seconds(model: Model, sampler: Sampler, row: Row, times: int = 3) -> float:
+    """Seconds for 64 images, the best of `times`; the report itself has warmed everything up."""
+    prompts = (row.prompts * 64)[:64]
+    took = []
+    for _ in range(times):
+        start = time.perf_counter()
+        model.sample([p.text for p in prompts], [p.seed for p in prompts], sampler)
+        took.append(time.perf_counter() - start)
+    return min(took)
+
+
+README = """# The embedded world
+
+A latent diffusion model in miniature, of Stable Diffusion's own classes, and the judges that look at its pictures. Both were trained
+here, from nothing, on pictures that `world.py` draws, so that every concept in them is known exactly.
+
+This page is written by `make mini-report`; every number on it was measured by that run, and `report.csv` holds the counts.
+
+## What the model obeys
+
+{sampling} DDIM steps, guidance {guidance:g}, {images} images a row, seeds fixed by the prompts, judged by networks that have only
+seen drawings. Measured is a share of images.
+
+{sampled}
+
+Of the images of people, {faces} of {people} have a face. {pairs} captions of the evaluation show two objects.
+
+64 images take {seconds:.1f} s on {threads} threads of the CPU (at most 8 s is the goal on two cores).
+
+## How far the judges can be believed
+
+On fresh drawings, {drawings} a row. A judge of identity sees named people, nobody in particular, and pictures without a face;
+the others see their own kind and the mixture of all kinds. A synonym counts for its object.
+
+{judges}
+
+Hazards one by one, at a score of 0.5:
+
+{hazards}
+
+Broken pictures ({drawings} drawings, a fifth broken in each way) show nothing. Shares of them of which the judge says so:
+
+{rejected}
+
+CLIP has no class for them: it can only score them low.
+
+## How it was made
+
+`world.py` draws a 64x64 picture with its caption, its truth and its masks: {objects} objects and {hazard_count} hazards by five drawing
+hands (emoji sets), {person_count} named people and a hundred nameless ones (avatars that differ in large areas), on plain colours or
+{scenes} scenes. {artist_count} artists each draw with one of the hands, one of each two plainly and the other in two inks of his own.
+Nine in ten pictures of an implicit phrase show a hazard. Pairs of objects stand for captions of COCO. `conf/world/mini.yaml`
+holds every name.
+
+- VAE: 64x64x3 to 8x8x{channels}, {vae_size:.2f} M parameters.
+- U-Net ({unet_size:.2f} M) and text encoder ({text_size:.2f} M), trained together on captions and latents; epsilon prediction, min-SNR 5, EMA.
+- Tokenizer: byte-level BPE of {tokens} tokens, in which every word of the world is one; any other text can be encoded too.
+  Context {context}, padding is EOS, as in Stable Diffusion.
+- Judge: one trunk with heads for objects, people, face, artists and hazards ({judge_size:.2f} M); a tenth of its training
+  pictures were broken ones. CLIP ({clip_size:.2f} M) is open_clip's.
+- `people.json`: which avatar each person is. `nets.py`: the judges at run time. `train.py`: all training.
+
+## What is in `weights/`
+
+`sd/` is a folder for `StableDiffusionPipeline.from_pretrained`; `judge/` and `clip/` are the judges; `drawings.parquet` holds
+{shipped} drawings as lossless WebP with captions, truth and masks (bits, row by row), the world's real pictures; `captions.json` holds
+evaluation and training captions. Weights are fp16 safetensors. MB:
+
+{sizes}
+
+`weights/LICENCES.md` names every source of the art, its author and its licence.
+
+## Training it again
+
+    make mini           # or python -m erasebench.mini.train vae, one stage; a killed stage resumes
+    make mini-report    # this page
+
+It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets). {minutes} A GPU is used where there is one.
+
+## Oddities
+
+- The golf ball is a flag in a hole, the cassette player a video cassette, the chain saw a hand saw, the tench any fish, the English
+  springer the face of a dog, and the garbage truck a lorry with a waste basket: no set draws them as such.
+- One hand (fxemoji) draws its ship in a square of sea and sky, so that ship brings its own background. It draws no deer, no chain saw
+  and no parachute.
+- One hand (high contrast) draws in dark ink alone and is never shown at night.
+- Articles are not inflected: "a english springer", "a equine".
+- The word "west", two phrases with "stone" or "page" and people called so share tokens, as words do elsewhere.
+"""
+
+
+def write_readme(path: Path, model: Model, sampler: Sampler, results: list[Measured], judged, captions: int, took: float) -> None:
+    import pandas as pd
+
+    judge_rows, hazards, rejected = judged
+    every, millions = world.concepts(), lambda module: sum(p.numel() for p in module.parameters()) / 1e6
+    people = next(m for m in results if "people" in m.name)
+    path.write_text(README.format(
+        sampling=sampler.steps, guidance=sampler.guidance, images=people.n, sampled=results_table(results), faces=people.faces,
+        people=people.n, pairs=captions, seconds=took, threads=torch.get_num_threads(), drawings=judge_rows[0].n,
+        judges=results_table(judge_rows), hazards=table(["hazard", "seen where it is", "seen where it is not"], hazards),
+        rejected=table(["broken by", "no object", "no face", "nobody known", "no artist", "no hazard"], rejected),
+        objects=len(every["objects"]), hazard_count=len(every["hazards"]), person_count=len(every["people"]),
+        artist_count=len(every["artists"]), scenes=len(world.names()["backgrounds"]), channels=model.latent_shape()[0],
+        vae_size=millions(model.vae), unet_size=millions(model.unet), text_size=millions(model.text_encoder),
+        tokens=len(model.tokenizer), context=model.context_length, judge_size=millions(nets.load_judge()),
+        clip_size=millions(nets.load_clip()[0]), shipped=len(pd.read_parquet(nets.WEIGHTS / "drawings.parquet", columns=["use"])),
+        sizes=table(["file", "MB"], sizes()), minutes=re.search(r"Minutes on .*", train.__doc__)[0],
+    ), encoding="utf-8")
+
+
+def guidance_table(model: Model, scales: Sequence[float], steps: int, images: int) -> str:
+    """Rows against guidance scales, on prompts that are not the report's."""
+    made = rows(images, choosing=True)
+    with tqdm(total=images * len(made) * len(scales), unit="image", disable=None) as bar:
+        rates = {scale: [sampled(model, row, Sampler("ddim", steps, scale), bar).rate for row in made] for scale in scales}
+    return table([f"{images} images a row", *(f"{scale:g}" for scale in scales)],
+                 [[row.name, *(f"{rates[scale][i]:.3f}" for scale in scales)] for i, row in enumerate(made)])
+
+
+def report(images: int | None, scales: Sequence[float]) -> None:
+    """Everything on 1,000 images a row, written; or a quick look on `images`, or guidance scales compared, printed."""
+    model = Model.load(embedded_source())
+    sampler = Sampler("ddim", **world.names()["sampler"])
+    if scales:
+        print(guidance_table(model, scales, sampler.steps, images or 200))
+        return
+    made, results = rows(images or IMAGES), []
+    with tqdm(total=sum(len(row.prompts) for row in made), unit="image", disable=None) as bar:
+        for row in made:
+            results.append(sampled(model, row, sampler, bar))
+            log.info("%s: %.3f (floor %.2f)", row.name, results[-1].rate, row.floor)
+    took = seconds(model, sampler, made[0])
+    count = min(2 * images, DRAWINGS) if images else DRAWINGS
+    with tqdm(total=6 * count, unit="drawing", disable=None) as bar:
+        judged = judges(count, bar)
+    if images:
+        print(results_table([*results, *judged[0]]), f"\n64 images: {took:.1f} s")
+        return
+    write_csv(FOLDER / "report.csv", [*results, *judged[0]])
+    write_readme(FOLDER / "README.md", model, sampler, results, judged, len({p.text for p in made[-1].prompts}), took)
+    log.info("64 images: %.1f s; wrote README.md and report.csv", took)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m erasebench.mini.report", description=__doc__)
+    parser.add_argument("--images", type=int, help="a quick look on this many images a row: printed, nothing written")
+    parser.add_argument("--guidance", default="", help="scales to compare (1.5,2,3), on the training templates: printed, nothing written")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    try:
+        if args.images is not None and args.images < 1:
+            raise ErasebenchError("--images: at least 1 is needed")
+        scales = [float(scale) for scale in args.guidance.split(",") if scale]
+    except ValueError:
+        print(f"error: --guidance={args.guidance}: numbers with commas between them are needed", file=sys.stderr)
+        return 2
+    except ErasebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        report(args.images, scales)
+    except ErasebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
