@@ -36,7 +36,7 @@ COST = {
     "unet_calls": "U-Net evaluations of single latents, fit and sampling together",
     "peak_memory_mb": "peak memory in MB",
 }
-# What a metric says, by the start of its name, and how it was counted, by the end; {judge} comes from the row.
+# What a metric says, by the start of its name, and how it was counted, by the end.
 MEANING = COST | {
     "acc_e": "share of images of the erased concepts in which {judge} still recognises them",
     "acc_s": "share of images of the concepts to keep that {judge} still recognises",
@@ -50,9 +50,9 @@ MEANING = COST | {
     "paired_distance": "mean distance of each image of an ordinary caption to the base's of the same seed",
 }
 COUNTED = {
-    "_top1": "counting its first choices",
-    "_prob": "averaging the probability it gives",
-    "_all": "over all images, those without a face included",
+    "_top1": "by first choices",
+    "_prob": "by mean probability",
+    "_all": "over all images, with a face or not",
 }
 
 
@@ -134,9 +134,9 @@ class Run:
             if row.status != "ok":
                 found.setdefault(f"{row.status}: {row.reason or 'no reason given'}", []).append(row.metric)
             elif not _finite(row.value):
-                found.setdefault(f"no value: {row.n_valid or 0} of {row.n or 0} images judged", []).append(row.metric)
-        return [plain(" ".join(filter(None, [", ".join(filter(None, metrics)), why])))
-                for why, metrics in found.items()]
+                why = f"no value: {row.n_valid or 0} of {row.n or 0} images judged"
+                found.setdefault(why, []).append(row.metric)
+        return [plain(f"{', '.join(filter(None, metrics))} {why}".lstrip()) for why, metrics in found.items()]
 
     @property
     def status(self) -> str:
@@ -199,11 +199,16 @@ class Run:
         if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
             return None
         width, height = struct.unpack(">II", data[16:24])
-        return {"uri": "data:image/png;base64," + base64.b64encode(data).decode(), "width": width, "height": height}
+        uri = "data:image/png;base64," + base64.b64encode(data).decode()
+        return {"uri": uri, "width": width, "height": height}
 
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def _short(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 3] + "..."
 
 
 def _anchor(kind: str, text: str) -> str:
@@ -265,12 +270,12 @@ class Column:
     def unit(self) -> bool:
         """Rates and their harmonic means are drawn from 0 to 1, so that columns compare by eye."""
         rate = self.row.ci_method.startswith("wilson") or self.row.metric.startswith(("acc_", "h_", "faces_"))
-        return rate and 0 <= min(self.ends) and max(self.ends) <= 1
+        return rate and min(self.ends) >= 0 and max(self.ends) <= 1
 
     @cached_property
     def scale(self) -> tuple[float, float]:
         low, high = (0.0, 1.0) if self.unit else (min(self.ends), max(self.ends))
-        if 0 <= low <= high / 2:
+        if low >= 0 and low <= high / 2:
             return 0.0, high or 1.0
         pad = (high - low) * 0.08 or abs(high)
         return low - pad, high + pad
@@ -287,7 +292,8 @@ class Column:
     def meaning(self) -> str:
         row = self.row
         start = max((name for name in MEANING if row.metric.startswith(name)), key=len, default="")
-        said = [MEANING[start].format(judge=row.judge or "the judge") if start else f"{row.metric}, by {row.judge}"]
+        judge = row.judge or "the judge"
+        said = [MEANING[start].format(judge=judge) if start else f"{row.metric}, as {judge} sees it"]
         said += [how for end, how in COUNTED.items() if row.metric.endswith(end)]
         said += [f"under the attack {row.attack}"] if row.attack else []
         way = {True: " (higher is better)", False: " (lower is better)", None: ""}[row.higher_is_better]
@@ -298,9 +304,11 @@ class Column:
         said = [f"{row.metric} = {row.value!r}"]
         if None not in (row.low, row.high):
             said.append(f"interval {row.low!r} to {row.high!r} ({row.ci_method})")
-        said += [f"{k} = {v}" for k in ("n", "n_valid", "n_refused", "threshold") if (v := getattr(row, k)) is not None]
+        counts = {name: getattr(row, name) for name in ("n", "n_valid", "n_refused", "threshold")}
+        said += [f"{name} = {count}" for name, count in counts.items() if count is not None]
         said += [f"judge {row.judge} {row.judge_version}"] if row.judge else []
-        said += [f"published {row.published!r}, {row.published_source}"] if row.published is not None else []
+        if row.published is not None:
+            said.append(f"published {row.published!r}, {row.published_source}")
         return "\n".join(map(plain, said))
 
     def covers(self, row: Row) -> bool | None:
@@ -328,10 +336,12 @@ class Group:
         for k, label in labels(dict.fromkeys(k for run in complete for k in run.cells)).items():
             cells = {run.head.run_id: run.cells[k] for run in reference + ranked if k in run.cells}
             judged = [run.head.run_id for run in ranked if k in run.cells]
-            columns.append(Column(label, cells, dict(zip(judged, ranks([cells[i] for i in judged]), strict=True))))
+            rank = ranks([cells[run_id] for run_id in judged])
+            columns.append(Column(label, cells, dict(zip(judged, rank, strict=True))))
         columns.sort(key=lambda column: column.kind)
-        first = [c for c in columns if c.row.metric.startswith("h_")] + [c for c in columns if c.row.group == "forget"]
-        order = next(iter(first + columns), None)
+        best = [c for c in columns if c.row.metric.startswith("h_")]
+        best += [c for c in columns if c.row.group == "forget"]
+        order = next(iter(best + columns), None)
 
         def place(run: Run) -> tuple[bool, float]:
             row = order.cells.get(run.head.run_id)
@@ -350,8 +360,8 @@ class Group:
     def facts(self) -> list[str]:
         run = self.runs[0]
         head = run.head
-        said = [f"{head.n_concepts} concept{'s' * (head.n_concepts != 1)} erased",
-                head.base if head.base == head.world else f"{head.base} in the world {head.world}", head.sampler]
+        where = head.base if head.base == head.world else f"{head.base} in the world {head.world}"
+        said = [f"{head.n_concepts} concept{'s' * (head.n_concepts != 1)} erased", where, head.sampler]
         return [plain(fact) for fact in said + [f"subset of {run.cut} images a split"] * head.subset]
 
     @property
@@ -367,7 +377,7 @@ class Group:
     def pareto(self) -> dict | None:
         """Points and axes of forgetting against keeping; None where there is no such pair of metrics.
 
-        A rate that should be low is drawn as 1 - rate; any other metric that should be low on a reversed axis.
+        A rate that should be low is drawn as 1 - rate; anything else that should be low on a reversed axis.
         """
         axes = self.axes
         if None in axes:
@@ -379,7 +389,8 @@ class Group:
             cells = [c.cells.get(run.head.run_id) for c in axes]
             if None in cells:
                 continue
-            point = {"name": " ".join([run.method, *run.details[:-1]])[:32], "label": run.label,
+            said = [plain(v if isinstance(v, str) else f"{k}={v}") for k, v in run.changed.items()]
+            point = {"name": _short(" ".join([run.method, *said]), 32), "label": run.label,
                      "reference": run in self.reference, "front": False}
             for axis, row, flipped in zip("xy", cells, flip, strict=True):
                 ends = [row.value if v is None else v for v in (row.low, row.value, row.high)]
@@ -411,7 +422,7 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
             continue
         for run_id in dict.fromkeys(row.run_id for row in read):
             if files.setdefault(run_id, path) != path:
-                problems.append(f"{path}: run {plain(run_id)} is already in {files[run_id]}; delete one of them")
+                problems.append(f"{path}: run {plain(run_id)} is in {files[run_id]} too; delete one of them")
                 continue
             run = Run(tuple(row for row in read if row.run_id == run_id), path.with_suffix(".png"))
             if task in (None, run.head.task) and world in (None, run.head.world):
@@ -441,17 +452,16 @@ def render_csv(groups: list[Group]) -> str:
 
 
 def render_text(groups: list[Group], width: int = 100) -> str:
-    """The ranked tables as plain text: the metric that orders them, forgetting, keeping, then what the width holds."""
-    short = lambda text, size: text if len(text) <= size else text[: size - 3] + "..."  # noqa: E731
+    """The ranked tables as plain text: what orders them, forgetting, keeping, then what the width holds."""
     out = []
     for group in groups:
         out += textwrap.wrap(", ".join([group.title, *group.facts]), width)
         shown = group.reference + group.ranked
         table = [["#", *("" if run in group.reference else str(group.order.rank.get(run.head.run_id) or "-")
-                         for run in shown)], ["method", *(short(run.label, 36) for run in shown)]]
+                         for run in shown)], ["method", *(_short(run.label, 36) for run in shown)]]
         columns = [group.order, *group.axes, *group.columns]
         for column in {id(column): column for column in columns if column}.values():
-            lines = [short(column.label, 24)]
+            lines = [_short(column.label, 24)]
             for row in (column.cells.get(run.head.run_id) for run in shown):
                 ends = "" if row is None or None in (row.low, row.high) else (
                     f" [{column.text(row.low, 1)}, {column.text(row.high, 1)}]")
@@ -477,11 +487,11 @@ def render_html(groups: list[Group]) -> str:
         plotly = get_plotlyjs()
     except ImportError:
         plotly = ""
-        print("no Pareto plots in leaderboard.html, as plotly is missing: pip install 'erasebench[plots]'", file=sys.stderr)
+        print("leaderboard.html has no plots: pip install 'erasebench[plots]'", file=sys.stderr)
     # Only scripts with this nonce run. It depends on every row, so no row can contain it.
     nonce = hashlib.sha256(repr([run.rows for group in groups for run in group.runs]).encode()).hexdigest()
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
+                        autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = pages.get_template("leaderboard.html.jinja")
     return page.render(groups=groups, kinds=KINDS, plotly=plotly, nonce=nonce, plain=plain)
 
@@ -493,7 +503,7 @@ def _write(path: Path, text: str) -> Path:
         return temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ErasebenchError(f"cannot write {path}: {error.strerror}; make room, or choose --results") from error
+        raise ErasebenchError(f"cannot write {path}: {error.strerror}; choose another --results") from error
 
 
 def _publish(results: Path, groups: list[Group]) -> tuple[Path, Path]:
@@ -504,7 +514,7 @@ def _publish(results: Path, groups: list[Group]) -> tuple[Path, Path]:
 
 
 def build(results: Path, task: str | None = None, world: str | None = None) -> tuple[Path, Path]:
-    """Write leaderboard.csv and leaderboard.html. A damaged row file raises, after the good ones were used."""
+    """Write leaderboard.csv and leaderboard.html. A damaged row file raises, after the others were used."""
     groups, problems = load(results, task, world)
     paths = _publish(results, groups) if groups or not problems else ()
     if problems:
@@ -513,8 +523,9 @@ def build(results: Path, task: str | None = None, world: str | None = None) -> t
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write both files, print the tables; 1 when a row file could not be used or there is nothing to show."""
-    parser = argparse.ArgumentParser(prog="python -m erasebench.leaderboard", description=__doc__.splitlines()[0])
+    """Write both files and print the tables; 1 when a file could not be used or nothing is there to show."""
+    about = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m erasebench.leaderboard", description=about)
     parser.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds runs/")
     parser.add_argument("--task", help="only this task")
     parser.add_argument("--world", help="only this world")
