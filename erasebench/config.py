@@ -71,20 +71,29 @@ def check_words(arguments: list[str]) -> None:
             folders.append(Path(value))
     choices = {group: sorted({f.stem for d in folders for f in (d / group).glob("*.yaml")}) for group in GROUPS}
     keys = [*yaml.safe_load((folders[0] / "config.yaml").read_text()), *GROUPS, "world"]
+    chosen: dict[str, list[str]] = {}
     for argument in arguments:
         match = re.fullmatch(r"([\w/]+)((?:\.[\w.]+)?)=(.*)", argument, re.DOTALL)
         if not match:
             continue
         key, rest, value = match.groups()
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1)
-            raise ErasebenchError(f"unknown option {key!r}" + (f": did you mean {near[0]!r}?" if near else f": choose from {', '.join(keys)}"))
+        refuse_unknown("option", key, keys)
         if key in choices and not rest and not re.search(r"[\[\]${}*]", value):
             for choice in value.split(","):
-                if choice not in choices[key]:
-                    near = difflib.get_close_matches(choice, choices[key], n=1)
-                    raise ErasebenchError(f"unknown {key} {choice!r}" + (f": did you mean {near[0]!r}?" if near else "")
-                                          + f" (choices: {', '.join(choices[key])})")
+                refuse_unknown(key, choice, choices[key])
+                chosen.setdefault(key, []).append(choice)
+    for argument in arguments:
+        match = re.match(rf"({'|'.join(GROUPS)})\.(\w+)", argument)
+        if match and chosen.get(match[1]):
+            files = [f for d in folders for c in chosen[match[1]] if (f := d / match[1] / f"{c}.yaml").is_file()]
+            refuse_unknown(f"{match[1]}.", match[2], sorted({k for f in files for k in yaml.safe_load(f.read_text())} - {"defaults"}))
+
+
+def refuse_unknown(what: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise ErasebenchError(f"unknown {what} {name!r}{hint} (choices: {', '.join(known)})")
 
 
 def build(config: DictConfig) -> Run:

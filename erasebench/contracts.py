@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +152,4 @@ class Plan:
     prompts: tuple[Prompt, ...]
     brief: Brief
     subset: bool = False
-    evaluators: dict[str, Evaluator] = field(default_factory=dict)
-
-
-Hit = Callable[["Tensor"], "Tensor"]  # images uint8 [B, H, W, 3] -> bool [B]: does the task's judge see the concept
+    evaluators: dict[str, Evaluator | None] = field(default_factory=dict)  # None: this world has no judge for it

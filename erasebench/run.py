@@ -52,8 +52,16 @@ class Run:
             "fit": self.fit_identity(),
             "plan": [self.plan.task, self.plan.version, [(p.id, p.text, p.seed, p.concept) for p in self.plan.prompts]],
             "sampler": self.sampler,
-            "evaluators": [(name, e, type(e.judge).version, e.judge.weights()) for name, e in self.plan.evaluators.items()],
+            "evaluators": [(name, e, type(e.judge).version, e.judge.weights())
+                           for name, e in self.plan.evaluators.items() if not self.skips(e)],
         }
+
+    def skips(self, evaluator: Evaluator | None) -> str:
+        """Why an evaluator cannot be part of this run, or nothing."""
+        if evaluator is None or evaluator.judge is None:
+            return f"world {self.world} has no judge for it"
+        absent = set(evaluator.splits) - {prompt.split for prompt in self.plan.prompts}
+        return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
 
     def fit_identity(self) -> dict[str, Any]:
         return {"eraser": self.eraser, "version": self.eraser.version, "brief": self.plan.brief, "seed": self.seed,
@@ -138,6 +146,7 @@ def execute(run: Run) -> list[Row]:
              len(run.plan.prompts), run.device)
     metrics: list[tuple[str, Evaluator | None, Metric]] = []
     failures: list[tuple[str, Evaluator | None, str]] = []
+    skipped = {name: reason for name, e in run.plan.evaluators.items() if (reason := run.skips(e))}
     base_shards: list[Shard] = []
     our_shards: list[Shard] = []
     cost: dict[str, float] = {}
@@ -150,6 +159,8 @@ def execute(run: Run) -> list[Row]:
     finally:
         erased.close()
     for name, evaluator in run.plan.evaluators.items() if our_shards else ():
+        if name in skipped:
+            continue
         start = time.perf_counter()
         try:
             scores = {split: score(store, evaluator, our_shards, split) for split in evaluator.splits}
@@ -161,7 +172,10 @@ def execute(run: Run) -> list[Row]:
             log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
     rows = [row(run, run_id, our_shards, cost, name, evaluator, metric=metric) for name, evaluator, metric in metrics]
     rows += [row(run, run_id, our_shards, cost, name, evaluator, reason=reason) for name, evaluator, reason in failures]
+    rows += [row(run, run_id, our_shards, cost, name, None, reason=reason, status="skipped") for name, reason in skipped.items()]
     write(rows, path)
+    for name, reason in skipped.items():
+        log.info("skipped (%s): %s", name, reason)
     for name, _, reason in failures:
         log.error("failed%s: %s", f" ({name})" if name else "", reason)
     log.info("%d rows in %s", len(rows), path)
@@ -246,9 +260,9 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
 
 def row(
     run: Run, run_id: str, made: Sequence[Shard], cost: dict[str, Any], name: str, evaluator: Evaluator | None,
-    metric: Metric | None = None, reason: str = "",
+    metric: Metric | None = None, reason: str = "", status: str = "failed",
 ) -> Row:
-    """One row: of a metric, or of a failure."""
+    """One row: of a metric, or of something that failed or was skipped."""
     splits = metric.split.split("+") if metric else []
     refused = sum(sum(shard.meta()["refused"]) for shard in made if shard.prompts[0].split in splits)
     prompts = [(p.text, p.seed) for p in run.plan.prompts if p.split in splits]
@@ -261,7 +275,7 @@ def row(
         "name": name, "split": "", "value": None, "low": None, "high": None, "ci_method": "", "n": None,
         "n_valid": None, "higher_is_better": None, "group": "", "threshold": None}
     return Row(
-        schema=SCHEMA, run_id=run_id, status="ok" if metric else "failed", reason=reason, method=run.method,
+        schema=SCHEMA, run_id=run_id, status="ok" if metric else status, reason=reason, method=run.method,
         method_version=run.eraser.version, params=canonical(asdict(run.eraser)), base=run.source.name,
         revision=run.source.revision or run.source.identity()["content"], world=run.world, task=run.plan.task,
         task_version=run.plan.version, n_concepts=len(run.plan.concepts), target=run.target, attack="",

@@ -270,3 +270,11 @@ def test_unwritable_results_are_found_before_any_work(make_run, tmp_path, monkey
     monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
     with pytest.raises(ErasebenchError, match="choose another folder with results="):
         execute(make_run("uce", UCE()))
+
+
+def test_what_the_world_cannot_judge_is_skipped_with_the_reason(make_run):
+    nowhere = Redness(splits=("target", "attack:none"))
+    rows = execute(make_run("uce", UCE(), {"none": None, "blind": Redness(None), "nowhere": nowhere, "good": Redness()}))
+    assert [(row.status, row.metric) for row in rows] == [
+        ("ok", "red"), ("ok", "red_change"), ("skipped", "none"), ("skipped", "blind"), ("skipped", "nowhere")]
+    assert "no judge" in rows[2].reason and "attack:none prompts" in rows[4].reason

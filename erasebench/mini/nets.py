@@ -124,6 +124,23 @@ def captions() -> tuple[list[str], list[str]]:
     return lists["evaluation"], lists["training"]
 
 
+def drawings(use: str | None = None) -> list[dict]:
+    """The world's real pictures with their truth: `pixels` uint8 [64, 64, 3], `caption`, `kind`, `objects`,
+    `hazards`, `person`, `face`, `artist`, `hand`, `background`, and `masks` (name -> bool [64, 64]).
+    use="caption" gives those drawn as the evaluation's captions are, "mix" the others."""
+    import io
+
+    import pandas as pd
+    from PIL import Image
+
+    records = pd.read_parquet(_weights("drawings.parquet")).to_dict("records")
+    for record in records:
+        record["pixels"] = np.asarray(Image.open(io.BytesIO(record.pop("webp"))).convert("RGB"))
+        bits = [np.unpackbits(np.frombuffer(m, np.uint8)).reshape(64, 64).astype(bool) for m in record["masks"]]
+        record["masks"] = dict(zip(record.pop("mask_names"), bits, strict=True))
+    return [record for record in records if use in (None, record["use"])]
+
+
 def clip_model(vocabulary: int):
     """An open_clip CLIP for 64x64 pictures and captions of at most 32 tokens."""
     from open_clip.model import CLIP
