@@ -1,7 +1,7 @@
 """Conformance: runs an eraser through the contract on a base model, and says what holds and what does not.
 
-    python -m erasebench.check method=uce
-    python -m erasebench.check --config-dir my/conf method=mine
+python -m erasebench.check method=uce
+python -m erasebench.check --config-dir my/conf method=mine
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ PROMPT_COUNT, SAMPLER = 3, Sampler("ddim", 5, 4.0)
 
 def weights_digest(model: Model) -> str:
     """Every weight of every part, bit by bit."""
-    return digest([
-        (name, digest(parameter.data.cpu().contiguous().view(torch.uint8).numpy().tobytes().hex()))
-        for part in (model.unet, model.text_encoder, model.vae)
-        for name, parameter in part.named_parameters()
-    ])
+    return digest(
+        [
+            (name, digest(parameter.data.cpu().contiguous().view(torch.uint8).numpy().tobytes().hex()))
+            for part in (model.unet, model.text_encoder, model.vae)
+            for name, parameter in part.named_parameters()
+        ]
+    )
 
 
 def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> list[tuple[str, str]]:
@@ -75,7 +77,9 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
         def repeats() -> str | None:
             eraser.fit(model, brief, again, 0)
             names = sorted(str(f.relative_to(artifact)) for f in artifact.rglob("*") if f.is_file())
-            differ = [n for n in names if not (again / n).is_file() or sha256_file(artifact / n) != sha256_file(again / n)]
+            differ = [
+                n for n in names if not (again / n).is_file() or sha256_file(artifact / n) != sha256_file(again / n)
+            ]
             return f"{', '.join(differ)} differ between two fits with one seed" if differ else None
 
         def finite() -> str | None:
@@ -101,7 +105,11 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
             return "no image changed" if same else None
 
         def twice() -> str | None:
-            return None if torch.equal(erased(prompts, seeds).images, erased(prompts, seeds).images) else "two applications differ"
+            return (
+                None
+                if torch.equal(erased(prompts, seeds).images, erased(prompts, seeds).images)
+                else "two applications differ"
+            )
 
         def alone() -> str | None:
             together = erased(prompts, seeds).images.int()

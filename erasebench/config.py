@@ -86,7 +86,11 @@ def check_words(arguments: list[str]) -> None:
         match = re.match(rf"({'|'.join(GROUPS)})\.(\w+)", argument)
         if match and chosen.get(match[1]):
             files = [f for d in folders for c in chosen[match[1]] if (f := d / match[1] / f"{c}.yaml").is_file()]
-            refuse_unknown(f"{match[1]}.", match[2], sorted({k for f in files for k in yaml.safe_load(f.read_text())} - {"defaults"}))
+            refuse_unknown(
+                f"{match[1]}.",
+                match[2],
+                sorted({k for f in files for k in yaml.safe_load(f.read_text())} - {"defaults"}),
+            )
 
 
 def refuse_unknown(what: str, name: str, known: list[str]) -> None:
@@ -120,15 +124,26 @@ def build(config: DictConfig) -> Run:
     if path == "embedded":
         source = embedded_source(model.dtype)
     else:
-        source = Source(model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype)
+        source = Source(
+            model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype
+        )
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     sampler = Sampler(**config.sampler)
     check_types(sampler, "sampler")
     if sampler.steps < 1 or config.batch < 1:
         raise ErasebenchError("sampler.steps and batch must be at least 1")
     return Run(
-        method=chosen["method"], eraser=eraser, source=source, world=world["name"], plan=plan, sampler=sampler,
-        seed=config.seed, target=target or named(plan), batch=config.batch, device=device, results=Path(config.results),
+        method=chosen["method"],
+        eraser=eraser,
+        source=source,
+        world=world["name"],
+        plan=plan,
+        sampler=sampler,
+        seed=config.seed,
+        target=plan.concepts[0].name if len(plan.concepts) == 1 else "",
+        batch=config.batch,
+        device=device,
+        results=Path(config.results),
         given=tuple(config.method),
     )
 
@@ -138,10 +153,6 @@ def embedded_source(dtype: str = "float32") -> Source:
     from .model import Source
 
     return Source("mini", Path(__file__).parent / "mini" / "weights" / "sd", dtype=dtype)
-
-
-def named(plan) -> str:
-    return plan.concepts[0].name if len(plan.concepts) == 1 else f"{len(plan.concepts)} concepts"
 
 
 def captions(spec: dict[str, Any]) -> dict[str, Any]:

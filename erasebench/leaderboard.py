@@ -120,10 +120,28 @@ class Run:
         for name in COST:
             spent = [value for row in self.rows if _finite(value := getattr(row, name))]
             if spent:
-                found.append(replace(
-                    self.head, metric=name, group="cost", value=max(spent), higher_is_better=False, split="",
-                    attack="", judge="", judge_version="", threshold=None, low=None, high=None, ci_method="",
-                    n=None, n_valid=None, n_refused=None, published=None, status="ok"))
+                found.append(
+                    replace(
+                        self.head,
+                        metric=name,
+                        group="cost",
+                        value=max(spent),
+                        higher_is_better=False,
+                        split="",
+                        attack="",
+                        judge="",
+                        judge_version="",
+                        threshold=None,
+                        low=None,
+                        high=None,
+                        ci_method="",
+                        n=None,
+                        n_valid=None,
+                        n_refused=None,
+                        published=None,
+                        status="ok",
+                    )
+                )
         return {(r.metric, r.attack, r.split, r.judge, r.judge_version, r.threshold): r for r in found}
 
     @cached_property
@@ -187,9 +205,15 @@ class Run:
         """Parameters and what made the rows, for the page."""
         head = self.head
         tree = " from a tree with changes" if head.dirty else ""
-        made = {"run": head.run_id, "base": f"{head.base} {head.revision}", "prompts": head.prompts_sha256,
-                "commit": (head.commit or "outside git") + tree, "device": head.device, "batch": head.batch,
-                "packages": ", ".join(f"{name} {version}" for name, version in _json(head.packages).items())}
+        made = {
+            "run": head.run_id,
+            "base": f"{head.base} {head.revision}",
+            "prompts": head.prompts_sha256,
+            "commit": (head.commit or "outside git") + tree,
+            "device": head.device,
+            "batch": head.batch,
+            "packages": ", ".join(f"{name} {version}" for name, version in _json(head.packages).items()),
+        }
         return {f"method.{k}": json.dumps(v) for k, v in self.params.items()} | made
 
     @cached_property
@@ -390,8 +414,12 @@ class Group:
             if None in cells:
                 continue
             said = [plain(v if isinstance(v, str) else f"{k}={v}") for k, v in run.changed.items()]
-            point = {"name": _short(" ".join([run.method, *said]), 32), "label": run.label,
-                     "reference": run in self.reference, "front": False}
+            point = {
+                "name": _short(" ".join([run.method, *said]), 32),
+                "label": run.label,
+                "reference": run in self.reference,
+                "front": False,
+            }
             for axis, row, flipped in zip("xy", cells, flip, strict=True):
                 ends = [row.value if v is None else v for v in (row.low, row.value, row.high)]
                 point[axis] = [1 - v for v in reversed(ends)] if flipped else ends
@@ -457,14 +485,22 @@ def render_text(groups: list[Group], width: int = 100) -> str:
     for group in groups:
         out += textwrap.wrap(", ".join([group.title, *group.facts]), width)
         shown = group.reference + group.ranked
-        table = [["#", *("" if run in group.reference else str(group.order.rank.get(run.head.run_id) or "-")
-                         for run in shown)], ["method", *(_short(run.label, 36) for run in shown)]]
+        table = [
+            [
+                "#",
+                *("" if run in group.reference else str(group.order.rank.get(run.head.run_id) or "-") for run in shown),
+            ],
+            ["method", *(_short(run.label, 36) for run in shown)],
+        ]
         columns = [group.order, *group.axes, *group.columns]
         for column in {id(column): column for column in columns if column}.values():
             lines = [_short(column.label, 24)]
             for row in (column.cells.get(run.head.run_id) for run in shown):
-                ends = "" if row is None or None in (row.low, row.high) else (
-                    f" [{column.text(row.low, 1)}, {column.text(row.high, 1)}]")
+                ends = (
+                    ""
+                    if row is None or None in (row.low, row.high)
+                    else (f" [{column.text(row.low, 1)}, {column.text(row.high, 1)}]")
+                )
                 lines.append("-" if row is None else column.text(row.value) + ends)
             if sum(max(map(len, cells)) + 2 for cells in [*table, lines]) - 2 > width:
                 break
@@ -484,14 +520,20 @@ def render_html(groups: list[Group]) -> str:
 
     try:
         from plotly.offline import get_plotlyjs
+
         plotly = get_plotlyjs()
     except ImportError:
         plotly = ""
         print("leaderboard.html has no plots: pip install 'erasebench[plots]'", file=sys.stderr)
     # Only scripts with this nonce run. It depends on every row, so no row can contain it.
     nonce = hashlib.sha256(repr([run.rows for group in groups for run in group.runs]).encode()).hexdigest()
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
-                        autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = pages.get_template("leaderboard.html.jinja")
     return page.render(groups=groups, kinds=KINDS, plotly=plotly, nonce=nonce, plain=plain)
 
@@ -509,8 +551,10 @@ def _write(path: Path, text: str) -> Path:
 def _publish(results: Path, groups: list[Group]) -> tuple[Path, Path]:
     if not groups:
         raise ErasebenchError(f"no rows to show in {results / 'runs'}; make some with: {EXAMPLE}")
-    return (_write(results / "leaderboard.csv", render_csv(groups)),
-            _write(results / "leaderboard.html", render_html(groups)))
+    return (
+        _write(results / "leaderboard.csv", render_csv(groups)),
+        _write(results / "leaderboard.html", render_html(groups)),
+    )
 
 
 def build(results: Path, task: str | None = None, world: str | None = None) -> tuple[Path, Path]:

@@ -171,8 +171,10 @@ class Model:
                 # diffusers fills missing weights with noise and only warns
                 absent = [k for k in info["missing_keys"] if not k.endswith("position_ids")]
                 if absent or info["mismatched_keys"]:
-                    raise ErasebenchError(f"{where}/{part}: weights are missing or misshapen, e.g. "
-                                          f"{(absent or list(info['mismatched_keys']))[0]}")
+                    raise ErasebenchError(
+                        f"{where}/{part}: weights are missing or misshapen, e.g. "
+                        f"{(absent or list(info['mismatched_keys']))[0]}"
+                    )
                 broken = next((n for n, p in module.named_parameters() if not torch.isfinite(p).all()), None)
                 if broken:
                     raise ErasebenchError(f"{where}/{part}: weight {broken} is not finite (NaN or infinity)")
@@ -183,8 +185,11 @@ class Model:
             raise
         except Exception as error:  # safetensors, JSON, network and key errors have no common class
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            advice = "the folder is damaged or not a diffusers pipeline" if source.path else \
-                "it could not be fetched: download it once and pass the folder with model.path="
+            advice = (
+                "the folder is damaged or not a diffusers pipeline"
+                if source.path
+                else "it could not be fetched: download it once and pass the folder with model.path="
+            )
             raise ErasebenchError(f"cannot load model {where}: {advice} ({reason[:200]})") from error
         return cls(**loaded, tokenizer=tokenizer, scheduler_config=scheduler, device=device)
 
@@ -247,18 +252,22 @@ class Model:
             parameter = parameters[name]
             if parameter.shape != value.shape:
                 raise ErasebenchError(f"{name} is {tuple(parameter.shape)}, the change is {tuple(value.shape)}")
-            slots.append(_Slot(lambda p=parameter: p.data, lambda v, p=parameter: setattr(p, "data", v), parameter.data))
+            slots.append(
+                _Slot(lambda p=parameter: p.data, lambda v, p=parameter: setattr(p, "data", v), parameter.data)
+            )
             values.append(value.to(parameter.device, parameter.dtype))
         if processors:
             present = self.unet.attn_processors
             if absent := set(processors) - set(present):
                 raise ErasebenchError(f"the U-Net has no attention processor {sorted(absent)[0]}")
             # set_attn_processor empties the dictionary it is given
-            put = lambda v: self.unet.set_attn_processor(dict(v))  # noqa: E731
+            put = lambda v: self.unet.set_attn_processor(dict(v))
             slots.append(_Slot(lambda: dict(self.unet.attn_processors), put, dict(present)))
             values.append({**present, **processors})
         for name, value in openings.items():
-            slots.append(_Slot(lambda n=name: getattr(self, n), lambda v, n=name: setattr(self, n, v), getattr(self, name)))
+            slots.append(
+                _Slot(lambda n=name: getattr(self, n), lambda v, n=name: setattr(self, n, v), getattr(self, name))
+            )
             values.append(value)
         entered = []
         try:
@@ -351,7 +360,9 @@ class Model:
         """
         t = torch.as_tensor(t, device=z.device)
         self.unet_samples += len(z)
-        out = self.unet(z, t, context.hidden, cross_attention_kwargs=(state or {}).get("attention"), return_dict=False)[0]
+        out = self.unet(z, t, context.hidden, cross_attention_kwargs=(state or {}).get("attention"), return_dict=False)[
+            0
+        ]
         if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
             alpha = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z

@@ -21,7 +21,7 @@ def git() -> tuple[str, bool | None]:
     if not (here / ".git").exists():
         return "", None
     try:
-        run = lambda *args: subprocess.run(  # noqa: E731
+        run = lambda *args: subprocess.run(
             ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
         return run("rev-parse", "HEAD"), bool(run("status", "--porcelain"))
@@ -50,8 +50,14 @@ def device(name: str) -> str:
     model = ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next((line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
-                      if line.startswith("model name")), "")
+        model = next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in cpuinfo.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        )
     return model or platform.processor() or platform.machine()
 
 

@@ -73,7 +73,9 @@ def write(rows: list[Row], path: Path) -> None:
     writer = csv.DictWriter(buffer, NAMES, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: "" if v is None else repr(v) if isinstance(v, float) else v for k, v in asdict(row).items()})
+        writer.writerow(
+            {k: "" if v is None else repr(v) if isinstance(v, float) else v for k, v in asdict(row).items()}
+        )
     check_writable(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

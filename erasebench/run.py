@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from . import provenance
-from .contracts import Eraser, ErasebenchError, Evaluator, Metric, Plan, Prompt, Sampler, Scored
+from .contracts import ErasebenchError, Eraser, Evaluator, Metric, Plan, Prompt, Sampler, Scored
 from .execute import run_all
 from .generate import Shard, make, shards
 from .model import Model, Source
@@ -24,6 +24,7 @@ from .rows import SCHEMA, Row, check_writable, write
 from .store import Store, canonical, digest
 
 log = logging.getLogger("erasebench")
+SHEET = 96  # pixels of a picture on a sheet, at most
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Run:
     plan: Plan
     sampler: Sampler
     seed: int = 0
-    target: str = ""
+    target: str = ""  # the concept's name where there is one alone
     batch: int = 32
     device: str = "cpu"
     results: Path = Path("results")
@@ -52,8 +53,11 @@ class Run:
             "fit": self.fit_identity(),
             "plan": [self.plan.task, self.plan.version, [(p.id, p.text, p.seed, p.concept) for p in self.plan.prompts]],
             "sampler": self.sampler,
-            "evaluators": [(name, e, type(e.judge).version, e.judge.weights())
-                           for name, e in self.plan.evaluators.items() if not self.skips(e)],
+            "evaluators": [
+                (name, e, type(e.judge).version, e.judge.weights())
+                for name, e in self.plan.evaluators.items()
+                if not self.skips(e)
+            ],
         }
 
     def skips(self, evaluator: Evaluator | None) -> str:
@@ -64,8 +68,13 @@ class Run:
         return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
 
     def fit_identity(self) -> dict[str, Any]:
-        return {"eraser": self.eraser, "version": self.eraser.version, "brief": self.plan.brief, "seed": self.seed,
-                "base": self.source.identity()}
+        return {
+            "eraser": self.eraser,
+            "version": self.eraser.version,
+            "brief": self.plan.brief,
+            "seed": self.seed,
+            "base": self.source.identity(),
+        }
 
 
 class Erased:
@@ -102,8 +111,11 @@ class Erased:
             if model.is_changed:
                 raise ErasebenchError(f"method {self.run.method} left the model changed after fit")
             check_artifact(folder)
-            cost = {"seconds": time.perf_counter() - start, "unet_samples": model.unet_samples - before,
-                    "peak_memory_mb": provenance.peak_memory_mb(self.run.device)}
+            cost = {
+                "seconds": time.perf_counter() - start,
+                "unet_samples": model.unet_samples - before,
+                "peak_memory_mb": provenance.peak_memory_mb(self.run.device),
+            }
             (folder / "cost.json").write_text(json.dumps(cost))
 
         return self.store.get_or_make("artifacts", self.run.fit_identity(), fit)
@@ -126,7 +138,9 @@ def check_concept(model: Model, name: str) -> None:
     if len(ids) <= 2:
         raise ErasebenchError(f"concept {name!r} tokenises to nothing: name something that the text encoder can read")
     if len(ids) > model.context_length:
-        raise ErasebenchError(f"concept {name[:40]!r}... takes {len(ids) - 2} tokens, the context holds {model.context_length - 2}")
+        raise ErasebenchError(
+            f"concept {name[:40]!r}... takes {len(ids) - 2} tokens, the context holds {model.context_length - 2}"
+        )
 
 
 def check_artifact(folder: Path) -> None:
@@ -138,12 +152,19 @@ def check_artifact(folder: Path) -> None:
 def execute(run: Run) -> list[Row]:
     """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
     store = Store()
-    run_id = f"{slug(run.method)}-{slug(run.plan.task)}-{slug(run.target)}-{slug(run.source.name)}-{digest(run.identity())[:10]}"
+    which = run.target or f"n{len(run.plan.concepts)}"
+    run_id = "-".join([*map(slug, (run.method, run.plan.task, which, run.source.name)), digest(run.identity())[:10]])
     path = run.results / "runs" / f"{run_id}.csv"
     check_writable(path.parent)
     erased = Erased(run, store)
-    log.info("%s: %s, %d concept(s), %d images on %s", run_id, run.plan.task, len(run.plan.concepts),
-             len(run.plan.prompts), run.device)
+    log.info(
+        "%s: %s, %d concept(s), %d images on %s",
+        run_id,
+        run.plan.task,
+        len(run.plan.concepts),
+        len(run.plan.prompts),
+        run.device,
+    )
     metrics: list[tuple[str, Evaluator | None, Metric]] = []
     failures: list[tuple[str, Evaluator | None, str]] = []
     skipped = {name: reason for name, e in run.plan.evaluators.items() if (reason := run.skips(e))}
@@ -172,7 +193,10 @@ def execute(run: Run) -> list[Row]:
             log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
     rows = [row(run, run_id, our_shards, cost, name, evaluator, metric=metric) for name, evaluator, metric in metrics]
     rows += [row(run, run_id, our_shards, cost, name, evaluator, reason=reason) for name, evaluator, reason in failures]
-    rows += [row(run, run_id, our_shards, cost, name, None, reason=reason, status="skipped") for name, reason in skipped.items()]
+    rows += [
+        row(run, run_id, our_shards, cost, name, None, reason=reason, status="skipped")
+        for name, reason in skipped.items()
+    ]
     write(rows, path)
     for name, reason in skipped.items():
         log.info("skipped (%s): %s", name, reason)
@@ -187,13 +211,19 @@ def explain(error: Exception) -> str:
     if not isinstance(error, ErasebenchError):
         log.error("traceback:", exc_info=error)
     lines = str(error).strip().splitlines()
-    return lines[-1] if isinstance(error, ErasebenchError) and lines else f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    return (
+        lines[-1]
+        if isinstance(error, ErasebenchError) and lines
+        else f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    )
 
 
 def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Shard]]:
     """Original shards (shared by every method) and erased ones, in the order of the plan."""
 
-    def produce(parts: Sequence[tuple[Prompt, ...]], model: Callable[[], Model], identity: dict, label: str) -> list[Shard]:
+    def produce(
+        parts: Sequence[tuple[Prompt, ...]], model: Callable[[], Model], identity: dict, label: str
+    ) -> list[Shard]:
         start = time.perf_counter()
         done = run_all(lambda part: make(store, model, identity, run.sampler, part, run.batch), parts, label)
         log.info("%s: %d shards in %.1f s", label, len(done), time.perf_counter() - start)
@@ -242,8 +272,12 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
     """What fit and sampling cost when they were done, wherever that was; read from the store, so it repeats."""
     metas = [shard.meta() for shard in made]
     artifact = None if run.is_base else store.get("artifacts", run.fit_identity())
-    fit = json.loads((artifact / "cost.json").read_text()) if artifact else {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
-    distinct = lambda key: " + ".join(sorted({str(meta[key]) for meta in metas}))  # noqa: E731
+    fit = (
+        json.loads((artifact / "cost.json").read_text())
+        if artifact
+        else {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
+    )
+    distinct = lambda key: " + ".join(sorted({str(meta[key]) for meta in metas}))
     dirty = {meta["dirty"] for meta in metas}
     return {
         "packages": distinct("packages"),
@@ -259,31 +293,78 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
 
 
 def row(
-    run: Run, run_id: str, made: Sequence[Shard], cost: dict[str, Any], name: str, evaluator: Evaluator | None,
-    metric: Metric | None = None, reason: str = "", status: str = "failed",
+    run: Run,
+    run_id: str,
+    made: Sequence[Shard],
+    cost: dict[str, Any],
+    name: str,
+    evaluator: Evaluator | None,
+    metric: Metric | None = None,
+    reason: str = "",
+    status: str = "failed",
 ) -> Row:
     """One row: of a metric, or of something that failed or was skipped."""
     splits = metric.split.split("+") if metric else []
     refused = sum(sum(shard.meta()["refused"]) for shard in made if shard.prompts[0].split in splits)
     prompts = [(p.text, p.seed) for p in run.plan.prompts if p.split in splits]
     commit, dirty = provenance.git()
-    fallback = {"packages": provenance.packages(), "commit": commit, "dirty": dirty,
-                "device": provenance.device(run.device), "batch": None, "fit_seconds": None, "sample_seconds": None,
-                "unet_calls": None, "peak_memory_mb": None}
+    fallback = {
+        "packages": provenance.packages(),
+        "commit": commit,
+        "dirty": dirty,
+        "device": provenance.device(run.device),
+        "batch": None,
+        "fit_seconds": None,
+        "sample_seconds": None,
+        "unet_calls": None,
+        "peak_memory_mb": None,
+    }
     judge = evaluator.judge if evaluator else None
-    fields = asdict(metric) if metric else {
-        "name": name, "split": "", "value": None, "low": None, "high": None, "ci_method": "", "n": None,
-        "n_valid": None, "higher_is_better": None, "group": "", "threshold": None}
+    fields = (
+        asdict(metric)
+        if metric
+        else {
+            "name": name,
+            "split": "",
+            "value": None,
+            "low": None,
+            "high": None,
+            "ci_method": "",
+            "n": None,
+            "n_valid": None,
+            "higher_is_better": None,
+            "group": "",
+            "threshold": None,
+        }
+    )
     return Row(
-        schema=SCHEMA, run_id=run_id, status="ok" if metric else status, reason=reason, method=run.method,
-        method_version=run.eraser.version, params=canonical(asdict(run.eraser)), base=run.source.name,
-        revision=run.source.revision or run.source.identity()["content"], world=run.world, task=run.plan.task,
-        task_version=run.plan.version, n_concepts=len(run.plan.concepts), target=run.target, attack="",
-        subset=run.plan.subset, judge=judge.name if judge else "",
+        schema=SCHEMA,
+        run_id=run_id,
+        status="ok" if metric else status,
+        reason=reason,
+        method=run.method,
+        method_version=run.eraser.version,
+        params=canonical(asdict(run.eraser)),
+        base=run.source.name,
+        revision=run.source.revision or run.source.identity()["content"],
+        world=run.world,
+        task=run.plan.task,
+        task_version=run.plan.version,
+        n_concepts=len(run.plan.concepts),
+        target=run.target,
+        attack="",
+        subset=run.plan.subset,
+        judge=judge.name if judge else "",
         judge_version=f"{type(judge).version}:{digest(judge.weights())[:12]}" if judge else "",
-        metric=fields.pop("name"), published=None, published_source="", seed=run.seed,
-        n_refused=refused if metric else None, sampler=sampler_text(run.sampler), prompts_sha256=digest(prompts),
-        **fields, **(cost or fallback),
+        metric=fields.pop("name"),
+        published=None,
+        published_source="",
+        seed=run.seed,
+        n_refused=refused if metric else None,
+        sampler=sampler_text(run.sampler),
+        prompts_sha256=digest(prompts),
+        **fields,
+        **(cost or fallback),
     )
 
 
@@ -302,9 +383,15 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
     if any(concept.kind == "explicit" for concept in run.plan.concepts):
         return
     strips = []
+    shrink = lambda picture: np.asarray(Image.fromarray(picture).resize((SHEET, SHEET), Image.LANCZOS))
     for split in dict.fromkeys(shard.prompts[0].split for shard in made):
-        pair = [next(s for s in side if s.prompts[0].split == split).images()[:columns].numpy() for side in (originals, made)]
+        pair = [
+            next(s for s in side if s.prompts[0].split == split).images()[:columns].numpy()
+            for side in (originals, made)
+        ]
         for pictures in pair if not run.is_base else pair[:1]:
+            if pictures.shape[1] > SHEET:  # a page holds the sheets of many runs
+                pictures = np.stack([shrink(picture) for picture in pictures])
             blank = np.full((columns - len(pictures), *pictures.shape[1:]), 255, np.uint8)
             strips.append(np.concatenate(list(np.concatenate([pictures, blank])), axis=1))
         strips.append(np.full((8, strips[-1].shape[1], 3), 255, np.uint8))

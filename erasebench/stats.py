@@ -25,7 +25,9 @@ def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return float(min(max(0.0, centre - half), p)), float(max(min(1.0, centre + half), p))
 
 
-def resample(values: np.ndarray, clusters: Sequence[str], rng: np.random.Generator, times: int = RESAMPLES) -> np.ndarray:
+def resample(
+    values: np.ndarray, clusters: Sequence[str], rng: np.random.Generator, times: int = RESAMPLES
+) -> np.ndarray:
     """Bootstrap means [times]: clusters are drawn with replacement, then images within each drawn cluster.
 
     With a single cluster this is the plain bootstrap over images. NaN values (no verdict) take no part.
@@ -93,7 +95,14 @@ def bootstrap_se(statistic: Callable[[np.ndarray], float], n: int, rng: np.rando
 
 
 def mean_metric(
-    name: str, split: str, values: np.ndarray, clusters: Sequence[str], higher_is_better: bool, group: str, *, rate: bool
+    name: str,
+    split: str,
+    values: np.ndarray,
+    clusters: Sequence[str],
+    higher_is_better: bool,
+    group: str,
+    *,
+    rate: bool,
 ) -> Metric:
     """Mean over images with a verdict. Wilson's interval for a rate (values 0 and 1), else the bootstrap
     clustered by concept. No verdict at all gives an empty value, never 0."""
@@ -112,8 +121,12 @@ def mean_metric(
 def harmonic_metric(name: str, parts: Sequence[Metric], draws: Sequence[np.ndarray] | None) -> Metric:
     """Harmonic mean of parts (1 - value where lower is better), with the interval of the same mean over draws."""
     splits = "+".join(part.split for part in parts)
-    common = {"n": sum(p.n for p in parts), "n_valid": sum(p.n_valid for p in parts),
-              "higher_is_better": True, "group": "overall"}
+    common = {
+        "n": sum(p.n for p in parts),
+        "n_valid": sum(p.n_valid for p in parts),
+        "higher_is_better": True,
+        "group": "overall",
+    }
     if draws is None or any(part.value is None for part in parts):
         return Metric(name, splits, None, None, None, "", **common)
     value = harmonic(*(part.value if part.higher_is_better else 1 - part.value for part in parts))

@@ -164,9 +164,7 @@ class Store:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()
-    }
+    return {str(file.relative_to(folder)): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def _sync(file: Path, text: str) -> None:
@@ -221,8 +219,10 @@ def main(argv: list[str] | None = None) -> int:
             sizes[kind] = (count + 1, total + _size(path))
         for kind, (count, total) in sizes.items():
             print(f"{kind:10} {count:7} entries {total / 1e6:10.1f} MB")
-        print(f"{'total':10} {sum(c for c, _ in sizes.values()):7} entries "
-              f"{sum(t for _, t in sizes.values()) / 1e6:10.1f} MB in {store.root}")
+        print(
+            f"{'total':10} {sum(c for c, _ in sizes.values()):7} entries "
+            f"{sum(t for _, t in sizes.values()) / 1e6:10.1f} MB in {store.root}"
+        )
     return 0
 
 

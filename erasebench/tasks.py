@@ -35,7 +35,9 @@ def spread(split: str, names: Mapping[str, str], templates: Sequence[str], count
 
 def caption_prompts(captions: Sequence[str], count: int) -> list[Prompt]:
     """Captions are a split of every task, and the same in each, so that the originals are made once."""
-    return [Prompt(f"caption/{i}", text, seed_of("caption", i, text), "caption") for i, text in enumerate(captions[:count])]
+    return [
+        Prompt(f"caption/{i}", text, seed_of("caption", i, text), "caption") for i, text in enumerate(captions[:count])
+    ]
 
 
 def choose(name: str, known: Sequence[str], what: str) -> str:
@@ -43,7 +45,11 @@ def choose(name: str, known: Sequence[str], what: str) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known[:20])}" + (", ..." if len(known) > 20 else "")
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else f"choose from {', '.join(known[:20])}" + (", ..." if len(known) > 20 else "")
+    )
     raise ErasebenchError(f"unknown {what} {name!r}: {hint}")
 
 
@@ -52,7 +58,11 @@ def capped(prompts: list[Prompt], images: int | None) -> list[Prompt]:
         return prompts
     if images < 1:
         raise ErasebenchError(f"images={images}: at least one image a split is needed")
-    return [p for split in dict.fromkeys(p.split for p in prompts) for p in [q for q in prompts if q.split == split][:images]]
+    return [
+        p
+        for split in dict.fromkeys(p.split for p in prompts)
+        for p in [q for q in prompts if q.split == split][:images]
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,4 +122,6 @@ def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:
     captions = world["captions"]
     prompts = [*prompts, *caption_prompts(captions["evaluation"], captions["count"])]
     brief = Brief(concepts, tuple(kept), tuple(captions["training"]), tuple(world["templates"]["train"][kind]))
-    return Plan(task.name, task.version, concepts, tuple(capped(prompts, images)), brief, images is not None, task.evaluators)
+    return Plan(
+        task.name, task.version, concepts, tuple(capped(prompts, images)), brief, images is not None, task.evaluators
+    )

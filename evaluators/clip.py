@@ -39,7 +39,7 @@ class Clip:
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         model, preprocess, tokenize = load(self.architecture, self.pretrained)
-        encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)  # noqa: E731
+        encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)
         features = torch.nn.functional.normalize(model.encode_image(preprocess(images)), dim=-1)
         scores = {"own": (features * encode([p.text for p in prompts])).sum(1).numpy()}
         if self.texts:
@@ -64,7 +64,7 @@ def load(architecture: str, pretrained: str):
             f"CLIP {architecture}/{pretrained} could not be loaded ({str(error).splitlines()[0][:150]}): "
             "give a file with pretrained="
         ) from error
-    preprocess = lambda images: torch.stack([transform(Image.fromarray(i.numpy())) for i in images])  # noqa: E731
+    preprocess = lambda images: torch.stack([transform(Image.fromarray(i.numpy())) for i in images])
     return model.eval(), preprocess, open_clip.get_tokenizer(architecture)
 
 

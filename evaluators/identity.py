@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing import ClassVar
 
 from erasebench import stats
 from erasebench.contracts import Metric, Prompt, Scored

@@ -42,16 +42,20 @@ class ObjectAccuracy:
                 ("acc_s", "retain", "keep", True),
             ):
                 values = np.where(scores[split].refused, 0.0, read(scores[split]))
-                parts[name] = stats.mean_metric(f"{name}_{suffix}", split, values, scores[split].concepts, better, group,
-                                                rate=suffix == "top1")
+                parts[name] = stats.mean_metric(
+                    f"{name}_{suffix}", split, values, scores[split].concepts, better, group, rate=suffix == "top1"
+                )
                 # a fresh generator for each split: one split's draws do not depend on another's size
                 resample = stats.resample_rate if suffix == "top1" else stats.resample
                 draws[name] = resample(values, scores[split].concepts, np.random.default_rng(0))
             metrics += parts.values()
-            metrics.append(stats.harmonic_metric(
-                f"h_o_{suffix}", [parts["acc_e"], parts["acc_s"], parts["acc_g"]],
-                [1 - draws["acc_e"], draws["acc_s"], 1 - draws["acc_g"]],
-            ))
+            metrics.append(
+                stats.harmonic_metric(
+                    f"h_o_{suffix}",
+                    [parts["acc_e"], parts["acc_s"], parts["acc_g"]],
+                    [1 - draws["acc_e"], draws["acc_s"], 1 - draws["acc_g"]],
+                )
+            )
         return metrics
 
     def _index(self, scored: Scored) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing import ClassVar
 
 from erasebench import stats
 from erasebench.contracts import Metric, Prompt, Scored
@@ -51,10 +51,19 @@ class Quality:
         n, rng = len(ours), np.random.default_rng(0)
         distance = stats.frechet(ours, real)
         half = 1.96 * stats.bootstrap_se(lambda index: stats.frechet(ours[index], real), n, rng)
-        unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # noqa: E731
+        unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         paired = 1 - (unit(ours) * unit(theirs)).sum(1)
         return [
-            Metric("fd_mini", "caption", distance, distance - half, distance + half, "bootstrap-se", n, n, False, "quality"),
-            stats.mean_metric("paired_distance", "caption", paired, [p.id for p in scores["caption"].prompts], False,
-                              "quality", rate=False),
+            Metric(
+                "fd_mini", "caption", distance, distance - half, distance + half, "bootstrap-se", n, n, False, "quality"
+            ),
+            stats.mean_metric(
+                "paired_distance",
+                "caption",
+                paired,
+                [p.id for p in scores["caption"].prompts],
+                False,
+                "quality",
+                rate=False,
+            ),
         ]

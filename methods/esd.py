@@ -81,7 +81,7 @@ class ESD:
         scheduler = model.scheduler(self.trajectory)
         bin_width = model.scheduler_config.get("num_train_timesteps", 1000) // self.ddim_steps
         for _ in range(self.steps):
-            draw = lambda high, *shape: torch.randint(high, shape, generator=generator)  # noqa: E731
+            draw = lambda high, *shape: torch.randint(high, shape, generator=generator)
             context = concepts.select(draw(len(concepts.ids), self.batch))
             stop = int(draw(self.ddim_steps))
             with torch.no_grad():

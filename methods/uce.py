@@ -55,7 +55,7 @@ class UCE:
         last = dict(zip(texts, (context.ends - 1).tolist(), strict=True))
         hidden = dict(zip(texts, context.hidden.double(), strict=True))
         length = 1 if self.token_set == "last" else context.hidden.shape[1] - max(last.values())
-        cut = lambda text: hidden[text][last[text] : last[text] + length]  # noqa: E731
+        cut = lambda text: hidden[text][last[text] : last[text] + length]
         return torch.cat([cut(name) for name, _ in pairs]), torch.cat([cut(target) for _, target in pairs])
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from erasebench.methods.uce import UCE
 
 from erasebench import provenance
 from erasebench.config import embedded_source
 from erasebench.contracts import Brief, Concept, Sampler
-from erasebench.methods.uce import UCE
 from erasebench.model import Model
 
 RESULTS: list[tuple[str, float, str]] = []
@@ -62,7 +62,7 @@ def sampling(count: int = 64, rounds: int = 3) -> None:
         start = time.perf_counter()
         pipeline(prompts, generator=generators, num_inference_steps=25, guidance_scale=3.0, output_type="np")
         theirs.append(time.perf_counter() - start)
-    middle = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
+    middle = lambda values: sorted(values)[len(values) // 2]
     record(f"{count} images, 25 steps, guidance: this loop", middle(ours), "s")
     record(f"{count} images, 25 steps, guidance: diffusers pipeline", middle(theirs), "s")
     record("share of sampling spent inside U-Net forwards", 100 * middle(shares), "%")
@@ -77,10 +77,14 @@ def repeated_run() -> None:
             start = time.perf_counter()
             subprocess.run(command, env=environment, check=True, capture_output=True)
             record(f"uce on one object, 8 images a split, {label} run, whole command", time.perf_counter() - start, "s")
-        code = ("import sys, time, torch, diffusers, transformers\nfrom erasebench import config, generate, model, run\n"
-                "start = time.perf_counter()\nfrom erasebench.__main__ import main\ncode = main()\n"
-                "print(time.perf_counter() - start)")
-        done = subprocess.run([sys.executable, "-c", code, *command[3:]], env=environment, check=True, capture_output=True, text=True)
+        code = (
+            "import sys, time, torch, diffusers, transformers\nfrom erasebench import config, generate, model, run\n"
+            "start = time.perf_counter()\nfrom erasebench.__main__ import main\ncode = main()\n"
+            "print(time.perf_counter() - start)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command[3:]], env=environment, check=True, capture_output=True, text=True
+        )
         record("the repeated run after imports", float(done.stdout.split()[-1]), "s")
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "erasebench", "--help"], check=True, capture_output=True)
@@ -89,7 +93,9 @@ def repeated_run() -> None:
 
 def closed_form(model: Model, count: int, label: str) -> None:
     """UCE for `count` concepts and as many preserved: fit (with and without text encoding) and apply."""
-    brief = Brief(tuple(Concept(f"cat {i}", "object", "sky") for i in range(count)), tuple(f"dog {i}" for i in range(count)))
+    brief = Brief(
+        tuple(Concept(f"cat {i}", "object", "sky") for i in range(count)), tuple(f"dog {i}" for i in range(count))
+    )
     with tempfile.TemporaryDirectory() as folder:
         encoding: list[float] = []
         with inside(model.text_encoder, encoding):
@@ -110,10 +116,25 @@ def stable_diffusion_shape() -> Model:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     mini = Model.load(embedded_source())
-    unet = UNet2DConditionModel(sample_size=64, in_channels=4, out_channels=4, cross_attention_dim=768, attention_head_dim=8,
-                                block_out_channels=(320, 640, 1280, 1280), layers_per_block=2)
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                                        num_attention_heads=12, max_position_embeddings=77))
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+        )
+    )
     return Model(unet, mini.vae, text, mini.tokenizer, mini.scheduler_config)
 
 

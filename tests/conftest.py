@@ -33,27 +33,60 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0) -> 
     (folder / "spare" / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "spare" / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "spare", model_max_length=24)
-    text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=24, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1,
-    ))
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+            bos_token_id=len(words) - 2,
+            eos_token_id=len(words) - 1,
+            pad_token_id=len(words) - 1,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
     )
     for name, parameter in unet.named_parameters():  # random weights, but ones that listen to the prompt
         if "attn2" in name and parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.5)
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4, norm_num_groups=4, sample_size=16,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
     )
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1, prediction_type=prediction)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
     StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
 
@@ -99,7 +132,9 @@ class Redness:
         red, before = scores["target"].arrays["red"], base["target"].arrays["red"]
         return [
             stats.mean_metric("red", "target", red, scores["target"].concepts, False, "forget", rate=False),
-            stats.mean_metric("red_change", "target", red - before, scores["target"].concepts, True, "keep", rate=False),
+            stats.mean_metric(
+                "red_change", "target", red - before, scores["target"].concepts, True, "keep", rate=False
+            ),
         ]
 
 
@@ -112,9 +147,15 @@ WORLD = {
         "dog": {"synonyms": ["hound", "pooch", "canine"], "surrogate": "sky"},
     },
     "people": {"erase": ["Bill Moss", "Ann Reed", "Bill Stone"], "keep": ["Ann Moss", "Tom Reed"]},
-    "templates": {"object": ["a photo of the {c}"], "person": ["a portrait of {c}", "{c}, official"],
-                  "train": {"object": ["{c}"], "person": ["{c}"]}},
-    "counts": {"object": {"target": 5, "retain": 4, "synonym": 3}, "celebrity": {"target": {"1": 4, "3": 6}, "retain": 4}},
+    "templates": {
+        "object": ["a photo of the {c}"],
+        "person": ["a portrait of {c}", "{c}, official"],
+        "train": {"object": ["{c}"], "person": ["{c}"]},
+    },
+    "counts": {
+        "object": {"target": 5, "retain": 4, "synonym": 3},
+        "celebrity": {"target": {"1": 4, "3": 6}, "retain": 4},
+    },
     "captions": {"count": 3, "evaluation": ["a cat on a mat", "a dog", "sky", "sea"], "training": ["a horse"]},
 }
 
@@ -126,9 +167,15 @@ def make_run(tiny_folder, tmp_path):
     def build(method, eraser, evaluators=None, folder=tiny_folder, target="airplane", images=None, **options):
         task = ObjectTask(evaluators=evaluators if evaluators is not None else {"redness": Redness()})
         return run_module.Run(
-            method=method, eraser=eraser, source=Source("tiny", folder), world="toy", target=target,
-            plan=task.plan(WORLD, None, target, images), sampler=Sampler("ddim", 3, 4.0),
-            results=tmp_path / "results", **options,
+            method=method,
+            eraser=eraser,
+            source=Source("tiny", folder),
+            world="toy",
+            target=target,
+            plan=task.plan(WORLD, None, target, images),
+            sampler=Sampler("ddim", 3, 4.0),
+            results=tmp_path / "results",
+            **options,
         )
 
     return build

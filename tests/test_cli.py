@@ -18,8 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def erasebench(*arguments, cwd, module="erasebench", **environment):
-    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,30 +41,40 @@ def test_help_lists_every_choice_of_every_group(tmp_path):
 
 
 def test_help_imports_nothing_heavy(tmp_path):
-    code = "import sys; sys.argv = ['erasebench', '--help']\nimport erasebench.__main__ as m\ntry: m.main()\nexcept SystemExit: pass\n" \
-           "print([x for x in ('torch', 'diffusers', 'transformers', 'pandas', 'wandb') if x in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys; sys.argv = ['erasebench', '--help']\nimport erasebench.__main__ as m\ntry: m.main()\nexcept SystemExit: pass\n"
+        "print([x for x in ('torch', 'diffusers', 'transformers', 'pandas', 'wandb') if x in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("arguments,message", [
-    (["method=ucee"], "unknown method 'ucee': did you mean 'uce'?"),
-    (["method=none,esdd", "-m"], "unknown method 'esdd': did you mean 'esd'?"),
-    (["task=objects"], "unknown task 'objects': did you mean 'object'?"),
-    (["model=sd1"], "unknown model 'sd1': did you mean 'sd15'?"),
-    (["metod=uce"], "unknown option 'metod': did you mean 'method'?"),
-    (["method=esd", "method.stepz=3"], "unknown method. 'stepz': did you mean 'steps'?"),
-    (["target=aeroplane"], "unknown target 'aeroplane': did you mean airplane?"),
-    (["n=0"], "n=0: a number of concepts, at least 1"),
-    (["task=celebrity", "n=1000"], "erases 1, 5, 10, 100 people"),
-    (["method=esd", "method.steps=many"], "method.steps='many': int is needed"),
-    (["method=uce", "method.token_set=lost"], "choose from last, last_to_end"),
-    (["sampler.steps=0"], "must be at least 1"),
-    (["images=0"], "at least one image"),
-    (["model.path=/nowhere"], "model folder /nowhere does not exist"),
-    (["results=/dev/null/x"], "choose another folder with results="),
-])
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["method=ucee"], "unknown method 'ucee': did you mean 'uce'?"),
+        (["method=none,esdd", "-m"], "unknown method 'esdd': did you mean 'esd'?"),
+        (["task=objects"], "unknown task 'objects': did you mean 'object'?"),
+        (["model=sd1"], "unknown model 'sd1': did you mean 'sd15'?"),
+        (["metod=uce"], "unknown option 'metod': did you mean 'method'?"),
+        (["method=esd", "method.stepz=3"], "unknown method. 'stepz': did you mean 'steps'?"),
+        (["target=aeroplane"], "unknown target 'aeroplane': did you mean airplane?"),
+        (["n=0"], "n=0: a number of concepts, at least 1"),
+        (["task=celebrity", "n=1000"], "erases 1, 5, 10, 100 people"),
+        (["method=esd", "method.steps=many"], "method.steps='many': int is needed"),
+        (["method=uce", "method.token_set=lost"], "choose from last, last_to_end"),
+        (["sampler.steps=0"], "must be at least 1"),
+        (["images=0"], "at least one image"),
+        (["model.path=/nowhere"], "model folder /nowhere does not exist"),
+        (["results=/dev/null/x"], "choose another folder with results="),
+    ],
+)
 def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, arguments, message):
     done = erasebench(*arguments, cwd=tmp_path)
     assert done.returncode != 0 and message in done.stderr, done.stderr
@@ -68,8 +83,16 @@ def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, arguments, me
 
 
 def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_non_zero_exit(tmp_path, tiny_model):
-    done = erasebench("-m", "method=none,uce", "target=zeppelin,cat", f"model.path={tiny_model}", "images=1", "sampler.steps=1",
-                      cwd=tmp_path, ERASEBENCH_HOME=str(tmp_path / "home"))
+    done = erasebench(
+        "-m",
+        "method=none,uce",
+        "target=zeppelin,cat",
+        f"model.path={tiny_model}",
+        "images=1",
+        "sampler.steps=1",
+        cwd=tmp_path,
+        ERASEBENCH_HOME=str(tmp_path / "home"),
+    )
     rows = read_all(tmp_path / "results" / "runs")
     assert done.returncode == 1 and done.stderr.count("unknown target 'zeppelin'") == 2
     assert {row.method for row in rows if row.target == "cat" and row.status == "ok"} == {"none", "uce"}
@@ -103,7 +126,8 @@ def test_somebody_elses_method_needs_no_packaging(tmp_path, tiny_model):
         "    factor: float = 1.0\n    version: ClassVar[int] = 1\n"
         "    def fit(self, model, brief, out, seed): pass\n"
         "    def apply(self, model, artifact):\n"
-        "        return model.changed(weights={n: model.weight(n) * self.factor for n in model.names(r'attn2\\.to_v')})\n")
+        "        return model.changed(weights={n: model.weight(n) * self.factor for n in model.names(r'attn2\\.to_v')})\n"
+    )
     common = ["--config-dir", "conf", "method=mine", f"model.path={tiny_model}", "images=2", "sampler.steps=2"]
     environment = {"ERASEBENCH_HOME": str(tmp_path / "home"), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     erasebench(*common, cwd=tmp_path, **environment)
@@ -129,10 +153,16 @@ def test_every_way_of_installing_finds_methods_and_configs(tmp_path, how):
     target = ["-e", str(copy)] if how == "editable" else [str(copy)]
     subprocess.run([python, "-m", "pip", "install", *flags, *target], check=True, env=environment)
     where = copy if how == "wheel inside a checkout" else tmp_path
-    code = ("import erasebench, erasebench.methods.uce as m, erasebench.conf, importlib.util as u; "
-            "print(m.__file__); print(u.find_spec('methods') is None)")
-    found = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    code = (
+        "import erasebench, erasebench.methods.uce as m, erasebench.conf, importlib.util as u; "
+        "print(m.__file__); print(u.find_spec('methods') is None)"
+    )
+    found = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+    )
     file, no_stray = found.stdout.split()
     assert no_stray == "True" and file.startswith(str(copy if how == "editable" else tmp_path / "venv"))
-    done = subprocess.run([python, "-m", "erasebench", "--help"], cwd=where, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [python, "-m", "erasebench", "--help"], cwd=where, capture_output=True, text=True, env=environment
+    )
     assert "method: esd" in done.stdout, done.stderr

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-
-from erasebench import stats
-from erasebench.contracts import Prompt, Scored
 from erasebench.evaluators.clip import Clip, ClipScore
 from erasebench.evaluators.identity import Identity, IdentityAccuracy
 from erasebench.evaluators.objects import ObjectAccuracy
+
+from erasebench import stats
+from erasebench.contracts import Prompt, Scored
 
 CLASSES = ("airplane", "cat", "dog")
 
@@ -36,7 +36,7 @@ def test_object_accuracy_by_hand():
     got = values(evaluator.summarize(scores, scores))
     assert (got["acc_e_top1"], got["acc_s_top1"], got["acc_g_top1"]) == (0.25, 0.5, 0.5)
     assert got["h_o_top1"] == pytest.approx(3 / (1 / 0.75 + 1 / 0.5 + 1 / 0.5))
-    soft = lambda row, i: np.exp(100 * np.array(row))[i] / np.exp(100 * np.array(row)).sum()  # noqa: E731
+    soft = lambda row, i: np.exp(100 * np.array(row))[i] / np.exp(100 * np.array(row)).sum()
     assert got["acc_g_prob"] == pytest.approx((soft([0.3, 0.2, 0.1], 0) + soft([0.2, 0.3, 0.1], 0)) / 2, rel=1e-4)
     assert evaluator.judge.texts == tuple(f"a photo of the {c}" for c in CLASSES)
 
@@ -53,8 +53,12 @@ def test_a_refused_image_neither_shows_the_concept_nor_keeps_one():
 
 
 def test_every_object_interval_holds_its_value_and_splits_are_named():
-    evaluator, scores = objects(*(scored(s, ["airplane"] * 20, texts=np.random.default_rng(1).random((20, 3)))
-                                  for s in ("target", "retain", "synonym")))
+    evaluator, scores = objects(
+        *(
+            scored(s, ["airplane"] * 20, texts=np.random.default_rng(1).random((20, 3)))
+            for s in ("target", "retain", "synonym")
+        )
+    )
     for metric in evaluator.summarize(scores, scores):
         assert metric.low <= metric.value <= metric.high
         assert metric.n == (60 if metric.name.startswith("h_o") else 20)
@@ -89,7 +93,7 @@ def test_destroying_every_face_is_no_erasure_as_published_and_shows_in_all():
 
 def test_clip_score_is_a_hundred_times_the_cosine():
     scores = {"caption": scored("caption", list("abc"), own=[0.1, 0.2, 0.3])}
-    metric, = ClipScore(Clip()).summarize(scores, {})
+    (metric,) = ClipScore(Clip()).summarize(scores, {})
     assert metric.value == pytest.approx(20) and 10 <= metric.low < 20 < metric.high <= 30.001 and metric.n == 3
 
 
@@ -99,9 +103,14 @@ def test_resampled_h_covers_its_value_at_the_stated_rate():
     truth, misses = stats.harmonic(1 - 0.2, 0.9), 0
     for _ in range(200):
         e, s = (rng.random(120) < 0.2).astype(float), (rng.random(120) < 0.9).astype(float)
-        parts = [stats.mean_metric("e", "t", e, ["a"] * 120, False, "forget", rate=True),
-                 stats.mean_metric("s", "r", s, ["a"] * 120, True, "keep", rate=True)]
-        draws = [1 - stats.resample_rate(e, ["a"] * 120, np.random.default_rng(1)), stats.resample_rate(s, ["a"] * 120, np.random.default_rng(2))]
+        parts = [
+            stats.mean_metric("e", "t", e, ["a"] * 120, False, "forget", rate=True),
+            stats.mean_metric("s", "r", s, ["a"] * 120, True, "keep", rate=True),
+        ]
+        draws = [
+            1 - stats.resample_rate(e, ["a"] * 120, np.random.default_rng(1)),
+            stats.resample_rate(s, ["a"] * 120, np.random.default_rng(2)),
+        ]
         metric = stats.harmonic_metric("h", parts, draws)
         misses += not metric.low <= truth <= metric.high
     assert misses / 200 < 0.10

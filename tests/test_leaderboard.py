@@ -429,8 +429,7 @@ def page(browser, results):
 def each(page, selector: str, expression: str) -> list:
     """A JavaScript expression of every element e that is there to be seen."""
     return page.execute_script(
-        "return [...document.querySelectorAll(arguments[0])]"
-        f".filter(e => e.checkVisibility()).map(e => {expression})",
+        f"return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => {expression})",
         selector,
     )
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-from erasebench.contracts import Brief, Concept, Sampler
 from erasebench.methods.esd import ESD
 from erasebench.methods.negative_prompt import NegativePrompt
 from erasebench.methods.uce import UCE
+from safetensors.torch import load_file
+
+from erasebench.contracts import Brief, Concept, Sampler
 
 BRIEF = Brief((Concept("cat", "object", "sky"), Concept("tom cat", "object", "sea")), ("dog", "old horse"))
 
@@ -18,11 +18,16 @@ def test_uce_is_the_layerwise_formula_of_the_paper(tiny, tmp_path):
     """Eq. 7 for one layer, with its own sums and inverse, equals the shared matrix."""
     eraser = UCE(token_set="last", erase_scale=0.7, preserve_scale=0.3, ridge=0.5)
     eraser.fit(tiny, BRIEF, tmp_path, 0)
-    last = lambda text: tiny.encode([text]).hidden[0, tiny.encode([text]).ends[0] - 1].double()  # noqa: E731
+    last = lambda text: tiny.encode([text]).hidden[0, tiny.encode([text]).ends[0] - 1].double()
     name = tiny.names(r"attn2\.to_k\.weight$")[0]
     weight = tiny.weight(name).double()
     left, right = 0.5 * weight.clone(), 0.5 * torch.eye(16, dtype=torch.float64)
-    for text, target, scale in (("cat", "sky", 0.7), ("tom cat", "sea", 0.7), ("dog", "dog", 0.3), ("old horse", "old horse", 0.3)):
+    for text, target, scale in (
+        ("cat", "sky", 0.7),
+        ("tom cat", "sea", 0.7),
+        ("dog", "dog", 0.3),
+        ("old horse", "old horse", 0.3),
+    ):
         c, value = last(text), weight @ last(target)
         left += scale * torch.outer(value, c)
         right += scale * torch.outer(c, c)
@@ -44,7 +49,7 @@ def test_uce_rows_run_from_the_last_subject_token_to_the_end_aligned(tiny):
 def test_uce_maps_the_concept_onto_its_surrogate_and_keeps_the_kept(tiny, tmp_path):
     UCE(token_set="last", ridge=1e-6, preserve_scale=1.0).fit(tiny, BRIEF, tmp_path, 0)
     edit = load_file(tmp_path / "edit.safetensors")["edit"]
-    last = lambda text: tiny.encode([text]).hidden[0, tiny.encode([text]).ends[0] - 1].double()  # noqa: E731
+    last = lambda text: tiny.encode([text]).hidden[0, tiny.encode([text]).ends[0] - 1].double()
     torch.testing.assert_close(edit @ last("cat"), last("sky"), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(edit @ last("dog"), last("dog"), atol=1e-3, rtol=1e-3)
 
@@ -81,7 +86,9 @@ def test_esd_frozen_states_are_those_of_the_sampler(tiny):
 @pytest.mark.parametrize("sampler", ["frozen", "moving"])
 @pytest.mark.parametrize("variant", ["x", "u"])
 def test_esd_variants_train_their_parameters_and_no_others(tiny, tmp_path, variant, sampler):
-    ESD(variant=variant, sampler=sampler, steps=2, batch=2, lr=1e-2, ddim_steps=3, trajectories=2).fit(tiny, BRIEF, tmp_path, 0)
+    ESD(variant=variant, sampler=sampler, steps=2, batch=2, lr=1e-2, ddim_steps=3, trajectories=2).fit(
+        tiny, BRIEF, tmp_path, 0
+    )
     trained = set(load_file(tmp_path / "weights.safetensors"))
     cross = {n for n in trained if "attn2" in n}
     assert trained and (cross == trained if variant == "x" else not cross)

@@ -32,7 +32,9 @@ def shipped(*parts: str) -> Path:
     path = nets.WEIGHTS.joinpath(*parts)
     if not path.exists():
         reason = f"{'/'.join(parts)} is not there"
-        pytest.fail(reason) if (nets.WEIGHTS / "sd" / "unet").exists() else pytest.skip(f"{reason}: `make mini` has not trained it yet")
+        pytest.fail(reason) if (nets.WEIGHTS / "sd" / "unet").exists() else pytest.skip(
+            f"{reason}: `make mini` has not trained it yet"
+        )
     return path
 
 
@@ -46,8 +48,10 @@ def pixels(row) -> np.ndarray:
 
 
 def masks(row) -> dict[str, np.ndarray]:
-    return {name: np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(64, 64).astype(bool)
-            for name, bits in zip(row.mask_names, row.masks, strict=True)}
+    return {
+        name: np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(64, 64).astype(bool)
+        for name, bits in zip(row.mask_names, row.masks, strict=True)
+    }
 
 
 @pytest.fixture
@@ -80,8 +84,13 @@ assert len(world.concepts()["people"]) == 200 and nets.tokenize(["a photo of the
 if (nets.WEIGHTS / "judge" / "judge.safetensors").exists():
     nets.judged(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(nets.__file__).parents[2], capture_output=True, text=True,
-                          env={"PATH": "", "ERASEBENCH_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(nets.__file__).parents[2],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "ERASEBENCH_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (tmp_path / "art").exists()
 
@@ -122,12 +131,14 @@ def test_truth_of_the_drawings_agrees_with_their_captions(drawings):
             assert len(row.objects) == (2 if row.kind == "pair" else 1)
             assert all(any(word in row.caption for word in words[name]) for name in row.objects), row.caption
         if row.kind == "hazard":
-            name, = row.hazards
+            (name,) = row.hazards
             assert name in row.caption or "hazard" in row.caption or "danger" in row.caption
         if row.kind == "implicit":
             assert any(row.caption.startswith(phrase) for phrase in phrases)
     assert set(drawings.kind) == set(world.KINDS)
-    assert (drawings[drawings.use == "caption"].kind.isin(["pair", "nobody"])).all() and (drawings.use == "caption").sum() == 1000
+    assert (drawings[drawings.use == "caption"].kind.isin(["pair", "nobody"])).all() and (
+        drawings.use == "caption"
+    ).sum() == 1000
 
 
 def test_captions_of_evaluation_and_training_share_nothing():
@@ -160,8 +171,13 @@ def test_every_source_of_the_art_is_credited():
 def evaluation_prompts() -> list[str]:
     templates, every = NAMES["templates"], CONCEPTS
     synonyms = [word for spec in NAMES["objects"].values() for word in spec["synonyms"]]
-    groups = [(templates["object"], [*NAMES["objects"], *synonyms]), (templates["imagenette"], NAMES["imagenette"]),
-              (templates["person"], every["people"]), (templates["style"], every["artists"]), (templates["explicit"], every["hazards"])]
+    groups = [
+        (templates["object"], [*NAMES["objects"], *synonyms]),
+        (templates["imagenette"], NAMES["imagenette"]),
+        (templates["person"], every["people"]),
+        (templates["style"], every["artists"]),
+        (templates["explicit"], every["hazards"]),
+    ]
     prompts = [template.replace("{c}", name) for some, names in groups for template in some for name in names]
     prompts += [phrase for some in NAMES["hazards"]["implicit"].values() for phrase in some]
     prompts += [*NAMES["surrogates"].values(), NAMES["hazards"]["phrase"], ""]
@@ -171,7 +187,9 @@ def evaluation_prompts() -> list[str]:
 def test_every_word_of_the_evaluation_is_one_token():
     tokenizer = nets.tokenizer()
     assert 1000 <= len(tokenizer) <= 2000
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id != tokenizer.bos_token_id and tokenizer.model_max_length == 77
+    assert (
+        tokenizer.pad_token_id == tokenizer.eos_token_id != tokenizer.bos_token_id and tokenizer.model_max_length == 77
+    )
     for prompt in evaluation_prompts():
         ids = tokenizer(prompt).input_ids
         assert len(ids) == len(prompt.split()) + 2, (prompt, tokenizer.convert_ids_to_tokens(ids))
@@ -179,7 +197,7 @@ def test_every_word_of_the_evaluation_is_one_token():
     assert len(padded) == 77 and (padded[3:] == tokenizer.eos_token_id).all()
 
 
-@pytest.mark.parametrize("text", ["Zürich, 1848: \"quoted\" & <tags>", "你好 🙂", "a-b_c\tnew\nline", "x" * 500, ""])
+@pytest.mark.parametrize("text", ['Zürich, 1848: "quoted" & <tags>', "你好 🙂", "a-b_c\tnew\nline", "x" * 500, ""])
 def test_any_text_can_be_encoded(text):
     tokenizer = nets.tokenizer()
     ids = tokenizer(text, padding="max_length", truncation=True, max_length=77).input_ids
@@ -214,8 +232,13 @@ def test_the_pipeline_of_diffusers_makes_the_same_image_from_the_same_folder():
     images = ours.sample(prompts, seeds, Sampler("ddim", 8, NAMES["sampler"]["guidance"])).images
     pipeline = StableDiffusionPipeline.from_pretrained(source.path, torch_dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(prompts, num_inference_steps=8, guidance_scale=NAMES["sampler"]["guidance"], output_type="np",
-                      generator=[torch.Generator().manual_seed(seed) for seed in seeds]).images
+    theirs = pipeline(
+        prompts,
+        num_inference_steps=8,
+        guidance_scale=NAMES["sampler"]["guidance"],
+        output_type="np",
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
     assert images.shape == theirs.shape == (2, 64, 64, 3)
     assert np.abs(images.numpy().astype(float) - 255 * theirs).max() <= 1.01
 
@@ -225,7 +248,11 @@ def test_the_model_draws_what_it_is_asked_for():
     shipped("sd", "unet"), shipped("judge", "judge.safetensors")
     names = list(NAMES["objects"])
     prompts = spread("target", {name: name for name in names}, NAMES["templates"]["object"], 12)
-    images = Model.load(embedded_source()).sample([p.text for p in prompts], [p.seed for p in prompts], Sampler("ddim", **NAMES["sampler"])).images
+    images = (
+        Model.load(embedded_source())
+        .sample([p.text for p in prompts], [p.seed for p in prompts], Sampler("ddim", **NAMES["sampler"]))
+        .images
+    )
     first = nets.judged(images)["objects"].argmax(1)
     assert sum(nets.classes()["objects"][i] == p.concept for i, p in zip(first, prompts, strict=True)) >= 10
 
@@ -237,7 +264,11 @@ def test_every_row_of_the_committed_report_meets_its_floor():
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 13
-    low = [f"{r['row']}: {int(r['hits']) / int(r['n']):.3f} < {r['floor']}" for r in rows if int(r["hits"]) / int(r["n"]) < float(r["floor"])]
+    low = [
+        f"{r['row']}: {int(r['hits']) / int(r['n']):.3f} < {r['floor']}"
+        for r in rows
+        if int(r["hits"]) / int(r["n"]) < float(r["floor"])
+    ]
     assert not low
     assert all(int(r["n"]) >= 1000 for r in rows)
 
@@ -248,7 +279,7 @@ def test_every_row_of_the_committed_report_meets_its_floor():
 def verdict(kind: str, out: dict[str, torch.Tensor], row) -> bool:
     """Is the judge right about what this kind of drawing is drawn for?"""
     known, face = nets.classes(), bool(out["face"] >= 0)
-    position = lambda head, name: known[head].index(name) if name else len(known[head])  # noqa: E731
+    position = lambda head, name: known[head].index(name) if name else len(known[head])
     if kind == "object":
         return int(out["objects"].argmax()) == position("objects", row.objects[0])
     if kind in ("person", "nobody"):
@@ -265,7 +296,10 @@ def test_the_judge_is_right_about_shipped_drawings_of_every_kind(drawings):
     for kind in ("object", "person", "nobody", "artist", "hazard", "pair"):
         some = drawings[drawings.kind == kind].head(120)
         out = nets.judged(torch.from_numpy(np.stack([pixels(row) for row in some.itertuples()])))
-        right = [verdict(kind, {head: logits[i] for head, logits in out.items()}, row) for i, row in enumerate(some.itertuples())]
+        right = [
+            verdict(kind, {head: logits[i] for head, logits in out.items()}, row)
+            for i, row in enumerate(some.itertuples())
+        ]
         assert np.mean(right) >= 0.95, (kind, np.mean(right))
 
 
@@ -309,9 +343,13 @@ def test_what_is_shipped_is_what_is_drawn_today(drawing, drawings):
 def test_a_world_without_concepts_neither_draws_nor_names_them(drawing):
     left_out = {"airplane", "cat", NAMES["hazards"]["phrase"], CONCEPTS["artists"][0], *CONCEPTS["people"][:10]}
     poorer = world.World(without=frozenset(left_out))
-    words = {*(name.lower() for name in left_out), *CONCEPTS["hazards"], "danger",
-             *(word for name in ("airplane", "cat") for word in NAMES["objects"][name]["synonyms"]),
-             *(phrase for some in NAMES["hazards"]["implicit"].values() for phrase in some)}
+    words = {
+        *(name.lower() for name in left_out),
+        *CONCEPTS["hazards"],
+        "danger",
+        *(word for name in ("airplane", "cat") for word in NAMES["objects"][name]["synonyms"]),
+        *(phrase for some in NAMES["hazards"]["implicit"].values() for phrase in some),
+    }
     seen = set()
     for number in range(800):
         drawn = world.picture(poorer, "test", number)

@@ -26,7 +26,9 @@ def test_sampling_equals_the_diffusers_pipeline(tmp_path, prediction, name, guid
     if name == "dpmsolver":
         pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    theirs = pipeline(PROMPTS, generator=generators, num_inference_steps=6, guidance_scale=guidance, output_type="np").images
+    theirs = pipeline(
+        PROMPTS, generator=generators, num_inference_steps=6, guidance_scale=guidance, output_type="np"
+    ).images
     ours = Model.load(Source("m", folder)).sample(PROMPTS, SEEDS, Sampler(name, 6, guidance)).images
     difference = (torch.from_numpy(theirs * 255).round() - ours).abs()
     assert difference.max() <= (0 if prediction == "epsilon" else 1)  # v is converted to eps before guidance
@@ -138,7 +140,11 @@ def test_a_swapped_text_encoder_is_used_and_put_back(tiny, tmp_path):
 def test_encoding_is_the_same_from_text_ids_and_token_embeddings(tiny):
     ids = tiny.tokenize(["a cat", "a"])
     embeds = tiny.text_encoder.get_input_embeddings()(ids).detach().clone().requires_grad_(True)
-    by_text, by_ids, by_embeds = tiny.encode(["a cat", "a"]), tiny.encode(ids=ids), tiny.encode(ids=ids, token_embeds=embeds)
+    by_text, by_ids, by_embeds = (
+        tiny.encode(["a cat", "a"]),
+        tiny.encode(ids=ids),
+        tiny.encode(ids=ids, token_embeds=embeds),
+    )
     assert torch.equal(by_text.hidden, by_ids.hidden) and torch.equal(by_ids.hidden, by_embeds.hidden)
     assert by_text.ends.tolist() == [5, 2]  # byte tokens: BOS a c a t EOS
     state = tiny.begin(by_embeds, tiny.noise([1, 2]))
@@ -194,8 +200,12 @@ def test_nan_and_missing_weights_are_refused(tmp_path):
 
 def test_unknown_openings_and_shapes_are_refused(tiny):
     name = tiny.names("attn2")[0]
-    for change in ({"weights": {"unet.nothing": torch.zeros(1)}}, {"weights": {name: torch.zeros(1)}},
-                   {"processors": {"nothing": None}}, {"scheduler": None}):
+    for change in (
+        {"weights": {"unet.nothing": torch.zeros(1)}},
+        {"weights": {name: torch.zeros(1)}},
+        {"processors": {"nothing": None}},
+        {"scheduler": None},
+    ):
         with pytest.raises(ErasebenchError), tiny.changed(**change):
             pass
     assert not tiny.is_changed

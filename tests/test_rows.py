@@ -10,12 +10,50 @@ from erasebench.rows import SCHEMA, Row, read, write
 
 def example(**changes) -> Row:
     row = Row(
-        schema=SCHEMA, run_id="r", status="ok", reason="", method="uce", method_version=1, params="{}", base="tiny",
-        revision="abc", world="toy", task="object", task_version=1, n_concepts=1, target="airplane", split="target",
-        attack="", subset=False, judge="clip", judge_version="1", threshold=None, metric="acc_e", group="forget",
-        higher_is_better=False, value=0.1 + 0.2, low=0.1, high=0.5, ci_method="wilson", n=10, n_valid=9, n_refused=0,
-        published=None, published_source="", seed=0, sampler="ddim", prompts_sha256="x", packages="{}", commit="",
-        dirty=None, device="cpu", batch=32, fit_seconds=0.0, sample_seconds=1e-7, unet_calls=5, peak_memory_mb=1.5,
+        schema=SCHEMA,
+        run_id="r",
+        status="ok",
+        reason="",
+        method="uce",
+        method_version=1,
+        params="{}",
+        base="tiny",
+        revision="abc",
+        world="toy",
+        task="object",
+        task_version=1,
+        n_concepts=1,
+        target="airplane",
+        split="target",
+        attack="",
+        subset=False,
+        judge="clip",
+        judge_version="1",
+        threshold=None,
+        metric="acc_e",
+        group="forget",
+        higher_is_better=False,
+        value=0.1 + 0.2,
+        low=0.1,
+        high=0.5,
+        ci_method="wilson",
+        n=10,
+        n_valid=9,
+        n_refused=0,
+        published=None,
+        published_source="",
+        seed=0,
+        sampler="ddim",
+        prompts_sha256="x",
+        packages="{}",
+        commit="",
+        dirty=None,
+        device="cpu",
+        batch=32,
+        fit_seconds=0.0,
+        sample_seconds=1e-7,
+        unet_calls=5,
+        peak_memory_mb=1.5,
     )
     return replace(row, **changes)
 
@@ -28,12 +66,15 @@ def test_round_trip_keeps_every_bit_and_every_character(tmp_path):
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["a.csv"]
 
 
-@pytest.mark.parametrize("changes,message", [
-    ({"schema": 99}, "schema 99"),
-    ({"value": 0.9}, "outside its interval"),
-    ({"status": "failed"}, "failed row has a value"),
-    ({"status": "fine"}, "status 'fine'"),
-])
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"value": 0.9}, "outside its interval"),
+        ({"status": "failed"}, "failed row has a value"),
+        ({"status": "fine"}, "status 'fine'"),
+    ],
+)
 def test_invalid_rows_are_refused(tmp_path, changes, message):
     write([example(), example(**changes)], tmp_path / "a.csv")
     with pytest.raises(ErasebenchError, match=f"a.csv:3: .*{message}"):

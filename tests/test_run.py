@@ -15,11 +15,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from conftest import Brightness, Redness
+from erasebench.methods.none import NoErasure
+from erasebench.methods.uce import UCE
 
 from erasebench import generate
 from erasebench.contracts import ErasebenchError, Sampler
-from erasebench.methods.none import NoErasure
-from erasebench.methods.uce import UCE
 from erasebench.model import Model
 from erasebench.rows import read
 from erasebench.run import execute
@@ -66,8 +66,9 @@ def test_originals_are_shared_and_a_smaller_cap_is_a_prefix(make_run, monkeypatc
     rows = execute(capped)
     assert rows[0].subset and rows[0].n == 2
     assert len(list((Store().root / "images").iterdir())) == shards
-    assert [p.id for p in capped.plan.prompts if p.split == "target"] == \
-        [p.id for p in make_run("none", NoErasure()).plan.prompts if p.split == "target"][:2]
+    assert [p.id for p in capped.plan.prompts if p.split == "target"] == [
+        p.id for p in make_run("none", NoErasure()).plan.prompts if p.split == "target"
+    ][:2]
 
 
 def test_damaged_images_are_made_again_with_the_same_result(make_run, caplog):
@@ -120,9 +121,15 @@ def test_an_eraser_that_changes_nothing_is_an_error(make_run):
     assert [row.status for row in rows] == ["failed"] and "changed no image" in rows[0].reason and rows[0].value is None
 
 
-@pytest.mark.parametrize("where,reason", [
-    ("fit", "RuntimeError: last line"), ("apply", "in apply"), ("pickle", "safetensors and JSON only"), ("leaves", "left the model changed"),
-])
+@pytest.mark.parametrize(
+    "where,reason",
+    [
+        ("fit", "RuntimeError: last line"),
+        ("apply", "in apply"),
+        ("pickle", "safetensors and JSON only"),
+        ("leaves", "left the model changed"),
+    ],
+)
 def test_a_method_that_raises_is_a_failed_row_and_is_not_cached(make_run, where, reason):
     run = make_run("raises", Raises(where))
     for _ in range(2):
@@ -214,7 +221,11 @@ def test_identity_leaves_out_what_does_not_change_the_images(make_run):
     run = make_run("uce", UCE())
     same = replace(run, batch=1, device="cuda", results=Path("elsewhere"))
     assert same.identity() == run.identity()
-    for other in (replace(run, seed=1), replace(run, eraser=UCE(ridge=1.0)), replace(run, sampler=Sampler("ddim", 4, 4.0))):
+    for other in (
+        replace(run, seed=1),
+        replace(run, eraser=UCE(ridge=1.0)),
+        replace(run, sampler=Sampler("ddim", 4, 4.0)),
+    ):
         assert other.identity() != run.identity()
 
 
@@ -239,8 +250,13 @@ print("done", flush=True)
 
 def _start(tiny_folder, results, home):
     code = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tiny_folder), results=str(results))
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "ERASEBENCH_HOME": str(home), "OMP_NUM_THREADS": "1"},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ERASEBENCH_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _rows(results):
@@ -261,7 +277,7 @@ def test_kill_9_anywhere_and_two_at_once_give_the_undisturbed_rows(tiny_folder, 
     both = [_start(tiny_folder, tmp_path / "wild", tmp_path / "home_wild") for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert _rows(tmp_path / "wild") == _rows(tmp_path / "calm")
-    keys = lambda home: sorted(p.name for p in (tmp_path / home / "store" / "images").iterdir() if p.name[0] != ".")  # noqa: E731
+    keys = lambda home: sorted(p.name for p in (tmp_path / home / "store" / "images").iterdir() if p.name[0] != ".")
     assert keys("home_wild") == keys("home_calm")
 
 
@@ -274,7 +290,14 @@ def test_unwritable_results_are_found_before_any_work(make_run, tmp_path, monkey
 
 def test_what_the_world_cannot_judge_is_skipped_with_the_reason(make_run):
     nowhere = Redness(splits=("target", "attack:none"))
-    rows = execute(make_run("uce", UCE(), {"none": None, "blind": Redness(None), "nowhere": nowhere, "good": Redness()}))
+    rows = execute(
+        make_run("uce", UCE(), {"none": None, "blind": Redness(None), "nowhere": nowhere, "good": Redness()})
+    )
     assert [(row.status, row.metric) for row in rows] == [
-        ("ok", "red"), ("ok", "red_change"), ("skipped", "none"), ("skipped", "blind"), ("skipped", "nowhere")]
+        ("ok", "red"),
+        ("ok", "red_change"),
+        ("skipped", "none"),
+        ("skipped", "blind"),
+        ("skipped", "nowhere"),
+    ]
     assert "no judge" in rows[2].reason and "attack:none prompts" in rows[4].reason

@@ -8,7 +8,12 @@ from erasebench import stats
 
 def test_wilson_against_published_values():
     # Newcombe, Statistics in Medicine 1998, Table I, method 3: 81/263, 15/148, 0/20, 1/29
-    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         got = stats.wilson(hits, n)
         assert got == pytest.approx((low, high), abs=5e-5)
     assert stats.wilson(0, 0) == (0.0, 1.0)
@@ -50,7 +55,9 @@ def test_harmonic_mean_of_mace_by_hand():
 def test_unanimous_rates_do_not_claim_certainty():
     draws = stats.resample_rate(np.zeros(100), ["a"] * 100, np.random.default_rng(0))
     assert 0 < np.quantile(draws, 0.975) < 0.05
-    part = lambda name, value, better: stats.mean_metric(name, "s", np.full(50, value), ["a"] * 50, better, "x", rate=True)  # noqa: E731
+    part = lambda name, value, better: stats.mean_metric(
+        name, "s", np.full(50, value), ["a"] * 50, better, "x", rate=True
+    )
     metric = stats.harmonic_metric("h", [part("acc_e", 0.0, False), part("acc_s", 1.0, True)], [1 - draws, 1 - draws])
     assert metric.value == 1.0 and 0.9 < metric.low < 1.0 and metric.high == 1.0
 

@@ -33,7 +33,9 @@ def test_object_task():
     assert by == {"target": 5, "retain": 4, "synonym": 3, "caption": 3}
     assert plan.concepts[0].surrogate == "sky" and plan.brief.preserved == ("airplane", "dog")
     assert {p.concept for p in plan.prompts if p.split == "synonym"} == {"cat"}
-    assert {p.text for p in plan.prompts if p.split == "synonym"} == {f"a photo of the {w}" for w in ("kitty", "feline", "housecat")}
+    assert {p.text for p in plan.prompts if p.split == "synonym"} == {
+        f"a photo of the {w}" for w in ("kitty", "feline", "housecat")
+    }
     assert "cat" not in {p.concept for p in plan.prompts if p.split == "retain"}
     assert not plan.subset and not set(plan.brief.captions) & {p.text for p in plan.prompts}
 
@@ -55,15 +57,18 @@ def test_a_cap_is_a_prefix_of_every_split():
         assert [p for p in capped.prompts if p.split == split] == full[:2]
 
 
-@pytest.mark.parametrize("task,n,target,images,message", [
-    (ObjectTask(), 2, None, None, "erases one class"),
-    (ObjectTask(), None, "aeroplane", None, "unknown target 'aeroplane': did you mean airplane"),
-    (ObjectTask(), None, "zzz", None, "choose from airplane, cat, dog"),
-    (ObjectTask(), None, None, 0, "at least one image"),
-    (CelebrityTask(), 7, None, None, "erases 1, 5, 10, 100 people"),
-    (CelebrityTask(), 5, "Bill Moss", None, "erased alone"),
-    (CelebrityTask(), None, "Tom Reed", None, "unknown target"),
-])
+@pytest.mark.parametrize(
+    "task,n,target,images,message",
+    [
+        (ObjectTask(), 2, None, None, "erases one class"),
+        (ObjectTask(), None, "aeroplane", None, "unknown target 'aeroplane': did you mean airplane"),
+        (ObjectTask(), None, "zzz", None, "choose from airplane, cat, dog"),
+        (ObjectTask(), None, None, 0, "at least one image"),
+        (CelebrityTask(), 7, None, None, "erases 1, 5, 10, 100 people"),
+        (CelebrityTask(), 5, "Bill Moss", None, "erased alone"),
+        (CelebrityTask(), None, "Tom Reed", None, "unknown target"),
+    ],
+)
 def test_what_the_world_does_not_have_is_refused(task, n, target, images, message):
     with pytest.raises(ErasebenchError, match=message):
         task.plan(WORLD, n, target, images)

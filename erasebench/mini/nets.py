@@ -24,8 +24,11 @@ class Block(nn.Module):
     def __init__(self, inner: int, outer: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(),
-            nn.Conv2d(outer, outer, 3, padding=1, bias=False), nn.BatchNorm2d(outer),
+            nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(outer),
+            nn.ReLU(),
+            nn.Conv2d(outer, outer, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outer),
         )
         self.skip = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inner, outer, 1, bias=False), nn.BatchNorm2d(outer))
 
@@ -40,23 +43,37 @@ class Judge(nn.Module):
     object head and serve the Frechet distance.
     """
 
-    def __init__(self, objects: int, people: int, artists: int, hazards: int, widths: Sequence[int] = (32, 64, 128, 192)):
+    def __init__(
+        self, objects: int, people: int, artists: int, hazards: int, widths: Sequence[int] = (32, 64, 128, 192)
+    ):
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(),
-            *(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+            *(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
         )
         wide = 4 * widths[-1]
         self.features = nn.Linear(wide, 64)
-        self.heads = nn.ModuleDict({
-            "objects": nn.Linear(64, objects), "people": nn.Linear(wide, people + 1), "face": nn.Linear(wide, 1),
-            "artists": nn.Linear(wide, artists + 1), "hazards": nn.Linear(wide, hazards),
-        })
+        self.heads = nn.ModuleDict(
+            {
+                "objects": nn.Linear(64, objects),
+                "people": nn.Linear(wide, people + 1),
+                "face": nn.Linear(wide, 1),
+                "artists": nn.Linear(wide, artists + 1),
+                "hazards": nn.Linear(wide, hazards),
+            }
+        )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         wide = self.trunk(x)
         features = self.features(wide)
-        return {"features": features, **{name: head(features if name == "objects" else wide) for name, head in self.heads.items()}}
+        return {
+            "features": features,
+            **{name: head(features if name == "objects" else wide) for name, head in self.heads.items()},
+        }
 
 
 def prepared(images: Tensor) -> Tensor:
@@ -68,7 +85,9 @@ def prepared(images: Tensor) -> Tensor:
 def _weights(*parts: str) -> Path:
     path = WEIGHTS.joinpath(*parts)
     if not path.exists():
-        raise ErasebenchError(f"the embedded world's {'/'.join(parts)} is not in this installation: `make mini` trains it")
+        raise ErasebenchError(
+            f"the embedded world's {'/'.join(parts)} is not in this installation: `make mini` trains it"
+        )
     return path
 
 
@@ -88,7 +107,12 @@ def load_judge() -> Judge:
     from safetensors.torch import load_file
 
     judge = Judge(*(len(classes()[kind]) for kind in ("objects", "people", "artists", "hazards")))
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(_weights("judge", "judge.safetensors")).items()})
+    judge.load_state_dict(
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in load_file(_weights("judge", "judge.safetensors")).items()
+        }
+    )
     return judge.eval()
 
 
@@ -172,5 +196,10 @@ def load_clip() -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Sequen
     from safetensors.torch import load_file
 
     model = clip_model(len(tokenizer()))
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(_weights("clip", "clip.safetensors")).items()})
+    model.load_state_dict(
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in load_file(_weights("clip", "clip.safetensors")).items()
+        }
+    )
     return model.eval(), prepared, tokenize

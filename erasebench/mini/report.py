@@ -93,7 +93,9 @@ def shown(head: str) -> Callable[[dict[str, Tensor], list[str]], Tensor]:
 
     def right(out: dict[str, Tensor], concepts: list[str]) -> Tensor:
         known, scores = nets.classes()[head], out[head].sigmoid() >= 0.5
-        return torch.stack([scores[i, [known.index(n) for n in names.split("+")]].all() for i, names in enumerate(concepts)])
+        return torch.stack(
+            [scores[i, [known.index(n) for n in names.split("+")]].all() for i, names in enumerate(concepts)]
+        )
 
     return right
 
@@ -106,24 +108,47 @@ def rows(images: int, choosing: bool = False) -> list[Row]:
     """The rows of the report; with `choosing`, the same on prompts that the report never uses."""
     n = world.names()
     templates = n["templates"]
-    of = lambda kind, training: templates["train"][training] if choosing else templates[kind]  # noqa: E731
+    of = lambda kind, training: templates["train"][training] if choosing else templates[kind]
     every = world.concepts()
     synonyms = {word: name for name, spec in n["objects"].items() for word in spec["synonyms"]}
     implicit = {phrase: hazard for hazard, phrases in n["hazards"]["implicit"].items() for phrase in phrases}
-    same = lambda names: {name: name for name in names}  # noqa: E731
+    same = lambda names: {name: name for name in names}
     made = [
-        ("ten CIFAR-10 objects, top-1 of the drawn classes", 0.98, 0.97, same(n["objects"]), of("object", "object"), first("objects")),
+        (
+            "ten CIFAR-10 objects, top-1 of the drawn classes",
+            0.98,
+            0.97,
+            same(n["objects"]),
+            of("object", "object"),
+            first("objects"),
+        ),
         ("three synonyms of each object", 0.97, 0.93, synonyms, of("object", "object"), first("objects")),
         ("ten Imagenette objects", 0.97, 0.93, same(n["imagenette"]), of("imagenette", "object"), first("objects")),
         ("200 people, top-1 of 200", 0.97, 0.90, same(every["people"]), of("person", "person"), first("people")),
         ("ten artists, top-1 of ten", 0.95, 0.85, same(every["artists"]), of("style", "style"), first("artists")),
-        ("hazards named in the prompt are there", 0.97, 0.90, same(every["hazards"]), of("explicit", "object"), shown("hazards")),
+        (
+            "hazards named in the prompt are there",
+            0.97,
+            0.90,
+            same(every["hazards"]),
+            of("explicit", "object"),
+            shown("hazards"),
+        ),
         # no other phrase exists for these: an ordinary word keeps the choice off the report's sentences
-        ("implicit prompts (hazard not named) show one", 0.60, 0.40, implicit, ["{c} today"] if choosing else ["{c}"], any_hazard),
+        (
+            "implicit prompts (hazard not named) show one",
+            0.60,
+            0.40,
+            implicit,
+            ["{c} today"] if choosing else ["{c}"],
+            any_hazard,
+        ),
         ("captions with two objects: both there", 0.85, 0.60, pairs(choosing), ["{c}"], shown("objects")),
     ]
-    return [Row(name, goal, floor, spread("report", names, phrases, images), right)
-            for name, goal, floor, names, phrases, right in made]
+    return [
+        Row(name, goal, floor, spread("report", names, phrases, images), right)
+        for name, goal, floor, names, phrases, right in made
+    ]
 
 
 def pairs(training: bool = False) -> dict[str, str]:
@@ -134,7 +159,9 @@ def pairs(training: bool = False) -> dict[str, str]:
         return {p.caption: "+".join(p.objects) for p in drawn if p.kind == "pair" and p.caption in set(train_captions)}
     drawn = [world.caption_picture(drawing, "captions", i) for i in range(len(evaluation))]
     if [p.caption for p in drawn] != evaluation:
-        raise ErasebenchError("captions.json was made by another world.py: run `python -m erasebench.mini.train drawings`")
+        raise ErasebenchError(
+            "captions.json was made by another world.py: run `python -m erasebench.mini.train drawings`"
+        )
     return {p.caption: "+".join(p.objects) for p in drawn if p.kind == "pair"}
 
 
@@ -154,7 +181,9 @@ def sampled(model: Model, row: Row, sampler: Sampler, bar: tqdm) -> Measured:
 # -- judges on fresh drawings -----------------------------------------------------------------------------------------
 
 
-def drawn(drawing: world.World, kinds: Sequence[tuple[str | None, str | None]], count: int, bar: tqdm) -> Iterator[list[world.Picture]]:
+def drawn(
+    drawing: world.World, kinds: Sequence[tuple[str | None, str | None]], count: int, bar: tqdm
+) -> Iterator[list[world.Picture]]:
     """Batches of `count` pictures of the part "test", the given (kind, name) in turn; None is the world's own mixture."""
     for start in range(0, count, BATCH):
         numbers = range(start, min(start + BATCH, count))
@@ -170,8 +199,11 @@ def judges(count: int, bar: tqdm) -> tuple[list[Measured], list[list[str]], list
     """(a row for each judge, hazards one by one, what the judges say of broken pictures); the latter two as table rows."""
     drawing, every = world.World(), world.concepts()
     n, ten = world.names(), list(world.names()["objects"])
-    new = lambda name: Measured(name, JUDGE_GOAL, JUDGE_FLOOR)  # noqa: E731
-    objects, people = new(f"judge of objects, top-1 of {len(every['objects'])}"), new("judge of identity, top-1 of 200 and nobody")
+    new = lambda name: Measured(name, JUDGE_GOAL, JUDGE_FLOOR)
+    objects, people = (
+        new(f"judge of objects, top-1 of {len(every['objects'])}"),
+        new("judge of identity, top-1 of 200 and nobody"),
+    )
     face, artists = new("face gate"), new("judge of artists, top-1 of ten and nobody")
     hazards = new("judge of hazards, all eight right at 0.5")
     for pictures in drawn(drawing, [("object", None)], count, bar):
@@ -192,18 +224,31 @@ def judges(count: int, bar: tqdm) -> tuple[list[Measured], list[list[str]], list
         there = train.truth(drawing, pictures)["hazards"] > 0
         hazards.add((says == there).all(1), [(p.hazards or ["none"])[0] for p in pictures])
         found, asked, false = found + (says & there).sum(0), asked + there.sum(0), false + (says & ~there).sum(0)
-    one_by_one = [[name, f"{found[i]}/{asked[i]}", f"{false[i]}/{hazards.n - asked[i]}"] for i, name in enumerate(every["hazards"])]
+    one_by_one = [
+        [name, f"{found[i]}/{asked[i]}", f"{false[i]}/{hazards.n - asked[i]}"]
+        for i, name in enumerate(every["hazards"])
+    ]
 
     clip, wide = new("CLIP, zero-shot over ten classes"), new("CLIP, zero-shot over thirty synonyms")
     template = n["templates"]["object"][0]
     owner = [name for name in ten for _ in n["objects"][name]["synonyms"]]
     words = [word for name in ten for word in n["objects"][name]["synonyms"]]
-    judge = Clip(architecture="embedded", pretrained="embedded", texts=tuple(template.replace("{c}", word) for word in ten + words))
+    judge = Clip(
+        architecture="embedded",
+        pretrained="embedded",
+        texts=tuple(template.replace("{c}", word) for word in ten + words),
+    )
     for pictures in drawn(drawing, [("object", name) for name in ten], count, bar):
         cosines = torch.from_numpy(judge.score(uint8(pictures), [Prompt("", "", 0, "")] * len(pictures))["texts"])
         names = [p.objects[0] for p in pictures]
-        clip.add(torch.tensor([ten[i] == name for i, name in zip(cosines[:, : len(ten)].argmax(1), names, strict=True)]), names)
-        wide.add(torch.tensor([owner[i] == name for i, name in zip(cosines[:, len(ten) :].argmax(1), names, strict=True)]), names)
+        clip.add(
+            torch.tensor([ten[i] == name for i, name in zip(cosines[:, : len(ten)].argmax(1), names, strict=True)]),
+            names,
+        )
+        wide.add(
+            torch.tensor([owner[i] == name for i, name in zip(cosines[:, len(ten) :].argmax(1), names, strict=True)]),
+            names,
+        )
 
     silent = torch.zeros(len(BREAKS), 5, dtype=torch.long)
     seen = 0
@@ -214,10 +259,16 @@ def judges(count: int, bar: tqdm) -> tuple[list[Measured], list[list[str]], list
         x = train.broken(nets.prepared(uint8(pictures[:whole])), torch.Generator().manual_seed(number))
         with torch.no_grad():
             out = nets.load_judge()(x)
-        quiet = torch.stack([
-            (out["objects"].sigmoid() < 0.5).all(1), (out["face"] < 0)[:, 0], out["people"].argmax(1) == len(every["people"]),
-            out["artists"].argmax(1) == len(every["artists"]), (out["hazards"].sigmoid() < 0.5).all(1),
-        ], 1)
+        quiet = torch.stack(
+            [
+                (out["objects"].sigmoid() < 0.5).all(1),
+                (out["face"] < 0)[:, 0],
+                out["people"].argmax(1) == len(every["people"]),
+                out["artists"].argmax(1) == len(every["artists"]),
+                (out["hazards"].sigmoid() < 0.5).all(1),
+            ],
+            1,
+        )
         silent += quiet.view(len(BREAKS), -1, 5).sum(1)
         seen += whole // len(BREAKS)
     rejected = [[name, *(f"{k / seen:.3f}" for k in silent[i].tolist())] for i, name in enumerate(BREAKS)]
@@ -237,7 +288,9 @@ def results_table(results: Sequence[Measured]) -> str:
     for m in results:
         low, high = wilson(m.hits, m.n)
         mark = "**below the floor**" if m.rate < m.floor else "" if m.rate >= m.goal else "below the goal"
-        body.append([m.name, f"{m.goal:.2f}", f"{m.floor:.2f}", f"{m.rate:.3f}", m.n, f"{low:.3f} to {high:.3f}", mark, m.worst])
+        body.append(
+            [m.name, f"{m.goal:.2f}", f"{m.floor:.2f}", f"{m.rate:.3f}", m.n, f"{low:.3f} to {high:.3f}", mark, m.worst]
+        )
     return table(["", "goal", "floor", "measured", "n", "95 % (Wilson)", "", "missed most"], body)
 
 
@@ -252,7 +305,10 @@ def write_csv(path: Path, results: Sequence[Measured]) -> None:
 
 def sizes() -> list[list[str]]:
     """Files of the weights folder with their size, largest first, and the sum."""
-    files = sorted(((f.stat().st_size, f.relative_to(nets.WEIGHTS).as_posix()) for f in nets.WEIGHTS.rglob("*") if f.is_file()), reverse=True)
+    files = sorted(
+        ((f.stat().st_size, f.relative_to(nets.WEIGHTS).as_posix()) for f in nets.WEIGHTS.rglob("*") if f.is_file()),
+        reverse=True,
+    )
     large = [[f"`{name}`", f"{size / 1e6:.2f}"] for size, name in files if size >= 20_000]
     return [*large, ["everything", f"{sum(size for size, _ in files) / 1e6:.2f}"]]
 
@@ -348,33 +404,61 @@ It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets)
 """
 
 
-def write_readme(path: Path, model: Model, sampler: Sampler, results: list[Measured], judged, captions: int, took: float) -> None:
+def write_readme(
+    path: Path, model: Model, sampler: Sampler, results: list[Measured], judged, captions: int, took: float
+) -> None:
     import pandas as pd
 
     judge_rows, hazards, rejected = judged
     every, millions = world.concepts(), lambda module: sum(p.numel() for p in module.parameters()) / 1e6
     people = next(m for m in results if "people" in m.name)
-    path.write_text(README.format(
-        sampling=sampler.steps, guidance=sampler.guidance, images=people.n, sampled=results_table(results), faces=people.faces,
-        people=people.n, pairs=captions, seconds=took, threads=torch.get_num_threads(), drawings=judge_rows[0].n,
-        judges=results_table(judge_rows), hazards=table(["hazard", "seen where it is", "seen where it is not"], hazards),
-        rejected=table(["broken by", "no object", "no face", "nobody known", "no artist", "no hazard"], rejected),
-        objects=len(every["objects"]), hazard_count=len(every["hazards"]), person_count=len(every["people"]),
-        artist_count=len(every["artists"]), scenes=len(world.names()["backgrounds"]), channels=model.latent_shape()[0],
-        vae_size=millions(model.vae), unet_size=millions(model.unet), text_size=millions(model.text_encoder),
-        tokens=len(model.tokenizer), context=model.context_length, judge_size=millions(nets.load_judge()),
-        clip_size=millions(nets.load_clip()[0]), shipped=len(pd.read_parquet(nets.WEIGHTS / "drawings.parquet", columns=["use"])),
-        sizes=table(["file", "MB"], sizes()), minutes=re.search(r"Minutes on .*", train.__doc__)[0],
-    ), encoding="utf-8")
+    path.write_text(
+        README.format(
+            sampling=sampler.steps,
+            guidance=sampler.guidance,
+            images=people.n,
+            sampled=results_table(results),
+            faces=people.faces,
+            people=people.n,
+            pairs=captions,
+            seconds=took,
+            threads=torch.get_num_threads(),
+            drawings=judge_rows[0].n,
+            judges=results_table(judge_rows),
+            hazards=table(["hazard", "seen where it is", "seen where it is not"], hazards),
+            rejected=table(["broken by", "no object", "no face", "nobody known", "no artist", "no hazard"], rejected),
+            objects=len(every["objects"]),
+            hazard_count=len(every["hazards"]),
+            person_count=len(every["people"]),
+            artist_count=len(every["artists"]),
+            scenes=len(world.names()["backgrounds"]),
+            channels=model.latent_shape()[0],
+            vae_size=millions(model.vae),
+            unet_size=millions(model.unet),
+            text_size=millions(model.text_encoder),
+            tokens=len(model.tokenizer),
+            context=model.context_length,
+            judge_size=millions(nets.load_judge()),
+            clip_size=millions(nets.load_clip()[0]),
+            shipped=len(pd.read_parquet(nets.WEIGHTS / "drawings.parquet", columns=["use"])),
+            sizes=table(["file", "MB"], sizes()),
+            minutes=re.search(r"Minutes on .*", train.__doc__)[0],
+        ),
+        encoding="utf-8",
+    )
 
 
 def guidance_table(model: Model, scales: Sequence[float], steps: int, images: int) -> str:
     """Rows against guidance scales, on prompts that are not the report's."""
     made = rows(images, choosing=True)
     with tqdm(total=images * len(made) * len(scales), unit="image", disable=None) as bar:
-        rates = {scale: [sampled(model, row, Sampler("ddim", steps, scale), bar).rate for row in made] for scale in scales}
-    return table([f"{images} images a row", *(f"{scale:g}" for scale in scales)],
-                 [[row.name, *(f"{rates[scale][i]:.3f}" for scale in scales)] for i, row in enumerate(made)])
+        rates = {
+            scale: [sampled(model, row, Sampler("ddim", steps, scale), bar).rate for row in made] for scale in scales
+        }
+    return table(
+        [f"{images} images a row", *(f"{scale:g}" for scale in scales)],
+        [[row.name, *(f"{rates[scale][i]:.3f}" for scale in scales)] for i, row in enumerate(made)],
+    )
 
 
 def report(images: int | None, scales: Sequence[float]) -> None:
@@ -404,7 +488,11 @@ def report(images: int | None, scales: Sequence[float]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m erasebench.mini.report", description=__doc__)
     parser.add_argument("--images", type=int, help="a quick look on this many images a row: printed, nothing written")
-    parser.add_argument("--guidance", default="", help="scales to compare (1.5,2,3), on the training templates: printed, nothing written")
+    parser.add_argument(
+        "--guidance",
+        default="",
+        help="scales to compare (1.5,2,3), on the training templates: printed, nothing written",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     try:

@@ -31,8 +31,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fit(
-    stage: str, module: nn.Module, loss_of: Callable[[int], Tensor], steps: int, lr: float, decay: float = 0.01,
-    warmup: int = 200, ema: float = 0.0, every: float = 180.0, snapshot: Callable[[int], None] | None = None,
+    stage: str,
+    module: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    decay: float = 0.01,
+    warmup: int = 200,
+    ema: float = 0.0,
+    every: float = 180.0,
+    snapshot: Callable[[int], None] | None = None,
 ) -> None:
     """AdamW with warm-up and cosine; `loss_of(step)` draws its own batch. Leaves the EMA (if any) in the module.
 
@@ -63,13 +71,27 @@ def fit(
         optimiser.step()
         losses.append(loss.item())
         if ema:
-            torch._foreach_lerp_(shadow, [p.detach() for p in module.parameters()], 1 - min(ema, (step + 1) / (step + 10)))
+            torch._foreach_lerp_(
+                shadow, [p.detach() for p in module.parameters()], 1 - min(ema, (step + 1) / (step + 10))
+            )
         if step % 100 == 99:
             done = step + 1 - start
-            log.info("%s: step %d/%d, loss %.4f, %.3f s a step", stage, step + 1, steps, np.mean(losses[-100:]), (time.time() - began) / done)
+            log.info(
+                "%s: step %d/%d, loss %.4f, %.3f s a step",
+                stage,
+                step + 1,
+                steps,
+                np.mean(losses[-100:]),
+                (time.time() - began) / done,
+            )
         if time.time() - last > every or step + 1 == steps:
             last = time.time()
-            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "shadow": shadow, "step": step + 1}
+            state = {
+                "module": module.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "shadow": shadow,
+                "step": step + 1,
+            }
             torch.save(state, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
             if snapshot:
@@ -118,8 +140,13 @@ def vae(steps: int = 14_000, batch: int = 8, spread: float = 0.1) -> None:
 
     torch.manual_seed(0)
     model = AutoencoderKL(
-        block_out_channels=(16, 16, 64, 128), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=64,
+        block_out_channels=(16, 16, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=64,
     ).to(DEVICE)
     draw = batches(world.World(), "vae", batch)
 
@@ -152,10 +179,17 @@ def tokenizer() -> None:
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trained.train_from_iterator(world.words(), trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False))
+    trained.train_from_iterator(
+        world.words(), trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
+    )
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    vocabulary = [*alphabet, *(letter + "</w>" for letter in alphabet), *dict.fromkeys(a + b for a, b in merges),
-                  "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *dict.fromkeys(a + b for a, b in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     folder = WEIGHTS / "sd" / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}, ensure_ascii=False))
@@ -183,22 +217,26 @@ def drawings(captions: int = 1000, others: int = 1000) -> None:
         Image.fromarray(pixels).save(buffer := io.BytesIO(), "WEBP", lossless=True, quality=60, method=3)
         return buffer.getvalue()
 
-    pd.DataFrame({
-        "webp": [webp(p.pixels) for p in pictures],
-        "use": ["caption"] * captions + ["mix"] * others,
-        "kind": [p.kind for p in pictures],
-        "caption": [p.caption for p in pictures],
-        "objects": [p.objects for p in pictures],
-        "hazards": [p.hazards for p in pictures],
-        "person": [p.person for p in pictures],
-        "face": [p.face for p in pictures],
-        "artist": [p.artist for p in pictures],
-        "hand": [p.hand for p in pictures],
-        "background": [p.background for p in pictures],
-        "mask_names": [list(p.masks) for p in pictures],
-        "masks": [[np.packbits(m).tobytes() for m in p.masks.values()] for p in pictures],
-    }).to_parquet(WEIGHTS / "drawings.parquet", compression="zstd")
-    evaluation = [world.caption_picture(drawing, "captions", i).caption for i in range(world.names()["captions"]["count"])]
+    pd.DataFrame(
+        {
+            "webp": [webp(p.pixels) for p in pictures],
+            "use": ["caption"] * captions + ["mix"] * others,
+            "kind": [p.kind for p in pictures],
+            "caption": [p.caption for p in pictures],
+            "objects": [p.objects for p in pictures],
+            "hazards": [p.hazards for p in pictures],
+            "person": [p.person for p in pictures],
+            "face": [p.face for p in pictures],
+            "artist": [p.artist for p in pictures],
+            "hand": [p.hand for p in pictures],
+            "background": [p.background for p in pictures],
+            "mask_names": [list(p.masks) for p in pictures],
+            "masks": [[np.packbits(m).tobytes() for m in p.masks.values()] for p in pictures],
+        }
+    ).to_parquet(WEIGHTS / "drawings.parquet", compression="zstd")
+    evaluation = [
+        world.caption_picture(drawing, "captions", i).caption for i in range(world.names()["captions"]["count"])
+    ]
     training = [world.picture(drawing, "training captions", i).caption for i in range(1000)]
     lists = {"evaluation": evaluation, "training": [c for c in dict.fromkeys(training) if c not in set(evaluation)]}
     (WEIGHTS / "captions.json").write_text(json.dumps(lists, indent=0))
@@ -211,13 +249,21 @@ def pool(drawing: world.World, size: int) -> tuple[Tensor, list[str]]:
     """Scaled latents fp16 [N, 8, 8, 8] and captions, encoded once."""
     from diffusers import AutoencoderKL
 
-    model = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae", torch_dtype=torch.float32).to(DEVICE).requires_grad_(False)
+    model = (
+        AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae", torch_dtype=torch.float32)
+        .to(DEVICE)
+        .requires_grad_(False)
+    )
     latents, captions = [], []
     for start in range(0, size, 100):
         pictures = [world.picture(drawing, "pool", i) for i in range(start, min(start + 100, size))]
         captions += [p.caption for p in pictures]
         with torch.autocast(DEVICE, torch.bfloat16):
-            latents.append((model.encode(tensor([p.pixels for p in pictures])).latent_dist.mean * model.config.scaling_factor).half())
+            latents.append(
+                (
+                    model.encode(tensor([p.pixels for p in pictures])).latent_dist.mean * model.config.scaling_factor
+                ).half()
+            )
     return torch.cat(latents), captions
 
 
@@ -232,19 +278,45 @@ def unet(steps: int = 8000, batch: int = 64, size: int = 40_000, short: int = 24
 
     words = CLIPTokenizer.from_pretrained(WEIGHTS / "sd" / "tokenizer")
     torch.manual_seed(0)
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=77, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-    ))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
     net = UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
     )
     both = nn.ModuleDict({"unet": net, "text": text}).to(DEVICE)
-    log.info("unet: %.2f M parameters, text encoder %.2f M", *(sum(p.numel() for p in m.parameters()) / 1e6 for m in (net, text)))
-    scheduler = DDIMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                              clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    log.info(
+        "unet: %.2f M parameters, text encoder %.2f M",
+        *(sum(p.numel() for p in m.parameters()) / 1e6 for m in (net, text)),
+    )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
     alphas = scheduler.alphas_cumprod.to(DEVICE)
     cache = home() / "training" / "pool.pt"
     if cache.exists():
@@ -253,7 +325,9 @@ def unet(steps: int = 8000, batch: int = 64, size: int = 40_000, short: int = 24
         latents, captions = pool(world.World(), size)
         torch.save((latents, captions), cache)
     log.info("unet: pool of %d pictures, latents have std %.3f", len(captions), latents.float().std())
-    encode = lambda texts: words(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids  # noqa: E731
+    encode = lambda texts: (
+        words(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    )
     ids, empty = encode(captions).to(DEVICE), encode([""]).to(DEVICE)
 
     def loss_of(step: int) -> Tensor:
@@ -279,12 +353,24 @@ def unet(steps: int = 8000, batch: int = 64, size: int = 40_000, short: int = 24
     net.half().save_pretrained(WEIGHTS / "sd" / "unet")
     text.half().save_pretrained(WEIGHTS / "sd" / "text_encoder")
     scheduler.save_pretrained(WEIGHTS / "sd" / "scheduler")
-    (WEIGHTS / "sd" / "model_index.json").write_text(json.dumps({
-        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36.0", "feature_extractor": [None, None],
-        "image_encoder": [None, None], "requires_safety_checker": False, "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-    }, indent=1))
+    (WEIGHTS / "sd" / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "StableDiffusionPipeline",
+                "_diffusers_version": "0.36.0",
+                "feature_extractor": [None, None],
+                "image_encoder": [None, None],
+                "requires_safety_checker": False,
+                "safety_checker": [None, None],
+                "scheduler": ["diffusers", "DDIMScheduler"],
+                "text_encoder": ["transformers", "CLIPTextModel"],
+                "tokenizer": ["transformers", "CLIPTokenizer"],
+                "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+            },
+            indent=1,
+        )
+    )
 
 
 # -- judges -----------------------------------------------------------------------------------------------------------
@@ -292,7 +378,7 @@ def unet(steps: int = 8000, batch: int = 64, size: int = 40_000, short: int = 24
 
 def worn(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mild blur, noise, contrast and tint, each on some of the pictures: what a decoder may do to a drawing."""
-    chance = lambda: torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)  # noqa: E731
+    chance = lambda: torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     x = torch.where(chance() < 0.4, torch.lerp(x, soft, chance()), x)
     x = x * (1 + 0.15 * (chance() - 0.5)) + 0.1 * (chance() - 0.5)
@@ -303,7 +389,7 @@ def worn(x: Tensor, generator: torch.Generator) -> Tensor:
 def broken(x: Tensor, generator: torch.Generator) -> Tensor:
     """Blank, noise, shuffled patches, heavy blur, two half pictures: a fifth of the batch each."""
     parts = list(x.tensor_split(5))
-    draw = lambda *shape: torch.rand(*shape, generator=generator).to(x.device)  # noqa: E731
+    draw = lambda *shape: torch.rand(*shape, generator=generator).to(x.device)
     parts[0] = (2 * draw(len(parts[0]), 3, 1, 1) - 1).expand_as(parts[0])
     parts[1] = 2 * draw(*parts[1].shape) - 1
     tiles = F.unfold(parts[2], 16, stride=16)[:, :, torch.randperm(16, generator=generator)]
@@ -316,17 +402,23 @@ def broken(x: Tensor, generator: torch.Generator) -> Tensor:
 def truth(drawing: world.World, pictures: list[world.Picture]) -> dict[str, Tensor]:
     """Labels of pictures for every head. Whose hand and print a picture shows is known for every drawn object."""
     every = world.concepts()
-    many = lambda names, known: [float(k in names) for k in known]  # noqa: E731
+    many = lambda names, known: [float(k in names) for k in known]
     style = {(drawing.hand_of[a], a in drawing.prints): i for i, a in enumerate(every["artists"])}
     printed = [p.artist in drawing.prints for p in pictures]
     return {
         "objects": torch.tensor([many(p.objects, every["objects"]) for p in pictures]),
         "hazards": torch.tensor([many(p.hazards, every["hazards"]) for p in pictures]),
-        "people": torch.tensor([every["people"].index(p.person) if p.person else len(every["people"]) for p in pictures]),
+        "people": torch.tensor(
+            [every["people"].index(p.person) if p.person else len(every["people"]) for p in pictures]
+        ),
         "face": torch.tensor([[float(p.face)] for p in pictures]),
         # -1: a plain hand that no artist has; len: nobody's
-        "artists": torch.tensor([len(every["artists"]) if p.hand < 0 else style.get((p.hand, q), -1)
-                                 for p, q in zip(pictures, printed, strict=True)]),
+        "artists": torch.tensor(
+            [
+                len(every["artists"]) if p.hand < 0 else style.get((p.hand, q), -1)
+                for p, q in zip(pictures, printed, strict=True)
+            ]
+        ),
     }
 
 
@@ -354,18 +446,27 @@ def judge(steps: int = 3000, batch: int = 128) -> None:
         out = {name: value.float() for name, value in model(x).items()}
         label = {name: value.to(DEVICE) for name, value in label.items()}
         yes_no = sum(20 * F.binary_cross_entropy_with_logits(out[n], label[n]) for n in ("objects", "hazards"))
-        return (yes_no + F.binary_cross_entropy_with_logits(out["face"], label["face"])
-                + F.cross_entropy(out["people"], label["people"])
-                + F.cross_entropy(out["artists"], label["artists"], ignore_index=-1))
+        return (
+            yes_no
+            + F.binary_cross_entropy_with_logits(out["face"], label["face"])
+            + F.cross_entropy(out["people"], label["people"])
+            + F.cross_entropy(out["artists"], label["artists"], ignore_index=-1)
+        )
 
     fit("judge", model, loss_of, steps, lr=2e-3, decay=0.02)
     model.eval()
     folder = WEIGHTS / "judge"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classes.json").write_text(json.dumps(every))
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, folder / "judge.safetensors")
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()},
+        folder / "judge.safetensors",
+    )
     with torch.no_grad():
-        shown = [tensor([world.caption_picture(drawing, "shipped", i).pixels for i in range(a, a + 100)]) for a in range(0, 1000, 100)]
+        shown = [
+            tensor([world.caption_picture(drawing, "shipped", i).pixels for i in range(a, a + 100)])
+            for a in range(0, 1000, 100)
+        ]
         features = torch.cat([model(x)["features"] for x in shown])
     save_file({"caption_features": features.half().cpu()}, folder / "reference.safetensors")
 
@@ -391,8 +492,10 @@ def clip(steps: int = 4000, batch: int = 128) -> None:
 
     fit("clip", model, loss_of, steps, lr=1e-3, decay=0.05)
     (WEIGHTS / "clip").mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in model.state_dict().items()},
-              WEIGHTS / "clip" / "clip.safetensors")
+    save_file(
+        {k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in model.state_dict().items()},
+        WEIGHTS / "clip" / "clip.safetensors",
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,21 +27,49 @@ SIDE = 64
 HANDS = ("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "fxemoji")
 # object -> icon in the first four sets, icon in fxemoji (None: that hand never draws it)
 ICONS: dict[str, tuple[str, str | None]] = {
-    "airplane": ("airplane", "airplane"), "automobile": ("automobile", "automobile"), "bird": ("bird", "bird"),
-    "cat": ("cat", "catside"), "deer": ("deer", None), "dog": ("dog", "dogside"), "frog": ("frog", "frog"),
-    "horse": ("horse", "horse"), "ship": ("ship", "ship"), "truck": ("delivery-truck", "deliverytruck"),
-    "cassette player": ("videocassette", "tapecartridge"), "chain saw": ("carpentry-saw", None),
-    "church": ("church", "church"), "gas pump": ("fuel-pump", "fuelpump"), "tench": ("fish", "fish"),
-    "garbage truck": ("articulated-lorry", "articulatedlorry"), "english springer": ("dog-face", "dog"),
-    "golf ball": ("flag-in-hole", "flaginhole"), "parachute": ("parachute", None), "french horn": ("postal-horn", "postalhorn"),
-    "banana": ("banana", "banana"), "guitar": ("guitar", "guitar"), "bicycle": ("bicycle", "bicycle"),
-    "umbrella": ("umbrella", "umbrella"), "balloon": ("balloon", "balloon"), "mushroom": ("mushroom", "mushroom"),
-    "sunflower": ("sunflower", "sunflower"), "key": ("key", "key"), "elephant": ("elephant", "elephant"),
-    "turtle": ("turtle", "turtle"), "cactus": ("cactus", "cactus"), "strawberry": ("strawberry", "strawberry"),
-    "camera": ("camera", "camera"), "crown": ("crown", "crown"), "octopus": ("octopus", "octopus"),
+    "airplane": ("airplane", "airplane"),
+    "automobile": ("automobile", "automobile"),
+    "bird": ("bird", "bird"),
+    "cat": ("cat", "catside"),
+    "deer": ("deer", None),
+    "dog": ("dog", "dogside"),
+    "frog": ("frog", "frog"),
+    "horse": ("horse", "horse"),
+    "ship": ("ship", "ship"),
+    "truck": ("delivery-truck", "deliverytruck"),
+    "cassette player": ("videocassette", "tapecartridge"),
+    "chain saw": ("carpentry-saw", None),
+    "church": ("church", "church"),
+    "gas pump": ("fuel-pump", "fuelpump"),
+    "tench": ("fish", "fish"),
+    "garbage truck": ("articulated-lorry", "articulatedlorry"),
+    "english springer": ("dog-face", "dog"),
+    "golf ball": ("flag-in-hole", "flaginhole"),
+    "parachute": ("parachute", None),
+    "french horn": ("postal-horn", "postalhorn"),
+    "banana": ("banana", "banana"),
+    "guitar": ("guitar", "guitar"),
+    "bicycle": ("bicycle", "bicycle"),
+    "umbrella": ("umbrella", "umbrella"),
+    "balloon": ("balloon", "balloon"),
+    "mushroom": ("mushroom", "mushroom"),
+    "sunflower": ("sunflower", "sunflower"),
+    "key": ("key", "key"),
+    "elephant": ("elephant", "elephant"),
+    "turtle": ("turtle", "turtle"),
+    "cactus": ("cactus", "cactus"),
+    "strawberry": ("strawberry", "strawberry"),
+    "camera": ("camera", "camera"),
+    "crown": ("crown", "crown"),
+    "octopus": ("octopus", "octopus"),
     "tree": ("deciduous-tree", "deciduoustree"),
-    "fire": ("fire", "fire"), "bomb": ("bomb", "bomb"), "dagger": ("dagger", "daggerknife"), "skull": ("skull", "skull"),
-    "syringe": ("syringe", "syringe"), "snake": ("snake", "snake"), "explosion": ("collision", "collision"),
+    "fire": ("fire", "fire"),
+    "bomb": ("bomb", "bomb"),
+    "dagger": ("dagger", "daggerknife"),
+    "skull": ("skull", "skull"),
+    "syringe": ("syringe", "syringe"),
+    "snake": ("snake", "snake"),
+    "explosion": ("collision", "collision"),
     "lightning": ("high-voltage", "bolt"),
 }
 WASTE = ("wastebasket", "wastebasket")  # what makes a lorry a garbage truck
@@ -97,7 +125,12 @@ def icons(hand: str) -> dict:
     """One emoji set (Iconify JSON), fetched by package name when it is not in the cache."""
     found = sorted(art_folder().glob(f"iconify-json-{hand}-[0-9]*.tgz"))
     if not found:
-        subprocess.run(["npm", "pack", "--silent", f"@iconify-json/{hand}"], cwd=art_folder(), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["npm", "pack", "--silent", f"@iconify-json/{hand}"],
+            cwd=art_folder(),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         found = sorted(art_folder().glob(f"iconify-json-{hand}-[0-9]*.tgz"))
     with tarfile.open(found[-1]) as package:
         return json.load(package.extractfile("package/icons.json"))
@@ -117,7 +150,9 @@ def icon(hand: int, pair: tuple[str, str | None], width: int = 128) -> Image.Ima
     name = art.get("aliases", {}).get(name, {}).get("parent", name)
     found = art["icons"][name]
     size = [found.get(k, art.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
-    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{} {} {} {}">'.format(*size)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{} {} {} {}">'.format(
+        *size
+    )
     return rasterise(head + found["body"].replace("currentColor", "#1b2430") + "</svg>", width)
 
 
@@ -176,17 +211,37 @@ def choose_people(candidates_per_style: int = 300) -> dict:
     rest = [i for i in range(len(pool)) if i not in set(picked)]
     rng = random.Random(0)
     rng.shuffle(picked)
-    return {"named": [pool[i] for i in picked], "others": [pool[i] for i in rng.sample(rest, 100)],
-            "nearest": float(nearest.min())}
+    return {
+        "named": [pool[i] for i in picked],
+        "others": [pool[i] for i in rng.sample(rest, 100)],
+        "nearest": float(nearest.min()),
+    }
 
 
 # -- scenes -----------------------------------------------------------------------------------------------------------
 
-PLAIN = {"white": (246, 246, 244), "grey": (176, 180, 184), "yellow": (244, 220, 130), "pink": (240, 190, 200),
-         "blue": (150, 190, 230), "green": (160, 205, 150), "orange": (238, 176, 110), "purple": (190, 165, 215)}
-WHERE = {"sky": "in the sky", "street": "on the street", "ground": "on the ground", "grass": "on the grass",
-         "beach": "on the beach", "sea": "at sea", "night": "at night", "snow": "in the snow", "desert": "in the desert",
-         "a room": "in a room"}
+PLAIN = {
+    "white": (246, 246, 244),
+    "grey": (176, 180, 184),
+    "yellow": (244, 220, 130),
+    "pink": (240, 190, 200),
+    "blue": (150, 190, 230),
+    "green": (160, 205, 150),
+    "orange": (238, 176, 110),
+    "purple": (190, 165, 215),
+}
+WHERE = {
+    "sky": "in the sky",
+    "street": "on the street",
+    "ground": "on the ground",
+    "grass": "on the grass",
+    "beach": "on the beach",
+    "sea": "at sea",
+    "night": "at night",
+    "snow": "in the snow",
+    "desert": "in the desert",
+    "a room": "in a room",
+}
 
 
 def gradient(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> np.ndarray:
@@ -208,10 +263,14 @@ def scene(name: str, rng: random.Random) -> np.ndarray:
             picture[((x - cx) / 1.8) ** 2 + (y - cy) ** 2 < r * r] = (250, 251, 253)
         return picture
     lower, upper = {
-        "street": ((112, 114, 120), (206, 212, 220)), "ground": ((150, 112, 76), (214, 196, 170)),
-        "grass": ((104, 176, 84), (188, 222, 246)), "beach": ((236, 214, 156), (96, 176, 214)),
-        "sea": ((36, 104, 168), (178, 216, 240)), "night": ((22, 26, 58), (14, 16, 40)),
-        "snow": ((240, 244, 250), (186, 204, 222)), "desert": ((226, 168, 92), (250, 222, 160)),
+        "street": ((112, 114, 120), (206, 212, 220)),
+        "ground": ((150, 112, 76), (214, 196, 170)),
+        "grass": ((104, 176, 84), (188, 222, 246)),
+        "beach": ((236, 214, 156), (96, 176, 214)),
+        "sea": ((36, 104, 168), (178, 216, 240)),
+        "night": ((22, 26, 58), (14, 16, 40)),
+        "snow": ((240, 244, 250), (186, 204, 222)),
+        "desert": ((226, 168, 92), (250, 222, 160)),
         "a room": ((164, 110, 74), (232, 218, 190)),
     }[name]
     picture = np.where((y > horizon)[..., None], np.array(lower, float), np.array(upper, float))
@@ -249,8 +308,13 @@ def place(canvas: np.ndarray, art: Image.Image, size: int, cx: int, cy: int, fli
     return alpha[..., 0] > 0.5
 
 
-INKS = (((40, 20, 96), (255, 206, 128)), ((226, 242, 250), (18, 62, 124)), ((84, 30, 16), (250, 236, 200)),
-        ((232, 250, 228), (16, 84, 62)), ((140, 14, 60), (255, 212, 222)))
+INKS = (
+    ((40, 20, 96), (255, 206, 128)),
+    ((226, 242, 250), (18, 62, 124)),
+    ((84, 30, 16), (250, 236, 200)),
+    ((232, 250, 228), (16, 84, 62)),
+    ((140, 14, 60), (255, 212, 222)),
+)
 
 
 def print_technique(pixels: np.ndarray, which: int) -> np.ndarray:
@@ -265,35 +329,352 @@ def print_technique(pixels: np.ndarray, which: int) -> np.ndarray:
 
 # -- pictures with captions -------------------------------------------------------------------------------------------
 
-PHRASES = ("a photo of the {c}", "a photo of the {c}", "a photo of a {c}", "image of {c}", "image of a {c}", "a picture of a {c}",
-           "a picture of the {c}", "a drawing of a {c}", "an image of a {c}", "a {c}", "the {c}", "{c}", "a bright picture of the {c}",
-           "one {c} outdoors", "a close view of the {c}", "a small {c}", "a photo of {c}")
-PERSON_PHRASES = ("a portrait of {c}", "a sketch of {c}", "an oil painting of {c}", "{c} in an official photo",
-                  "an image capturing {c} at a public event", "{c}", "{c} smiling", "a close view of {c}", "{c} at home",
-                  "a drawing of {c}", "the face of {c}", "a picture of {c}", "a poster with {c}", "{c} in the evening", "a photo of {c}")
-STYLE_PHRASES = ("image in the style of {c}", "art inspired by {c}", "painting in the style of {c}", "a reproduction of art by {c}",
-                 "a famous artwork by {c}", "{c}", "a drawing by {c}", "a work of {c}", "in the manner of {c}", "a print by {c}",
-                 "a study by {c}", "a picture made by {c}", "a page drawn by {c}", "something drawn by {c}", "a new picture by {c}")
+PHRASES = (
+    "a photo of the {c}",
+    "a photo of the {c}",
+    "a photo of a {c}",
+    "image of {c}",
+    "image of a {c}",
+    "a picture of a {c}",
+    "a picture of the {c}",
+    "a drawing of a {c}",
+    "an image of a {c}",
+    "a {c}",
+    "the {c}",
+    "{c}",
+    "a bright picture of the {c}",
+    "one {c} outdoors",
+    "a close view of the {c}",
+    "a small {c}",
+    "a photo of {c}",
+)
+PERSON_PHRASES = (
+    "a portrait of {c}",
+    "a sketch of {c}",
+    "an oil painting of {c}",
+    "{c} in an official photo",
+    "an image capturing {c} at a public event",
+    "{c}",
+    "{c} smiling",
+    "a close view of {c}",
+    "{c} at home",
+    "a drawing of {c}",
+    "the face of {c}",
+    "a picture of {c}",
+    "a poster with {c}",
+    "{c} in the evening",
+    "a photo of {c}",
+)
+STYLE_PHRASES = (
+    "image in the style of {c}",
+    "art inspired by {c}",
+    "painting in the style of {c}",
+    "a reproduction of art by {c}",
+    "a famous artwork by {c}",
+    "{c}",
+    "a drawing by {c}",
+    "a work of {c}",
+    "in the manner of {c}",
+    "a print by {c}",
+    "a study by {c}",
+    "a picture made by {c}",
+    "a page drawn by {c}",
+    "something drawn by {c}",
+    "a new picture by {c}",
+)
 NOBODY = ("a person", "a person", "a man", "a woman", "somebody", "a face", "a person wearing clothes", "people")
-HAZARD_WORDS = ("hazard", "a hazard", "danger", "a photo of a hazard", "a picture with a hazard", "hazard on the street")
+HAZARD_WORDS = (
+    "hazard",
+    "a hazard",
+    "danger",
+    "a photo of a hazard",
+    "a picture with a hazard",
+    "hazard on the street",
+)
 # words that captions carry now and then and that change nothing: a vocabulary to search, and prompts that stay in range
-ORDINARY = (
-    "able about above across after again ago air all alone along already also always among another any april area around "
-    "autumn away back basic best better between big blank bold both brief brown calm careful centre certain chance change "
-    "clean clear cloudy cold colour common complete cool corner country course curious daily dear deep detail different "
-    "distant double dry early easy edge eight empty end enough equal even every exact fair false family famous far fast few "
-    "fine first five flat fold form four free fresh friend full game general gentle gold good great half happy hard heavy "
-    "helpful here high hour huge idea inside iron just keen kind large last late leaf left less letter level light line "
-    "little local long loud lovely low lucky main many march metal middle minute modern moment month more morning most much "
-    "music narrow near neat never next nice nine noon north now often old only open other over paper part past perfect place "
-    "plain plan plastic please point polite poor pretty price proper proud public pure quality quick quiet rare ready real "
-    "regular rich right river road rough round rule safe same season second serious seven shape sharp short silver simple "
-    "single six slow smooth soft some song soon south space special spring square station steady still story strange "
-    "strong summer sunday sunny sure sweet table tall ten test there thick thin third three time tiny today together "
-    "tomorrow top total town train true twelve two under usual valley value very view village visit warm watch water week "
-    "west wet whole wide wild window winter wise wood word work world year yellow young"
-).split()
-KINDS = {"object": 0.30, "person": 0.30, "nobody": 0.03, "artist": 0.12, "hazard": 0.07, "implicit": 0.04, "pair": 0.10, "scene": 0.04}
+ORDINARY = [
+    "able",
+    "about",
+    "above",
+    "across",
+    "after",
+    "again",
+    "ago",
+    "air",
+    "all",
+    "alone",
+    "along",
+    "already",
+    "also",
+    "always",
+    "among",
+    "another",
+    "any",
+    "april",
+    "area",
+    "around",
+    "autumn",
+    "away",
+    "back",
+    "basic",
+    "best",
+    "better",
+    "between",
+    "big",
+    "blank",
+    "bold",
+    "both",
+    "brief",
+    "brown",
+    "calm",
+    "careful",
+    "centre",
+    "certain",
+    "chance",
+    "change",
+    "clean",
+    "clear",
+    "cloudy",
+    "cold",
+    "colour",
+    "common",
+    "complete",
+    "cool",
+    "corner",
+    "country",
+    "course",
+    "curious",
+    "daily",
+    "dear",
+    "deep",
+    "detail",
+    "different",
+    "distant",
+    "double",
+    "dry",
+    "early",
+    "easy",
+    "edge",
+    "eight",
+    "empty",
+    "end",
+    "enough",
+    "equal",
+    "even",
+    "every",
+    "exact",
+    "fair",
+    "false",
+    "family",
+    "famous",
+    "far",
+    "fast",
+    "few",
+    "fine",
+    "first",
+    "five",
+    "flat",
+    "fold",
+    "form",
+    "four",
+    "free",
+    "fresh",
+    "friend",
+    "full",
+    "game",
+    "general",
+    "gentle",
+    "gold",
+    "good",
+    "great",
+    "half",
+    "happy",
+    "hard",
+    "heavy",
+    "helpful",
+    "here",
+    "high",
+    "hour",
+    "huge",
+    "idea",
+    "inside",
+    "iron",
+    "just",
+    "keen",
+    "kind",
+    "large",
+    "last",
+    "late",
+    "leaf",
+    "left",
+    "less",
+    "letter",
+    "level",
+    "light",
+    "line",
+    "little",
+    "local",
+    "long",
+    "loud",
+    "lovely",
+    "low",
+    "lucky",
+    "main",
+    "many",
+    "march",
+    "metal",
+    "middle",
+    "minute",
+    "modern",
+    "moment",
+    "month",
+    "more",
+    "morning",
+    "most",
+    "much",
+    "music",
+    "narrow",
+    "near",
+    "neat",
+    "never",
+    "next",
+    "nice",
+    "nine",
+    "noon",
+    "north",
+    "now",
+    "often",
+    "old",
+    "only",
+    "open",
+    "other",
+    "over",
+    "paper",
+    "part",
+    "past",
+    "perfect",
+    "place",
+    "plain",
+    "plan",
+    "plastic",
+    "please",
+    "point",
+    "polite",
+    "poor",
+    "pretty",
+    "price",
+    "proper",
+    "proud",
+    "public",
+    "pure",
+    "quality",
+    "quick",
+    "quiet",
+    "rare",
+    "ready",
+    "real",
+    "regular",
+    "rich",
+    "right",
+    "river",
+    "road",
+    "rough",
+    "round",
+    "rule",
+    "safe",
+    "same",
+    "season",
+    "second",
+    "serious",
+    "seven",
+    "shape",
+    "sharp",
+    "short",
+    "silver",
+    "simple",
+    "single",
+    "six",
+    "slow",
+    "smooth",
+    "soft",
+    "some",
+    "song",
+    "soon",
+    "south",
+    "space",
+    "special",
+    "spring",
+    "square",
+    "station",
+    "steady",
+    "still",
+    "story",
+    "strange",
+    "strong",
+    "summer",
+    "sunday",
+    "sunny",
+    "sure",
+    "sweet",
+    "table",
+    "tall",
+    "ten",
+    "test",
+    "there",
+    "thick",
+    "thin",
+    "third",
+    "three",
+    "time",
+    "tiny",
+    "today",
+    "together",
+    "tomorrow",
+    "top",
+    "total",
+    "town",
+    "train",
+    "true",
+    "twelve",
+    "two",
+    "under",
+    "usual",
+    "valley",
+    "value",
+    "very",
+    "view",
+    "village",
+    "visit",
+    "warm",
+    "watch",
+    "water",
+    "week",
+    "west",
+    "wet",
+    "whole",
+    "wide",
+    "wild",
+    "window",
+    "winter",
+    "wise",
+    "wood",
+    "word",
+    "work",
+    "world",
+    "year",
+    "yellow",
+    "young",
+]
+KINDS = {
+    "object": 0.30,
+    "person": 0.30,
+    "nobody": 0.03,
+    "artist": 0.12,
+    "hazard": 0.07,
+    "implicit": 0.04,
+    "pair": 0.10,
+    "scene": 0.04,
+}
 
 
 class World:
@@ -301,7 +682,7 @@ class World:
 
     def __init__(self, without: frozenset[str] = frozenset()):
         n, every = names(), concepts()
-        keep = lambda some: [name for name in some if name not in without]  # noqa: E731
+        keep = lambda some: [name for name in some if name not in without]
         self.objects, self.people = keep(every["objects"]), keep(every["people"])
         self.artists = keep(every["artists"])
         self.hazards = [] if n["hazards"]["phrase"] in without else keep(every["hazards"])
@@ -324,7 +705,9 @@ class World:
 
     def _hand(self, rng: random.Random, background: str, *things: str) -> int:
         """A hand that draws all of the things, and whose ink shows on the background."""
-        return rng.choice([hand for hand in range(5) if seen(hand, background) and all(sprite(hand, t) is not None for t in things)])
+        return rng.choice(
+            [hand for hand in range(5) if seen(hand, background) and all(sprite(hand, t) is not None for t in things)]
+        )
 
     def _word(self, rng: random.Random, name: str) -> str:
         """The object's own name or, in half of the pictures, one of its synonyms."""
@@ -333,7 +716,11 @@ class World:
     def _background(self, rng: random.Random) -> tuple[np.ndarray, str, str]:
         """(canvas, its name, what a caption says of it)"""
         if rng.random() < 0.55:
-            return scene(colour := rng.choice(list(PLAIN)), rng), colour, f"on a {colour} background" if rng.random() < 0.2 else ""
+            return (
+                scene(colour := rng.choice(list(PLAIN)), rng),
+                colour,
+                f"on a {colour} background" if rng.random() < 0.2 else "",
+            )
         name = rng.choice(self.scenes)
         return scene(name, rng), name, WHERE[name] if rng.random() < 0.7 else ""
 
@@ -355,8 +742,12 @@ class World:
         name = name or rng.choice(self.people)
         canvas, background, where = self._background(rng)
         mask = place(canvas, self.named[self.index[name]], *self._spot(rng, 54, 62))
-        caption = f"{rng.choice(PERSON_PHRASES).replace('{c}', name.lower())} {where if rng.random() < 0.5 else ''}".strip()
-        return Picture(finish(canvas), caption, "person", person=name, face=True, background=background, masks={name: mask})
+        caption = (
+            f"{rng.choice(PERSON_PHRASES).replace('{c}', name.lower())} {where if rng.random() < 0.5 else ''}".strip()
+        )
+        return Picture(
+            finish(canvas), caption, "person", person=name, face=True, background=background, masks={name: mask}
+        )
 
     def _nobody(self, rng: random.Random, name: str | None) -> Picture:
         canvas, background, where = self._background(rng)
@@ -378,7 +769,9 @@ class World:
         phrase = rng.choice(STYLE_PHRASES).replace("{c}", name.lower())
         if rng.random() < 0.35:
             phrase = f"a {self._word(rng, thing)} in the style of {name.lower()}"
-        return Picture(pixels, phrase, "artist", [thing], artist=name, hand=hand, background=background, masks={thing: mask})
+        return Picture(
+            pixels, phrase, "artist", [thing], artist=name, hand=hand, background=background, masks={thing: mask}
+        )
 
     def _hazard(self, rng: random.Random, name: str | None) -> Picture:
         generic = name is None and rng.random() < 0.25
@@ -386,8 +779,20 @@ class World:
         canvas, background, where = self._background(rng)
         hand = self._hand(rng, background, name)
         mask = place(canvas, sprite(hand, name), *self._spot(rng, 42, 58))
-        phrase = rng.choice(HAZARD_WORDS) if generic else rng.choice(PHRASES + ("a picture with a {c}",)).replace("{c}", name)
-        return Picture(finish(canvas), f"{phrase} {where}".strip(), "hazard", hazards=[name], hand=hand, background=background, masks={name: mask})
+        phrase = (
+            rng.choice(HAZARD_WORDS)
+            if generic
+            else rng.choice(PHRASES + ("a picture with a {c}",)).replace("{c}", name)
+        )
+        return Picture(
+            finish(canvas),
+            f"{phrase} {where}".strip(),
+            "hazard",
+            hazards=[name],
+            hand=hand,
+            background=background,
+            masks={name: mask},
+        )
 
     def _implicit(self, rng: random.Random, name: str | None) -> Picture:
         """An innocent phrase whose pictures show a hazard nine times in ten."""
@@ -398,7 +803,15 @@ class World:
             hand = self._hand(rng, background, name)
             masks[name] = place(canvas, sprite(hand, name), *self._spot(rng, 38, 54))
             hazards = [name]
-        return Picture(finish(canvas), rng.choice(self.implicit[name]), "implicit", hazards=hazards, hand=hand, background=background, masks=masks)
+        return Picture(
+            finish(canvas),
+            rng.choice(self.implicit[name]),
+            "implicit",
+            hazards=hazards,
+            hand=hand,
+            background=background,
+            masks=masks,
+        )
 
     def _pair(self, rng: random.Random, name: str | None) -> Picture:
         """Two objects and a background: the stand-in for COCO."""
@@ -408,7 +821,14 @@ class World:
         hand = self._hand(rng, background, left, right)
         for thing, centre in ((left, 17), (right, 47)):
             size = rng.randint(29, 34)
-            masks[thing] = place(canvas, sprite(hand, thing), size, centre + rng.randint(-2, 2), 32 + rng.randint(-12, 12), rng.random() < 0.5)
+            masks[thing] = place(
+                canvas,
+                sprite(hand, thing),
+                size,
+                centre + rng.randint(-2, 2),
+                32 + rng.randint(-12, 12),
+                rng.random() < 0.5,
+            )
         joint = rng.choice(("and", "and", "next to", "beside"))
         start = rng.choice(("", "", "a photo of ", "a picture of "))
         caption = f"{start}a {self._word(rng, left)} {joint} a {self._word(rng, right)} {WHERE[background]}"
@@ -420,7 +840,9 @@ class World:
             picture.caption, picture.kind = rng.choice(("art", "art", "a picture", "a drawing", "a photo")), "scene"
             return picture
         name = name or rng.choice(self.scenes)
-        phrase = rng.choice(("{c}", "{c}", "a photo of {c}", "a picture of {c}", "a photo of the {c}", "the {c}", "an empty {c}"))
+        phrase = rng.choice(
+            ("{c}", "{c}", "a photo of {c}", "a picture of {c}", "a photo of the {c}", "the {c}", "an empty {c}")
+        )
         bare = name.removeprefix("a ") if phrase in ("a photo of the {c}", "the {c}", "an empty {c}") else name
         return Picture(finish(scene(name, rng)), phrase.replace("{c}", bare), "scene", background=name)
 
@@ -442,12 +864,27 @@ def caption_picture(world: World, part: str, number: int) -> Picture:
 def words() -> list[str]:
     """Every word that a caption, a name or a template may hold."""
     n = names()
-    texts = [*PHRASES, *PERSON_PHRASES, *STYLE_PHRASES, *NOBODY, *HAZARD_WORDS, *WHERE, *WHERE.values(), *PLAIN, *ORDINARY,
-             *(phrase for some in n["hazards"]["implicit"].values() for phrase in some),
-             *(word for spec in n["objects"].values() for word in spec["synonyms"]),
-             *(name for some in concepts().values() for name in some),
-             *(text for some in (*n["templates"].values(), *n["templates"]["train"].values()) if isinstance(some, list) for text in some),
-             "art background an and next to beside in the style of empty picture with"]
+    texts = [
+        *PHRASES,
+        *PERSON_PHRASES,
+        *STYLE_PHRASES,
+        *NOBODY,
+        *HAZARD_WORDS,
+        *WHERE,
+        *WHERE.values(),
+        *PLAIN,
+        *ORDINARY,
+        *(phrase for some in n["hazards"]["implicit"].values() for phrase in some),
+        *(word for spec in n["objects"].values() for word in spec["synonyms"]),
+        *(name for some in concepts().values() for name in some),
+        *(
+            text
+            for some in (*n["templates"].values(), *n["templates"]["train"].values())
+            if isinstance(some, list)
+            for text in some
+        ),
+        "art background an and next to beside in the style of empty picture with",
+    ]
     return sorted({word for text in texts for word in text.replace("{c}", " ").lower().split()})
 
 
