@@ -146,9 +146,15 @@ class Run:
 
     @cached_property
     def reasons(self) -> list[str]:
-        """Why the run is incomplete; empty when it is not."""
+        """Why the run is incomplete; empty when it is not.
+
+        What the world has no judge for is missing in every run alike and keeps none from being ranked.
+        """
         found: dict[str, list[str]] = {}
+        measured = any(row.status == "ok" for row in self.rows)
         for row in self.rows:
+            if row.status == "skipped" and measured:
+                continue
             if row.status != "ok":
                 found.setdefault(f"{row.status}: {row.reason or 'no reason given'}", []).append(row.metric)
             elif not _finite(row.value):
@@ -158,8 +164,9 @@ class Run:
 
     @property
     def status(self) -> str:
-        worst = [s for s in ("failed", "skipped") if any(row.status == s for row in self.rows)]
-        return (worst or ["incomplete" if self.reasons else "ok"])[0]
+        if not self.reasons:
+            return "ok"
+        return next((s for s in ("failed", "skipped") if any(row.status == s for row in self.rows)), "incomplete")
 
     @cached_property
     def params(self) -> dict:
