@@ -29,7 +29,6 @@ if typing.TYPE_CHECKING:
 log = logging.getLogger("erasebench")
 GROUPS = ("model", "task", "method")
 OmegaConf.register_new_resolver("keys", lambda mapping: list(mapping), replace=True)
-OmegaConf.register_new_resolver("concat", lambda *lists: [x for some in lists for x in some], replace=True)
 
 
 def main(job: Callable[[Run], bool], arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -52,19 +53,25 @@ class Source:
         """Content of a local folder (not its path), or id and revision; and the number format."""
         if self.path is None:
             return {"hub": self.hub, "revision": self.revision, "dtype": self.dtype}
+        stamps = tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files())
+        return {"content": _content(Path(self.path), stamps), "dtype": self.dtype}
+
+    def files(self) -> list[Path]:
+        """What a local folder's content is. Raises ErasebenchError if it is not a pipeline."""
         folder = Path(self.path)
         if not folder.is_dir():
             raise ErasebenchError(f"model folder {folder} does not exist: give a diffusers folder with model.path=")
         missing = [part for part in PARTS if not (folder / part).is_dir()]
         if missing:
             raise ErasebenchError(f"{folder} is not a Stable Diffusion pipeline: it has no {', '.join(missing)} folder")
-        files = {
-            str(f.relative_to(folder)): sha256_file(f)
-            for part in PARTS
-            for f in sorted((folder / part).rglob("*"))
-            if f.suffix in (".json", ".safetensors", ".txt", ".model")
-        }
-        return {"content": digest(files), "dtype": self.dtype}
+        kinds = (".json", ".safetensors", ".txt", ".model")
+        return [f for part in PARTS for f in sorted((folder / part).rglob("*")) if f.suffix in kinds]
+
+
+@cache
+def _content(folder: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash of the files, read once in a process as long as sizes and times stay."""
+    return digest({str(file.relative_to(folder)): sha256_file(file) for file, *_ in stamps})
 
 
 class Context(NamedTuple):
@@ -160,7 +167,7 @@ class Model:
         if source.path is None:
             keywords["revision"] = source.revision
         else:
-            source.identity()  # says what is wrong with the folder
+            source.files()  # says what is wrong with the folder
         dtype = getattr(torch, source.dtype)
         try:
             loaded = {}

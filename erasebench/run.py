@@ -151,11 +151,11 @@ def check_artifact(folder: Path) -> None:
 
 def execute(run: Run) -> list[Row]:
     """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
+    check_writable(run.results / "runs")
     store = Store()
     which = run.target or f"n{len(run.plan.concepts)}"
     run_id = "-".join([*map(slug, (run.method, run.plan.task, which, run.source.name)), digest(run.identity())[:10]])
     path = run.results / "runs" / f"{run_id}.csv"
-    check_writable(path.parent)
     erased = Erased(run, store)
     log.info(
         "%s: %s, %d concept(s), %d images on %s",

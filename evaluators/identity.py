@@ -16,13 +16,18 @@ from erasebench.contracts import Metric, Prompt, Scored
 
 @dataclass(frozen=True)
 class Identity:
-    """Scores: `face` [B] probability that there is a face; `names` [B, K] softmax over the judge's people, NaN
-    where the face gate is below `gate` (no verdict)."""
+    """Scores: `face` [B] probability that there is a face; `names` [B, K + 1] softmax over `people` and, last,
+    nobody known, NaN where the face gate is below `gate` (no verdict)."""
 
-    people: tuple[str, ...]
     name: str = "identity"
     gate: float = 0.5
     version: ClassVar[int] = 1
+
+    @property
+    def people(self) -> list[str]:
+        from erasebench.mini import nets
+
+        return nets.classes()["people"]
 
     def weights(self) -> dict[str, str]:
         from erasebench.mini import nets
@@ -33,7 +38,7 @@ class Identity:
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         from erasebench.mini import nets
 
-        face, names = nets.identify(images, self.people)
+        face, names = nets.identify(images)
         return {"face": face.numpy(), "names": torch.where(face[:, None] >= self.gate, names, torch.nan).numpy()}
 
 

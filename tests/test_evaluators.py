@@ -1,9 +1,11 @@
 """Metrics from raw scores made by hand."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from erasebench.evaluators.clip import Clip, ClipScore
-from erasebench.evaluators.identity import Identity, IdentityAccuracy
+from erasebench.evaluators.identity import IdentityAccuracy
 from erasebench.evaluators.objects import ObjectAccuracy
 
 from erasebench import stats
@@ -64,11 +66,13 @@ def test_every_object_interval_holds_its_value_and_splits_are_named():
         assert metric.n == (60 if metric.name.startswith("h_o") else 20)
 
 
-PEOPLE = ("Bill Moss", "Bill Stone", "Ann Reed")
+@dataclass(frozen=True)
+class Known:
+    people: tuple[str, ...] = ("Bill Moss", "Bill Stone", "Ann Reed")
 
 
 def identity(target, retain):
-    evaluator = IdentityAccuracy(Identity(PEOPLE))
+    evaluator = IdentityAccuracy(Known())
     return values(evaluator.summarize({"target": target, "retain": retain}, {}))
 
 

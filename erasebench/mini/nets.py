@@ -122,11 +122,10 @@ def judged(images: Tensor) -> dict[str, Tensor]:
     return load_judge()(prepared(images))
 
 
-def identify(images: Tensor, people: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """(probability of a face [B], softmax [B, K + 1] over `people` and, last, nobody known)"""
-    out, known = judged(images), classes()["people"]
-    chances = out["people"].softmax(1)
-    return out["face"].sigmoid()[:, 0], chances[:, [*(known.index(name) for name in people), len(known)]]
+def identify(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(probability of a face [B], softmax [B, K + 1] over the people and, last, nobody known)"""
+    out = judged(images)
+    return out["face"].sigmoid()[:, 0], out["people"].softmax(1)
 
 
 def features(images: Tensor) -> Tensor:

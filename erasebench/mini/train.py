@@ -471,7 +471,7 @@ def judge(steps: int = 3000, batch: int = 128) -> None:
     save_file({"caption_features": features.half().cpu()}, folder / "reference.safetensors")
 
 
-def clip(steps: int = 4000, batch: int = 128) -> None:
+def clip(steps: int = 2500, batch: int = 128) -> None:
     """open_clip's CLIP on fresh drawings and their captions, contrastively (Radford et al., 2021)."""
     from open_clip.loss import ClipLoss
     from safetensors.torch import save_file
