@@ -114,11 +114,17 @@ def build(config: DictConfig) -> Run:
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
     eraser = hydra.utils.instantiate(config.method)
     check_types(eraser, "method")
-    if config.n is not None and (not isinstance(config.n, int) or config.n < 1):
-        raise ErasebenchError(f"n={config.n}: a number of concepts, at least 1, is needed")
+    for name, least in (("n", 1), ("images", 1), ("batch", 1), ("seed", 0)):
+        value = config[name]
+        if not (value is None and name in ("n", "images")) and (type(value) is not int or value < least):
+            raise ErasebenchError(f"{name}={value}: a whole number, at least {least}, is needed")
     task = hydra.utils.instantiate(config.task, _convert_="object")
     target = str(config.target) if config.target is not None else None
     plan = task.plan(world, config.n, target, config.images)
+    sampler = Sampler(**config.sampler)
+    check_types(sampler, "sampler")
+    if sampler.steps < 1:
+        raise ErasebenchError(f"sampler.steps={sampler.steps}: at least one step is needed")
     model, path = config.model, config.model.path
     if path == "embedded":
         source = embedded_source(model.dtype)
@@ -127,10 +133,6 @@ def build(config: DictConfig) -> Run:
             model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype
         )
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    sampler = Sampler(**config.sampler)
-    check_types(sampler, "sampler")
-    if sampler.steps < 1 or config.batch < 1:
-        raise ErasebenchError("sampler.steps and batch must be at least 1")
     return Run(
         method=chosen["method"],
         eraser=eraser,
@@ -151,7 +153,10 @@ def embedded_source(dtype: str = "float32") -> Source:
     """The model that ships with the package."""
     from .model import Source
 
-    return Source("mini", Path(__file__).parent / "mini" / "weights" / "sd", dtype=dtype)
+    folder = Path(__file__).parent / "mini" / "weights" / "sd"
+    if not (folder / "model_index.json").is_file():
+        raise ErasebenchError("the embedded model is not in this installation: `make mini` trains it")
+    return Source("mini", folder, dtype=dtype)
 
 
 def captions(spec: dict[str, Any]) -> dict[str, Any]:

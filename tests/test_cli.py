@@ -65,14 +65,14 @@ def test_help_imports_nothing_heavy(tmp_path):
         (["metod=uce"], "unknown option 'metod': did you mean 'method'?"),
         (["method=esd", "method.stepz=3"], "unknown method. 'stepz': did you mean 'steps'?"),
         (["target=aeroplane"], "unknown target 'aeroplane': did you mean airplane?"),
-        (["n=0"], "n=0: a number of concepts, at least 1"),
+        (["n=0"], "n=0: a whole number, at least 1"),
         (["task=celebrity", "n=1000"], "erases 1, 5, 10, 100 people"),
         (["method=esd", "method.steps=many"], "method.steps='many': int is needed"),
         (["method=uce", "method.token_set=lost"], "choose from last, last_to_end"),
-        (["sampler.steps=0"], "must be at least 1"),
-        (["images=0"], "at least one image"),
+        (["sampler.steps=0"], "at least one step"),
+        (["images=0"], "images=0: a whole number, at least 1"),
+        (["batch=many"], "batch=many: a whole number"),
         (["model.path=/nowhere"], "model folder /nowhere does not exist"),
-        (["results=/dev/null/x"], "choose another folder with results="),
     ],
 )
 def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, arguments, message):
@@ -80,6 +80,11 @@ def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, arguments, me
     assert done.returncode != 0 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "error" in line]) == 1
+
+
+def test_results_that_cannot_be_written_are_found_at_once(tmp_path, tiny_model):
+    done = erasebench(f"model.path={tiny_model}", "results=/dev/null/x", cwd=tmp_path)
+    assert done.returncode == 1 and "choose another folder with results=" in done.stderr
 
 
 def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_non_zero_exit(tmp_path, tiny_model):
