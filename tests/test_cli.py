@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
