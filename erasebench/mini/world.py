@@ -34,8 +34,8 @@ ICONS: dict[str, tuple[str, str | None]] = {
     "cassette player": ("videocassette", "tapecartridge"), "chain saw": ("carpentry-saw", None),
     "church": ("church", "church"), "gas pump": ("fuel-pump", "fuelpump"), "tench": ("fish", "fish"),
     "garbage truck": ("articulated-lorry", "articulatedlorry"), "english springer": ("dog-face", "dog"),
-    "golf ball": ("flag-in-hole", "flaginhole"), "parachute": ("parachute", None), "french horn": ("postal-
-    horn", "postalhorn"), "banana": ("banana", "banana"), "guitar": ("guitar", "guitar"),
+    "golf ball": ("flag-in-hole", "flaginhole"), "parachute": ("parachute", None),
+    "french horn": ("postal-horn", "postalhorn"), "banana": ("banana", "banana"), "guitar": ("guitar", "guitar"),
     "bicycle": ("bicycle", "bicycle"), "umbrella": ("umbrella", "umbrella"), "balloon": ("balloon", "balloon"),
     "mushroom": ("mushroom", "mushroom"), "sunflower": ("sunflower", "sunflower"), "key": ("key", "key"),
     "elephant": ("elephant", "elephant"), "turtle": ("turtle", "turtle"), "cactus": ("cactus", "cactus"),
