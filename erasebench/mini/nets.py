@@ -39,8 +39,8 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """One trunk, a head for each question; pictures [B, 3, 64, 64] in [-1, 1] -> dict of logits.
 
-    people and artists have one more class: nobody known, or not a picture at all. `features` [B, 64] carry the
-    object head and serve the Frechet distance.
+    people and artists have one more class: nobody known, or not a picture at all. `features` [B, 64], for the
+    Frechet distance, learn what they hold from a second head of objects, `by_features`.
     """
 
     def __init__(
@@ -55,25 +55,16 @@ class Judge(nn.Module):
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
         )
-        wide = 4 * widths[-1]
-        self.features = nn.Linear(wide, 64)
-        self.heads = nn.ModuleDict(
-            {
-                "objects": nn.Linear(64, objects),
-                "people": nn.Linear(wide, people + 1),
-                "face": nn.Linear(wide, 1),
-                "artists": nn.Linear(wide, artists + 1),
-                "hazards": nn.Linear(wide, hazards),
-            }
-        )
+        self.features = nn.Linear(4 * widths[-1], 64)
+        self.by_features = nn.Linear(64, objects)
+        sizes = {"objects": objects, "people": people + 1, "face": 1, "artists": artists + 1, "hazards": hazards}
+        self.heads = nn.ModuleDict({name: nn.Linear(4 * widths[-1], size) for name, size in sizes.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         wide = self.trunk(x)
         features = self.features(wide)
-        return {
-            "features": features,
-            **{name: head(features if name == "objects" else wide) for name, head in self.heads.items()},
-        }
+        heads = {name: head(wide) for name, head in self.heads.items()}
+        return {"features": features, "by_features": self.by_features(features), **heads}
 
 
 def prepared(images: Tensor) -> Tensor:

@@ -423,7 +423,8 @@ def truth(drawing: world.World, pictures: list[world.Picture]) -> dict[str, Tens
 
 
 def judge(steps: int = 3000, batch: int = 128) -> None:
-    """The judge of objects, people, artists and hazards; a tenth of every batch is broken and means nothing."""
+    """The judge of objects, people, artists and hazards. A quarter of every batch are pairs, the hardest to see; a
+    tenth is broken and means nothing."""
     from safetensors.torch import save_file
 
     from .nets import Judge
@@ -431,7 +432,9 @@ def judge(steps: int = 3000, batch: int = 128) -> None:
     torch.manual_seed(0)
     every, drawing = world.concepts(), world.World()
     model = Judge(*(len(every[kind]) for kind in ("objects", "people", "artists", "hazards"))).to(DEVICE)
-    draw = batches(drawing, "judge", batch)
+    draw = lambda step: [
+        world.picture(drawing, "judge", step * batch + i, None if i % 4 else "pair") for i in range(batch)
+    ]
     spoilt = batch // 10
 
     def loss_of(step: int) -> Tensor:
@@ -445,7 +448,10 @@ def judge(steps: int = 3000, batch: int = 128) -> None:
             label[name][:spoilt] = len(every[name])
         out = {name: value.float() for name, value in model(x).items()}
         label = {name: value.to(DEVICE) for name, value in label.items()}
-        yes_no = sum(20 * F.binary_cross_entropy_with_logits(out[n], label[n]) for n in ("objects", "hazards"))
+        label["by_features"] = label["objects"]
+        yes_no = sum(
+            20 * F.binary_cross_entropy_with_logits(out[n], label[n]) for n in ("objects", "by_features", "hazards")
+        )
         return (
             yes_no
             + F.binary_cross_entropy_with_logits(out["face"], label["face"])
