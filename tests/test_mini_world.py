@@ -72,6 +72,7 @@ def drawing(monkeypatch):
 
 def test_running_needs_no_drawing_package(tmp_path):
     """Captions, drawings, names and judges in a process that cannot import what draws, nor find any art."""
+    shipped("drawings.parquet")
     code = f"""
 import sys
 for name in {DRAWING_PACKAGES!r}:
