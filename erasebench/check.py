@@ -18,29 +18,21 @@ from safetensors import safe_open
 
 from . import config
 from .contracts import Brief, Eraser, Sampler
-from .model import Model
+from .model import Model, weights_digest
 from .run import Run, check_artifact
 from .store import digest, sha256_file
 
 PROMPT_COUNT, SAMPLER = 3, Sampler("ddim", 5, 4.0)
 
 
-def weights_digest(model: Model) -> str:
-    """Every weight of every part, bit by bit."""
-    return digest(
-        [
-            (name, digest(parameter.data.cpu().contiguous().view(torch.uint8).numpy().tobytes().hex()))
-            for part in (model.unet, model.text_encoder, model.vae)
-            for name, parameter in part.named_parameters()
-        ]
-    )
-
-
 def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> list[tuple[str, str]]:
     """(what was checked, "" or what is wrong) for every clause of the contract."""
     results: list[tuple[str, str]] = []
     seeds = list(range(len(prompts)))
-    before, openings = weights_digest(model), (model.guidance, model.guard, dict(model.unet.attn_processors))
+    before, openings = (
+        weights_digest(model.unet, model.text_encoder, model.vae),
+        (model.guidance, model.guard, dict(model.unet.attn_processors)),
+    )
     base = model.sample(prompts, seeds, SAMPLER)
 
     def clause(name: str, test: Callable[[], str | None]) -> None:
@@ -51,7 +43,7 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
         results.append((name, problem))
 
     def untouched() -> str | None:
-        if weights_digest(model) != before:
+        if weights_digest(model.unet, model.text_encoder, model.vae) != before:
             return "weights differ from the base"
         if (model.guidance, model.guard, dict(model.unet.attn_processors)) != openings or model.is_changed:
             return "guidance, guard or attention processors were left changed"

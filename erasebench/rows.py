@@ -61,6 +61,7 @@ class Row:
     sample_seconds: float | None
     unet_calls: int | None  # U-Net evaluations of single latents, fit and sampling together
     peak_memory_mb: float | None
+    fit_notes: str  # JSON of what the fit had to say: condition numbers, ridges raised, masks found empty
 
 
 NAMES = tuple(f.name for f in fields(Row))

@@ -95,6 +95,8 @@ class Erased:
             log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
             for concept in self.run.plan.concepts:
                 check_concept(self._model, concept.name)
+                if concept.surrogate == concept.name:
+                    raise ErasebenchError(f"concept {concept.name!r} is its own surrogate: nothing would be erased")
         return self._model
 
     def base(self) -> Model:
@@ -277,6 +279,7 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
         if artifact
         else {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
     )
+    notes = artifact / "notes.json" if artifact else None
     distinct = lambda key: " + ".join(sorted({str(meta[key]) for meta in metas}))
     dirty = {meta["dirty"] for meta in metas}
     return {
@@ -289,6 +292,7 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
         "sample_seconds": sum(meta["seconds"] for meta in metas),
         "unet_calls": fit["unet_samples"] + sum(meta["unet_samples"] for meta in metas),
         "peak_memory_mb": max([fit["peak_memory_mb"], *(meta["peak_memory_mb"] for meta in metas)]),
+        "fit_notes": notes.read_text() if notes and notes.is_file() else "",
     }
 
 
@@ -318,6 +322,7 @@ def row(
         "sample_seconds": None,
         "unet_calls": None,
         "peak_memory_mb": None,
+        "fit_notes": "",
     }
     judge = evaluator.judge if evaluator else None
     fields = (

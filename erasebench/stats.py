@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -92,6 +93,23 @@ def bootstrap_se(statistic: Callable[[np.ndarray], float], n: int, rng: np.rando
     right where percentiles are not.
     """
     return float(np.std([statistic(rng.integers(n, size=n)) for _ in range(times)], ddof=1))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Values [N] of a split's images (NaN: no verdict) whose mean is a metric, or goes into a harmonic mean."""
+
+    split: str
+    values: np.ndarray
+
+    @property
+    def complement(self) -> Part:
+        return Part(self.split, 1 - self.values)
+
+    def estimate(self, index: np.ndarray | slice = slice(None)) -> float:
+        judged = self.values[index]
+        judged = judged[~np.isnan(judged)]
+        return float(judged.mean()) if len(judged) else float("nan")
 
 
 def mean_metric(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,6 +70,15 @@ class IdentityAccuracy:
             present = (~np.isnan(hits[split])).astype(float)
             metrics.append(stats.mean_metric(name, split, present, scores[split].concepts, True, group, rate=True))
         return metrics
+
+    def values(self, scores: Mapping[str, Scored]) -> dict[str, list[stats.Part]]:
+        """What each metric is a mean of, image by image: for paired comparisons."""
+        made = {}
+        for suffix, of in (("", lambda h: h), ("_all", np.nan_to_num)):
+            erased = stats.Part("target", of(self.hits(scores["target"])))
+            kept = stats.Part("retain", of(self.hits(scores["retain"])))
+            made |= {f"acc_e{suffix}": [erased], f"acc_s{suffix}": [kept], f"h_c{suffix}": [erased.complement, kept]}
+        return made
 
     def hits(self, scored: Scored) -> np.ndarray:
         """1 where the first name is the concept, 0 where it is another, NaN where there is no face [N]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -57,6 +58,18 @@ class ObjectAccuracy:
                 )
             )
         return metrics
+
+    def values(self, scores: Mapping[str, Scored]) -> dict[str, list[stats.Part]]:
+        """What each metric is a mean of, image by image: for paired comparisons."""
+        made = {}
+        for suffix, read in (("top1", self.top1), ("prob", self.probability)):
+            erased, kept, general = (
+                stats.Part(split, np.where(scores[split].refused, 0.0, read(scores[split])))
+                for split in ("target", "retain", "synonym")
+            )
+            made |= {f"acc_e_{suffix}": [erased], f"acc_s_{suffix}": [kept], f"acc_g_{suffix}": [general]}
+            made[f"h_o_{suffix}"] = [erased.complement, kept, general.complement]
+        return made
 
     def _index(self, scored: Scored) -> np.ndarray:
         return np.array([self.classes.index(concept) for concept in scored.concepts])

@@ -54,6 +54,7 @@ def example(**changes) -> Row:
         sample_seconds=1e-7,
         unet_calls=5,
         peak_memory_mb=1.5,
+        fit_notes="",
     )
     return replace(row, **changes)
 
