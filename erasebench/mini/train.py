@@ -16,8 +16,8 @@ import logging
 import math
 import os
 import time
-from datetime import timedelta
 from collections.abc import Callable
+from datetime import timedelta
 
 import numpy as np
 import torch
