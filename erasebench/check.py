@@ -29,7 +29,7 @@ def weights_digest(model: Model) -> str:
     """Every weight of every part, bit by bit."""
     return digest(
         [
-            (name, digest(parameter.data.cpu().contiguous().view(torch.uint8).numpy().tobytes().hex()))
+            (name, digest(parameter.data.cpu().reshape(-1).view(torch.uint8).numpy().tobytes().hex()))
             for part in (model.unet, model.text_encoder, model.vae)
             for name, parameter in part.named_parameters()
         ]
