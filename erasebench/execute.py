@@ -15,8 +15,8 @@ A, B = TypeVar("A"), TypeVar("B")
 def run_all(function: Callable[[A], B], items: Sequence[A], label: str, workers: int = 1) -> list[B]:
     """Results in the order of items; a progress bar after two seconds if there is a terminal.
 
-    Several workers are threads with one thread of torch each: on a CPU, shards side by side are a third faster than
-    every operation split over the cores, and results do not depend on how many cores there are.
+    Several workers are threads with one thread of torch each: small operations are not worth
+    splitting over cores, and a shard's images do not depend on how many are made beside it.
     """
     bar = lambda results: tqdm(results, label, len(items), disable=None, delay=2, leave=False)
     if workers == 1 or len(items) < 2:

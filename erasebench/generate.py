@@ -18,7 +18,7 @@ from .model import Model, Sampled
 from .store import Store
 
 log = logging.getLogger("erasebench")
-VERSION = 1  # of the sampling code: raise it when images change
+VERSION = 2  # of the sampling code: raise it when images change
 SHARD = 64
 
 

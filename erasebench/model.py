@@ -149,7 +149,7 @@ class Model:
         self.unet, self.vae, self.text_encoder = (
             part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
         )
-        self.unet.to(memory_format=torch.channels_last)  # what convolutions are fastest with, on CPU and GPU
+        self.unet.to(memory_format=torch.channels_last)  # convolutions are faster so
         self.tokenizer = tokenizer
         self.scheduler_config = dict(scheduler_config)
         self.guidance: Guidance = ClassifierFree()

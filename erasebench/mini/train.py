@@ -3,8 +3,8 @@
 Stages: tokenizer, drawings, vae, unet (with its text encoder), judge, clip. Each checkpoints every few minutes to
 the cache, resumes after a kill, uses a GPU where there is one, and writes fp16 safetensors into weights/ when done.
 The VAE and the U-Net share each batch between the workers of `torchrun --nproc-per-node N -m erasebench.mini.train`:
-a worker of one thread for each core is the fastest, and does not stall when something else runs.
-Minutes on two cores: vae 44, unet 92, judge 12, clip 10.
+a worker of one thread for each core, since threads that wait for each other stall when something else runs.
+Minutes on two cores: vae 61, unet 150 (judged by its first half), judge 12, clip 10.
 """
 
 from __future__ import annotations
@@ -326,8 +326,8 @@ def unet(steps: int = 20_000, batch: int = 64, size: int = 40_000, short: int = 
 
     Weights of the loss: min-SNR 5 (Hang et al., 2023) where the signal prevails, SNR^-1/2 where noise does. With
     sixteen channels it is at high noise that a picture becomes a cat or a dog, and there the plain loss is so small
-    that names are hardly learnt: of ten objects 3 % after 3,500 steps, and 45 % 1,400 steps after the weights were
-    added. (The shipped model saw those 3,500 steps without them.)
+    that names are hardly learnt. (The shipped model saw its first 3,541 steps without the second weight, and its
+    first 7,300 on the latents of the VAE before its posterior was widened.)
 
     Captions are short: 90 % of the steps see a context cut to `short` tokens, the rest all 77, so that every
     padding position has been seen.
