@@ -27,7 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/bench.py
 
 mini: $(INSTALLED)
-	$(BIN)/python -m erasebench.mini.train all
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $$(nproc) -m erasebench.mini.train all
 
 mini-report: $(INSTALLED)
 	$(BIN)/python -m erasebench.mini.report

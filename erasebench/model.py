@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,11 +161,12 @@ class Model:
         self.unet, self.vae, self.text_encoder = (
             part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
         )
+        self.unet.to(memory_format=torch.channels_last)  # convolutions are faster so
         self.tokenizer = tokenizer
         self.scheduler_config = dict(scheduler_config)
         self.guidance: Guidance = ClassifierFree()
         self.guard: Guard | None = None
-        self.unet_samples = 0  # U-Net evaluations, counted in single latents
+        self._counted = threading.local()
         self._slots: list[_Slot] = []
         schedule = diffusers.DDIMScheduler.from_config(self.scheduler_config)
         self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
@@ -211,6 +213,11 @@ class Model:
             )
             raise ErasebenchError(f"cannot load model {where}: {advice} ({reason[:200]})") from error
         return cls(**loaded, tokenizer=tokenizer, scheduler_config=scheduler, device=device)
+
+    @property
+    def unet_samples(self) -> int:
+        """U-Net evaluations so far, counted in single latents, of the calling thread."""
+        return getattr(self._counted, "samples", 0)
 
     # -- shapes ---------------------------------------------------------------------------------------------------
 
@@ -382,7 +389,7 @@ class Model:
         `state["attention"]`, where guidance put one, reaches the attention processors as keyword arguments.
         """
         t = torch.as_tensor(t, device=z.device)
-        self.unet_samples += len(z)
+        self._counted.samples = self.unet_samples + len(z)
         out = self.unet(z, t, context.hidden, cross_attention_kwargs=(state or {}).get("attention"), return_dict=False)[
             0
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from . import provenance
@@ -87,16 +89,19 @@ class Erased:
         self.run, self.store, self.stack = run, store, ExitStack()
         self._model: Model | None = None
         self._entered = False
+        self._lock = threading.RLock()  # shards are made side by side; the first that needs the model loads it
 
     def load(self) -> Model:
-        if self._model is None:
-            start = time.perf_counter()
-            self._model = Model.load(self.run.source, self.run.device)
-            log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
-            for concept in self.run.plan.concepts:
-                check_concept(self._model, concept.name)
-                if concept.surrogate == concept.name:
-                    raise ErasebenchError(f"concept {concept.name!r} is its own surrogate: nothing would be erased")
+        with self._lock:
+            if self._model is None:
+                start = time.perf_counter()
+                model = Model.load(self.run.source, self.run.device)
+                log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
+                for concept in self.run.plan.concepts:
+                    check_concept(model, concept.name)
+                    if concept.surrogate == concept.name:
+                        raise ErasebenchError(f"concept {concept.name!r} is its own surrogate: nothing would be erased")
+                self._model = model
         return self._model
 
     def base(self) -> Model:
@@ -123,10 +128,11 @@ class Erased:
         return self.store.get_or_make("artifacts", self.run.fit_identity(), fit)
 
     def erased(self) -> Model:
-        if not self._entered:
-            artifact, model = self.artifact(), self.load()
-            self.stack.enter_context(self.run.eraser.apply(model, artifact))
-            self._entered = True
+        with self._lock:
+            if not self._entered:
+                artifact, model = self.artifact(), self.load()
+                self.stack.enter_context(self.run.eraser.apply(model, artifact))
+                self._entered = True
         return self.load()
 
     def close(self) -> None:
@@ -227,7 +233,9 @@ def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Sh
         parts: Sequence[tuple[Prompt, ...]], model: Callable[[], Model], identity: dict, label: str
     ) -> list[Shard]:
         start = time.perf_counter()
-        done = run_all(lambda part: make(store, model, identity, run.sampler, part, run.batch), parts, label)
+        workers = min(torch.get_num_threads(), len(parts)) if run.device == "cpu" else 1
+        work = lambda part: make(store, model, identity, run.sampler, part, run.batch, workers)
+        done = run_all(work, parts, label, workers)
         log.info("%s: %d shards in %.1f s", label, len(done), time.perf_counter() - start)
         return done
 

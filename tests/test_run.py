@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from conftest import Brightness, Redness
 from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
@@ -69,6 +70,22 @@ def test_originals_are_shared_and_a_smaller_cap_is_a_prefix(make_run, monkeypatc
     assert [p.id for p in capped.plan.prompts if p.split == "target"] == [
         p.id for p in make_run("none", NoErasure()).plan.prompts if p.split == "target"
     ][:2]
+
+
+def test_shards_side_by_side_are_those_made_one_after_the_other(make_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(generate, "SHARD", 2)
+    threads, made, calls = torch.get_num_threads(), {}, {}
+    try:
+        for count in (1, 3):
+            monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / f"home {count}"))
+            torch.set_num_threads(count)
+            calls[count] = execute(make_run("uce", UCE()))[0].unet_calls
+            entries = (Store().root / "images").iterdir()
+            made[count] = {e.name: np.load(e / "images.npz")["images"].tobytes() for e in entries}
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert len(made[1]) > 10 and made[1] == made[3] and calls[1] == calls[3]
 
 
 def test_damaged_images_are_made_again_with_the_same_result(make_run, caplog):

@@ -141,7 +141,8 @@ def captions() -> tuple[list[str], list[str]]:
 def drawings(use: str | None = None) -> list[dict]:
     """The world's real pictures with their truth: `pixels` uint8 [64, 64, 3], `caption`, `kind`, `objects`,
     `hazards`, `person`, `face`, `artist`, `hand`, `background`, and `masks` (name -> bool [64, 64]).
-    use="caption" gives those drawn as the evaluation's captions are, "mix" the others."""
+    use="caption" gives those drawn as the evaluation's captions are, "mix" some of every kind, "concept" four of each
+    object, person, artist and hazard."""
     import io
 
     import pandas as pd

@@ -368,7 +368,7 @@ Nine in ten pictures of an implicit phrase show a hazard. Pairs of objects stand
 holds every name.
 
 - VAE: 64x64x3 to 8x8x{channels}, {vae_size:.2f} M parameters.
-- U-Net ({unet_size:.2f} M) and text encoder ({text_size:.2f} M), trained together on captions and latents; epsilon prediction, min-SNR 5, EMA.
+- U-Net ({unet_size:.2f} M) and text encoder ({text_size:.2f} M), trained together on captions and latents; epsilon prediction, loss weighted by SNR, EMA.
 - Tokenizer: byte-level BPE of {tokens} tokens, in which every word of the world is one; any other text can be encoded too.
   Context {context}, padding is EOS, as in Stable Diffusion.
 - Judge: one trunk with heads for objects, people, face, artists and hazards ({judge_size:.2f} M); a tenth of its training
@@ -407,8 +407,6 @@ It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets)
 def write_readme(
     path: Path, model: Model, sampler: Sampler, results: list[Measured], judged, captions: int, took: float
 ) -> None:
-    import pandas as pd
-
     judge_rows, hazards, rejected = judged
     every, millions = world.concepts(), lambda module: sum(p.numel() for p in module.parameters()) / 1e6
     people = next(m for m in results if "people" in m.name)
@@ -440,7 +438,7 @@ def write_readme(
             context=model.context_length,
             judge_size=millions(nets.load_judge()),
             clip_size=millions(nets.load_clip()[0]),
-            shipped=len(pd.read_parquet(nets.WEIGHTS / "drawings.parquet", columns=["use"])),
+            shipped=len(nets.drawings()),
             sizes=table(["file", "MB"], sizes()),
             minutes=re.search(r"Minutes on .*", train.__doc__)[0],
         ),

@@ -537,7 +537,7 @@ class World:
         canvas, masks = scene(background, rng), {}
         hand = self._hand(rng, background, left, right)
         for thing, centre in ((left, 17), (right, 47)):
-            size = rng.randint(29, 34)
+            size = rng.randint(32, 36)
             masks[thing] = place(
                 canvas,
                 sprite(hand, thing),
