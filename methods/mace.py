@@ -95,7 +95,7 @@ class MACE:
     rank: int = 1
     steps: int = 50
     lr: float = 1e-4
-    together: int = 128
+    together: int = 8
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
