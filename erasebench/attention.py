@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,11 +73,8 @@ def maps(
             raise Enough
 
     processors = {name: Seeing(name, see, *(adapters or {}).get(name, ())) for name in names}
-    with model.changed(processors=processors):
-        try:
-            model.eps(z, t, context)
-        except Enough:
-            pass
+    with model.changed(processors=processors), suppress(Enough):
+        model.eps(z, t, context)
     return seen
 
 

@@ -1,89 +1,42 @@
 """Two methods on the same task, paired: python -m erasebench.compare method=uce,mace task=celebrity n=100
 
 Both were shown the same prompts with the same seeds, so the difference is resampled in pairs: concepts first, then
-images within them, the same draw for both (harmonic means are taken of the same draws). Runs that are not in the
-store are made.
+images within them, the same draw for both. Runs that are not in the store are made.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from . import config, stats
-from .contracts import ErasebenchError, Evaluator, Scored
+from . import config
+from .contracts import ErasebenchError, Metric
 from .run import Erased, Run, execute, images, score
+from .stats import summarize
 from .store import Store
 
 
-@dataclass(frozen=True)
-class Difference:
-    """second - first of one metric, with its 95 % interval."""
-
-    metric: str
-    first: float
-    second: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        sure = "" if self.low <= 0 <= self.high else "  *"
-        return (
-            f"{self.metric:14} {self.first:7.3f} {self.second:7.3f}   {self.second - self.first:+.3f} "
-            f"[{self.low:+.3f}, {self.high:+.3f}]{sure}"
-        )
-
-
-def draw(concepts: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """Indices [N'] of one bootstrap draw: concepts with replacement, then images within each."""
-    labels = np.asarray(concepts)
-    groups = [np.flatnonzero(labels == name) for name in dict.fromkeys(concepts)]
-    chosen = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
-    return np.concatenate([rng.choice(group, len(group)) for group in chosen])
-
-
-def differences(
-    evaluator: Evaluator, first: Mapping[str, Scored], second: Mapping[str, Scored], times: int = stats.RESAMPLES
-) -> list[Difference]:
-    """Every rate of an evaluator that gives its images' values (`values`), and the harmonic means of them."""
-    ours, theirs = evaluator.values(first), evaluator.values(second)
-    splits = {split: first[split].concepts for split in evaluator.splits}
-    rng = np.random.default_rng(0)
-    draws = [{split: draw(concepts, rng) for split, concepts in splits.items()} for _ in range(times)]
-    made = []
-    for name, parts in ours.items():
-        pair = [[part.estimate() for part in side[name]] for side in (ours, theirs)]
-        value = lambda rates: float(stats.harmonic(*rates)) if len(rates) > 1 else rates[0]
-        change = [
-            value([part.estimate(d[part.split]) for part in theirs[name]])
-            - value([p.estimate(d[p.split]) for p in parts])
-            for d in draws
-        ]
-        low, high = np.nanquantile(change, [0.025, 0.975])
-        made.append(Difference(name, value(pair[0]), value(pair[1]), float(low), float(high)))
-    return made
-
-
-def compare(first: Run, second: Run) -> dict[str, list[Difference]]:
-    """Evaluator -> differences. Raises ErasebenchError for runs that were not shown the same prompts."""
+def compare(first: Run, second: Run) -> list[Metric]:
+    """Metrics of the second run, whose `base_value` and change are against the first.
+    Raises ErasebenchError for runs that were not shown the same prompts."""
     if first.plan.prompts != second.plan.prompts or first.sampler != second.sampler:
         raise ErasebenchError("the two runs were not shown the same prompts: compare methods on one task")
-    store, scored = Store(), {}
+    store, measured = Store(), []
     for side in (first, second):
         if any(row.status == "failed" for row in execute(side)):
             raise ErasebenchError(f"method {side.method} failed: nothing to compare")
         erased = Erased(side, store)
-        _, made = images(side, store, erased)
+        originals, made = images(side, store, erased)
         erased.close()
-        for name, evaluator in side.plan.evaluators.items():
-            if hasattr(evaluator, "values") and not side.skips(evaluator):
-                scored.setdefault(name, []).append(
-                    {split: score(store, evaluator, made, split) for split in evaluator.splits}
+        measures = []
+        for evaluator in side.plan.evaluators.values():
+            if not side.skips(evaluator):
+                ours, base = (
+                    {split: score(store, evaluator, shards, split) for split in evaluator.splits}
+                    for shards in (made, originals)
                 )
-    return {name: differences(first.plan.evaluators[name], *pair) for name, pair in scored.items()}
+                measures += evaluator.measure(ours, base)
+        measured.append(measures)
+    return summarize(measured[1], measured[0])
 
 
 def main() -> int:
@@ -99,12 +52,19 @@ def main() -> int:
     except ErasebenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{'':14} {runs[0].method:>7} {runs[1].method:>7}   difference, 95 % interval (paired bootstrap over concepts)"
-    )
-    for lines in found.values():
-        print("\n".join(map(str, lines)))
+    first, second = (run.method[:12] for run in runs)
+    print(f"{'':18}{first:>12} {second:>12}   difference, 95 % interval (paired bootstrap), McNemar's p")
+    print("\n".join(line(metric) for metric in found if metric.value is not None))
     return 0
+
+
+def line(metric: Metric) -> str:
+    """One metric: both values, the difference with its interval, a star where that does not hold 0."""
+    text = f"{metric.name:18}{metric.base_value:12.3f} {metric.value:12.3f}   {metric.value - metric.base_value:+.3f}"
+    if metric.change_low is not None:
+        sure = "" if metric.change_low <= 0 <= metric.change_high else " *"
+        text += f" [{metric.change_low:+.3f}, {metric.change_high:+.3f}]{sure}"
+    return text + (f"  p = {metric.p_value:.2g}" if metric.p_value is not None else "")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,10 @@ class Row:
     low: float | None
     high: float | None
     ci_method: str
+    base_value: float | None  # the same number for the base's images of the same prompts and seeds
+    change_low: float | None  # value - base_value, in pairs
+    change_high: float | None
+    p_value: float | None  # McNemar's, for rates
     n: int | None  # images made
     n_valid: int | None  # images that the judge gave a verdict on
     n_refused: int | None  # images that a guard refused to make

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from erasebench.methods.esd import TRAINED
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
-from erasebench.methods.esd import TRAINED
 from erasebench.model import Model
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from erasebench.methods.uce import UCE
 from torch import Tensor
 
 from erasebench.closed_form import PROJECTIONS, System, edited, encoded, factor, load_edit, save_edit, write_notes
 from erasebench.contracts import Brief
-from erasebench.methods.uce import UCE
 from erasebench.model import Model
 
 

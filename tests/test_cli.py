@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import build_pipeline
 
 from erasebench.rows import read_all
