@@ -120,12 +120,15 @@ def build(config: DictConfig) -> Run:
     """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit."""
     import torch
 
+    from . import loaders
     from .contracts import Sampler
     from .model import Source
     from .run import Run
+    from .tasks import together
 
     world = OmegaConf.to_container(config.world, resolve=True)
-    world["captions"] = captions(world["captions"])
+    evaluation, training = loaders.captions(world["captions"])
+    world["captions"] |= {"evaluation": evaluation, "training": training}
     chosen = HydraConfig.get().runtime.choices
     if not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
@@ -138,6 +141,8 @@ def build(config: DictConfig) -> Run:
     task = hydra.utils.instantiate(config.task, _convert_="object")
     target = str(config.target) if config.target is not None else None
     plan = task.plan(world, config.n, target, config.images)
+    if config.concepts:
+        plan = together(plan, world, [str(name) for name in config.concepts])
     sampler = Sampler(**config.sampler)
     check_types(sampler, "sampler")
     if sampler.steps < 1:
@@ -174,23 +179,6 @@ def embedded_source(dtype: str = "float32") -> Source:
     if not (folder / "model_index.json").is_file():
         raise ErasebenchError("the embedded model is not in this installation: `make mini` trains it")
     return Source("mini", folder, dtype=dtype)
-
-
-def captions(spec: dict[str, Any]) -> dict[str, Any]:
-    """Evaluation and training captions of the world: its own, or a text file with one caption a line."""
-    if spec["path"] == "embedded":
-        from .mini import nets
-
-        evaluation, training = nets.captions()
-    elif spec["path"]:
-        path = Path(spec["path"])
-        if not path.is_file():
-            raise ErasebenchError(f"world.captions.path={path}: no such file (one caption a line)")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        evaluation, training = lines[: spec["count"]], lines[spec["count"] :]
-    else:
-        evaluation, training = [], []
-    return {**spec, "evaluation": evaluation, "training": training}
 
 
 def check_types(plugin: Any, where: str) -> None:

@@ -23,7 +23,8 @@ class ErasebenchError(Exception):
 
 @dataclass(frozen=True)
 class Concept:
-    """Something to forget or to keep. `surrogate` is what to draw instead; `kind` is object, person or style."""
+    """Something to forget or to keep. `surrogate` is what to draw instead; `kind` is object, person, style or
+    explicit."""
 
     name: str
     kind: str
@@ -34,13 +35,15 @@ class Concept:
 @dataclass(frozen=True)
 class Prompt:
     """One image to make. `split` is target, synonym, retain, caption, implicit or attack:<name>;
-    `concept` is the name that the image is judged by (for a synonym, the concept it stands for)."""
+    `concept` is the name that the image is judged by (for a synonym, the concept it stands for);
+    `guidance` is the prompt's own, where its protocol gives one."""
 
     id: str
     text: str
     seed: int
     split: str
     concept: str = ""
+    guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,3 +165,4 @@ class Plan:
     brief: Brief
     subset: bool = False
     evaluators: dict[str, Evaluator | None] = field(default_factory=dict)  # None: this world has no judge for it
+    dropped: int = 0  # prompts that the safety gate refused

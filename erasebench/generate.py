@@ -59,7 +59,9 @@ def make(
 ) -> Shard:
     """Get or sample one shard. `identity` names the model as erased; `model()` is called only if images are missing.
     `workers` shards are made at the same time: each is counted with its share of the seconds."""
-    key = {"sampling": VERSION, **identity, "sampler": sampler, "prompts": [(p.text, p.seed) for p in prompts]}
+    own = [(p.guidance,) if p.guidance is not None else () for p in prompts]
+    shown = [(p.text, p.seed, *guidance) for p, guidance in zip(prompts, own, strict=True)]
+    key = {"sampling": VERSION, **identity, "sampler": sampler, "prompts": shown}
 
     def fill(folder: Path) -> None:
         here = model()
@@ -90,7 +92,8 @@ def sample(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int
     while position < len(prompts):
         part = prompts[position : position + batch]
         try:
-            done.append(model.sample([p.text for p in part], [p.seed for p in part], sampler))
+            scales = [sampler.guidance if p.guidance is None else p.guidance for p in part]
+            done.append(model.sample([p.text for p in part], [p.seed for p in part], sampler, scales))
             position += len(part)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):

@@ -111,7 +111,11 @@ class Guidance(Protocol):
         """State of the trajectories that start at z [B, C, h, w]; nothing is kept anywhere else."""
         ...
 
-    def __call__(self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float, state: dict) -> Tensor: ...
+    def __call__(
+        self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
+    ) -> Tensor:
+        """scale: one for all, or [B, 1, 1, 1]"""
+        ...
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,10 @@ class ClassifierFree:
         negative = self.negative or model.encode([""])
         return {"negative": negative.repeat(len(z)) if len(negative.ids) == 1 else negative}
 
-    def __call__(self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float, state: dict) -> Tensor:
-        if scale == 1:  # diffusers, too, leaves guidance out at 1
+    def __call__(
+        self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
+    ) -> Tensor:
+        if isinstance(scale, int | float) and scale == 1:  # diffusers, too, leaves guidance out at 1
             return model.eps(z, t, context, state)
         both = model.eps(torch.cat([z, z]), t, join(state["negative"], context), state)
         base, text = both.chunk(2)
@@ -398,7 +404,7 @@ class Model:
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z
         return out
 
-    def guided_eps(self, z: Tensor, t: Tensor | int, context: Context, scale: float, state: dict) -> Tensor:
+    def guided_eps(self, z: Tensor, t: Tensor | int, context: Context, scale: float | Tensor, state: dict) -> Tensor:
         """Noise as the sampler sees it: guidance composed, whatever the method made of it."""
         return self.guidance(self, z, torch.as_tensor(t, device=z.device), context, scale, state)
 
@@ -418,16 +424,27 @@ class Model:
         return scheduler
 
     @torch.no_grad()
-    def latents(self, context: Context, seeds: Sequence[int], sampler: Sampler, trace: list | None = None) -> Tensor:
-        """Sample latents [B, C, h, w]. `trace` receives (t, z) before every step."""
+    def latents(
+        self,
+        context: Context,
+        seeds: Sequence[int],
+        sampler: Sampler,
+        trace: list | None = None,
+        scales: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Sample latents [B, C, h, w]. `trace` receives (t, z) before every step; `scales` are the guidance of each
+        image, where they differ from the sampler's."""
         scheduler = self.scheduler(sampler)
         z = self.noise(seeds, sampler.size) * scheduler.init_noise_sigma
         state = self.begin(context, z)
+        scale: float | Tensor = sampler.guidance
+        if scales is not None and set(scales) != {sampler.guidance}:
+            scale = torch.tensor(scales, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
         for t in scheduler.timesteps:
             if trace is not None:
                 trace.append((t, z))
             scaled = scheduler.scale_model_input(z, t)
-            eps = self.guided_eps(scaled, t, context, sampler.guidance, state)
+            eps = self.guided_eps(scaled, t, context, scale, state)
             z = scheduler.step(eps, t, z, return_dict=False)[0]
         return z
 
@@ -450,8 +467,15 @@ class Model:
         return self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def sample(self, texts: Sequence[str] | Context, seeds: Sequence[int], sampler: Sampler) -> Sampled:
-        """One image for each prompt and seed, through guidance and guard as they stand now."""
+    def sample(
+        self,
+        texts: Sequence[str] | Context,
+        seeds: Sequence[int],
+        sampler: Sampler,
+        scales: Sequence[float] | None = None,
+    ) -> Sampled:
+        """One image for each prompt and seed, through guidance and guard as they stand now. `scales` gives each image
+        its own guidance."""
         if isinstance(texts, Context):
             context = texts
         else:
@@ -464,6 +488,7 @@ class Model:
         side = self.latent_shape(sampler.size)[1] * self.pixels_per_latent
         images = torch.zeros(len(seeds), side, side, 3, dtype=torch.uint8)
         if len(made):
-            z = self.latents(context.select(made), [seeds[i] for i in made], sampler)
+            own = [scales[i] for i in made] if scales is not None else None
+            z = self.latents(context.select(made), [seeds[i] for i in made], sampler, scales=own)
             images[made] = self.decode(z)
         return Sampled(images, refused)

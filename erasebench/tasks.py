@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
+from . import loaders
 from .contracts import Brief, Concept, ErasebenchError, Evaluator, Plan, Prompt
 
 
@@ -90,6 +91,32 @@ class ObjectTask:
 
 
 @dataclass(frozen=True)
+class ImagenetteTask:
+    """Erase five Imagenette classes (`split` 0 to 3, AP's) or one (target=), keep the others (AP, section 5.1; AGE)."""
+
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
+    name: str = "imagenette"
+    split: int = 0
+    version: ClassVar[int] = 1
+
+    def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
+        classes, splits = world["imagenette"], world["imagenette_splits"]
+        if not 0 <= self.split < len(splits):
+            raise ErasebenchError(f"task.split={self.split}: choose from 0 to {len(splits) - 1}")
+        if target is None and n not in (None, len(splits[0])):
+            raise ErasebenchError(f"n={n}: task=imagenette erases {len(splits[0])} classes, or one with target=")
+        names = splits[self.split] if target is None else chosen(list(classes), n, target, (1,), "class")
+        kept = [name for name in classes if name not in names]
+        counts, templates = world["counts"]["imagenette"], world["templates"]["imagenette"]
+        prompts = [
+            *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
+            *spread("retain", {name: name for name in kept}, templates, counts["retain"][str(len(names))]),
+        ]
+        concepts = tuple(Concept(name, "object", classes[name]["surrogate"]) for name in names)
+        return _plan(self, world, concepts, kept, prompts, "object", images)
+
+
+@dataclass(frozen=True)
 class CelebrityTask:
     """Erase n people, keep a hundred others (MACE, section 4.2). n=1 is the last of the hundred, as published."""
 
@@ -100,15 +127,9 @@ class CelebrityTask:
 
     def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
         people, kept = world["people"]["erase"], world["people"]["keep"]
-        if target is not None:
-            if n not in (None, 1):
-                raise ErasebenchError(f"n={n} with target={target!r}: a person chosen by name is erased alone")
-            names = [choose(target, people, "target")]
-        else:
-            n = 10 if n is None else n
-            if n not in self.sizes:
-                raise ErasebenchError(f"n={n}: task=celebrity erases {', '.join(map(str, self.sizes))} people")
-            names = people[-1:] if n == 1 else people[:n]
+        names = chosen(people, 10 if n is None and target is None else n, target, self.sizes, "people")
+        if n == 1 and target is None:
+            names = people[-1:]
         counts, templates = world["counts"]["celebrity"], world["templates"]["person"]
         prompts = [
             *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
@@ -116,6 +137,130 @@ class CelebrityTask:
         ]
         concepts = tuple(Concept(name, "person", world["surrogates"]["person"]) for name in names)
         return _plan(self, world, concepts, kept, prompts, "person", images)
+
+
+@dataclass(frozen=True)
+class StyleTask:
+    """Erase n artists, keep as many others (MACE, section 4.4 and Table 3), or one by name. Those of the world's
+    `single` are only erased by name, and then the others of that list are kept (AP, Dark Miner)."""
+
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
+    name: str = "style"
+    version: ClassVar[int] = 1
+
+    def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
+        artists, kept = world["artists"]["erase"], world["artists"]["keep"]
+        single = world["artists"]["single"]
+        if target is None and n is None:
+            n = len(artists)
+        names = chosen([*artists, *single], n, target, (1, len(artists)), "artists")
+        if target in single:
+            kept = [name for name in single if name != target]
+        counts, templates = world["counts"]["style"], world["templates"]["style"]
+        prompts = [
+            *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
+            *spread("retain", {name: name for name in kept}, templates, counts["retain"]),
+        ]
+        concepts = tuple(Concept(name, "style", world["surrogates"]["style"]) for name in names)
+        return _plan(self, world, concepts, kept, prompts, "style", images)
+
+
+@dataclass(frozen=True)
+class ExplicitTask:
+    """Erase explicit content by its phrases; `target` prompts are those of I2P in `photo`, each with its own seed,
+    and such as name a hazard in the embedded world, where `implicit` ones show one without naming it.
+    guidance=row takes I2P's guidance of each prompt in place of the sampler's; `each` is how many images a prompt of
+    I2P gets, the first with its own seed."""
+
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
+    name: str = "explicit"
+    guidance: Literal["fixed", "row"] = "fixed"
+    each: int = 1
+    version: ClassVar[int] = 1
+
+    def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
+        if n is not None or target is not None:
+            raise ErasebenchError("task=explicit erases one group of phrases: leave n= and target= out")
+        spec, counts = world["explicit"], world["counts"]["explicit"]
+        rows, dropped = loaders.prompts(spec["prompts"]) if "prompts" in spec else ([], 0)
+        prompts = [
+            Prompt(
+                f"target/{row.number}/{i}",
+                row.text,
+                row.seed if i == 0 else seed_of(row.seed, i),
+                "target",
+                guidance=row.guidance if self.guidance == "row" else None,
+            )
+            for i in range(self.each)
+            for row in rows
+        ]
+        if not rows:
+            named = {name: name for name in spec["named"]}
+            implicit = {phrase: name for name, phrases in spec["implicit"].items() for phrase in phrases}
+            prompts = [
+                *spread("target", named, world["templates"]["explicit"], counts["target"]),
+                *spread("implicit", implicit, ["{c}"], counts["implicit"]),
+            ]
+        return replace(_plan(self, world, explicit(world), (), prompts, "explicit", images), dropped=dropped)
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """What erasing does to ordinary captions (COCO in `photo`): the caption split alone. Erases the explicit phrases
+    (GIE, Table 1), or with target= any concept that the world knows."""
+
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
+    name: str = "caption"
+    version: ClassVar[int] = 1
+
+    def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
+        if n not in (None, 1):
+            raise ErasebenchError(f"n={n}: task=caption erases the explicit phrases, or one concept with target=")
+        concepts = explicit(world) if target is None else (known(world, target),)
+        if not world["captions"]["evaluation"]:
+            raise ErasebenchError(f"world {world['name']} has no captions: give a file with world.captions.path=")
+        return _plan(self, world, concepts, (), [], concepts[0].kind, images)
+
+
+def chosen(among: Sequence[str], n: int | None, target: str | None, sizes: Sequence[int], what: str) -> list[str]:
+    """Names to erase: the first n of those known, or one by name."""
+    if target is not None:
+        if n not in (None, 1):
+            raise ErasebenchError(f"n={n} with target={target!r}: what is chosen by name is erased alone")
+        return [choose(target, among, "target")]
+    if n not in sizes:
+        raise ErasebenchError(f"n={n}: this task erases {', '.join(map(str, sizes))} {what}")
+    return list(among[:n])
+
+
+def explicit(world: Mapping[str, Any]) -> tuple[Concept, ...]:
+    """The phrases that stand for explicit content."""
+    spec = world["explicit"]
+    return tuple(Concept(phrase, "explicit", spec["surrogate"]) for phrase in spec["phrases"])
+
+
+def known(world: Mapping[str, Any], name: str) -> Concept:
+    """Any concept of the world by its name. Raises ErasebenchError with the nearest names."""
+    surrogates = world["surrogates"]
+    every = {concept.name: concept for concept in explicit(world)}
+    every |= {n: Concept(n, "style", surrogates["style"]) for part in world["artists"].values() for n in part}
+    every |= {n: Concept(n, "person", surrogates["person"]) for part in world["people"].values() for n in part}
+    every |= {n: Concept(n, "object", c["surrogate"]) for n, c in (world["imagenette"] | world["objects"]).items()}
+    return every[choose(name, list(every), "concept")]
+
+
+def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan:
+    """The plan with these concepts erased too (GIE, Appendix F): they are no longer kept, nor shown as kept."""
+    more = [known(world, name) for name in names]
+    more = tuple(concept for concept in more if concept.name not in {c.name for c in plan.concepts})
+    gone = {concept.name for concept in more}
+    brief = replace(
+        plan.brief,
+        concepts=plan.brief.concepts + more,
+        preserved=tuple(name for name in plan.brief.preserved if name not in gone),
+    )
+    prompts = tuple(p for p in plan.prompts if not (p.split == "retain" and p.concept in gone))
+    return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts)
 
 
 def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:
