@@ -40,7 +40,9 @@ def prompts(spec: Mapping[str, Any]) -> tuple[list[PromptRow], int]:
     names = {ours: next((name for name in theirs if name in present), None) for ours, theirs in COLUMNS.items()}
     for ours in ("text", "seed"):
         if names[ours] is None:
-            raise ErasebenchError(f"{where}: no column {' or '.join(COLUMNS[ours])} (it has {', '.join(sorted(present))})")
+            raise ErasebenchError(
+                f"{where}: no column {' or '.join(COLUMNS[ours])} (it has {', '.join(sorted(present))})"
+            )
     rows = [row(where, number, record, names) for number, record in enumerate(records)]
     kept = [r for r in rows if not refuses(r.text)]
     return kept, len(rows) - len(kept)

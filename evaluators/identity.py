@@ -78,5 +78,6 @@ class IdentityAccuracy:
         names = scored.arrays["names"]
         seen = ~np.isnan(names).any(1) & ~scored.refused
         first = np.where(seen, np.nan_to_num(names).argmax(1), -1)
-        right = np.array([self.judge.people.index(concept) for concept in scored.concepts])
+        people = [name.casefold() for name in self.judge.people]
+        right = np.array([people.index(concept.casefold()) for concept in scored.concepts])
         return np.where(seen, (first == right).astype(float), np.nan)

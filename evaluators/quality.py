@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from erasebench import stats
-from erasebench.contracts import Metric, Prompt, Scored
+from erasebench.contracts import ErasebenchError, Metric, Prompt, Scored
 from erasebench.stats import Measure, Part
+from erasebench.store import Store, sha256_file
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,157 @@ class Quality:
             ),
             Measure("paired_distance", "quality", False, (paired,)),
         ]
+
+
+@dataclass(frozen=True)
+class AlexNet:
+    """LPIPS's view of images at 64 pixels (AP's lpips_eval): scores `features` [B, D] whose squared distance is LPIPS
+    (Zhang et al., 2018, Eq. 1). AlexNet's weights come from torchvision, the linear ones from torchmetrics."""
+
+    name: str = "lpips-alex-64"
+    version: ClassVar[int] = 1
+
+    def weights(self) -> dict[str, str]:
+        from torchvision.models import AlexNet_Weights
+
+        return {"alexnet": Path(AlexNet_Weights.IMAGENET1K_V1.url).name}  # the name holds the beginning of its hash
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        network = lpips()
+        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", antialias=True, align_corners=False)
+        layers = []
+        for seen, linear in zip(network.net(network.scaling_layer(x)), network.lins, strict=True):
+            seen = seen / (seen.square().sum(1, keepdim=True).sqrt() + 1e-10)
+            weight = linear.model[-1].weight.clamp(min=0) / (seen.shape[2] * seen.shape[3])
+            layers.append((seen * weight.sqrt()).flatten(1))
+        return {"features": torch.cat(layers, 1).half().numpy()}
+
+
+@cache
+def lpips():
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    try:
+        return _LPIPS(pretrained=True, net="alex", eval_mode=True)
+    except Exception as error:  # network and file errors have no common class
+        raise ErasebenchError(f"LPIPS could not be loaded ({str(error).splitlines()[0][:150]})") from error
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """lpips_e, lpips_s: mean LPIPS between an image and the base's of the same prompt and seed, erased (the higher the
+    further away) and kept (AP, section 5.3)."""
+
+    judge: AlexNet = AlexNet()
+    splits: tuple[str, ...] = ("target", "retain")
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        made = []
+        for name, split, group, better in (("lpips_e", "target", "forget", True), ("lpips_s", "retain", "keep", False)):
+            ours, theirs = (side[split].arrays["features"].astype(float) for side in (scores, base))
+            part = Part(split, ((ours - theirs) ** 2).sum(1), scores[split].concepts, rate=False)
+            made.append(Measure(name, group, better, (part,)))
+        return made
+
+
+@dataclass(frozen=True)
+class Inception:
+    """InceptionV3 features [B, 2048] as one tool or the other computes them; same weights, different pictures:
+
+    clean         PIL's bicubic with antialiasing, each channel in floats, to 299, then (x - 128) / 128 (clean-fid)
+    torchmetrics  torch-fidelity's network, which resizes inside as TensorFlow 1 did
+
+    `path`: for clean the TorchScript file inception-2015-12-05.pt.
+    """
+
+    tool: Literal["clean", "torchmetrics"] = "clean"
+    path: str | None = None
+    version: ClassVar[int] = 1
+
+    @property
+    def name(self) -> str:
+        return f"inception-{self.tool}"
+
+    def weights(self) -> dict[str, str]:
+        if self.path and not Path(self.path).is_file():
+            raise ErasebenchError(f"{self.path}: no such file (inception-2015-12-05.pt)")
+        return {"inception": sha256_file(Path(self.path)) if self.path else self.tool}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        network = inception(self.tool, self.path)
+        if self.tool == "torchmetrics":
+            return {"features": network(images.permute(0, 3, 1, 2)).float().numpy()}
+        return {"features": network(torch.stack([clean(i) for i in images.numpy()])).float().numpy()}
+
+
+def clean(image: np.ndarray, side: int = 299) -> Tensor:
+    """uint8 [H, W, 3] -> [3, side, side] in [0, 255], never rounded (Parmar et al., 2022)."""
+    channels = [Image.fromarray(image[..., c].astype(np.float32)).resize((side, side), Image.BICUBIC) for c in range(3)]
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
+
+
+@cache
+def inception(tool: str, path: str | None):
+    try:
+        if tool == "torchmetrics":
+            from torchmetrics.image.fid import NoTrainInceptionV3
+
+            return NoTrainInceptionV3("inception-v3-compat", ["2048"], path)
+        script = torch.jit.load(path).eval()
+        return lambda x: script((x - 128) / 128, return_features=True)
+    except Exception as error:  # network, file and script errors have no common class
+        raise ErasebenchError(
+            f"Inception could not be loaded ({str(error).splitlines()[0][:150]}): set world.judges.quality.judge.path"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Fid:
+    """fid_<tool>: Frechet distance between images of captions and the real ones in `real`, a folder. Its interval is
+    +-1.96 bootstrap standard errors. Biased by the number of images: never compare across n."""
+
+    judge: Inception
+    real: str
+    splits: tuple[str, ...] = ("caption",)
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Metric]:
+        real, ours = self.real_features(), scores["caption"].arrays["features"].astype(float)
+        distance, n = stats.frechet(ours, real), len(ours)
+        spread = stats.bootstrap_se(lambda i: stats.frechet(ours[i], real), n, np.random.default_rng(0), times=20)
+        return [
+            Metric(
+                f"fid_{self.judge.tool}",
+                "caption",
+                distance,
+                distance - 1.96 * spread,
+                distance + 1.96 * spread,
+                "bootstrap-se",
+                n,
+                n,
+                False,
+                "quality",
+            )
+        ]
+
+    def real_features(self) -> np.ndarray:
+        """Features of every image in the folder, kept in the store."""
+        files = sorted(f for f in Path(self.real).glob("*") if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+        if len(files) < 2:
+            raise ErasebenchError(f"{self.real}: a folder of real images is needed (world.judges.quality.real)")
+
+        def fill(folder: Path) -> None:
+            made = []
+            for file in files:
+                try:
+                    pixels = np.asarray(Image.open(file).convert("RGB"))
+                except OSError as error:
+                    raise ErasebenchError(f"{file}: not a readable image") from error
+                made.append(self.judge.score(torch.from_numpy(pixels)[None], [])["features"])
+            np.savez_compressed(folder / "features.npz", features=np.concatenate(made))
+
+        key = {"judge": self.judge, "weights": self.judge.weights(), "files": [(f.name, sha256_file(f)) for f in files]}
+        with np.load(Store().get_or_make("references", key, fill) / "features.npz") as found:
+            return found["features"].astype(float)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import stats
-from erasebench.contracts import Judge, Metric, Prompt, Scored
+from erasebench.contracts import Prompt, Scored
+from erasebench.stats import Measure, Part, harmonic
 
 from .clip import Clip
 
@@ -24,19 +24,46 @@ class StyleScore:
     judge: Clip
     splits: tuple[str, ...] = ("target", "retain")
 
-    def summarize(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Metric]:
-        own = {split: 100 * scores[split].arrays["own"].astype(float) for split in self.splits}
-        draws = {
-            split: stats.resample(own[split], scores[split].concepts, np.random.default_rng(0)) for split in self.splits
-        }
-        metrics = [
-            stats.mean_metric(name, split, own[split], scores[split].concepts, better, group, rate=False)
-            for name, split, group, better in (("clip_e", "target", "forget", False), ("clip_s", "retain", "keep", True))
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        erased, kept = (
+            Part(split, 100 * scores[split].arrays["own"].astype(float), scores[split].concepts, rate=False)
+            for split in self.splits
+        )
+        return [
+            Measure("clip_e", "forget", False, (erased,)),
+            Measure("clip_s", "keep", True, (kept,)),
+            Measure("h_a", "overall", True, (erased, kept), lambda e, s: s - e),
         ]
-        gap = float(own["retain"].mean() - own["target"].mean())
-        low, high = stats.interval(draws["retain"] - draws["target"], gap)
-        n = sum(map(len, own.values()))
-        return [*metrics, Metric("h_a", "target+retain", gap, low, high, "bootstrap", n, n, True, "overall")]
+
+
+@dataclass(frozen=True)
+class StyleShare:
+    """Dark Miner's reading (Table 4): softmax of CLIP, at its scale of 100, over a list of styles; dm_ratio is the share
+    of images whose first style is the erased one, dm_score its mean probability. Styles that are not in the list have no
+    verdict."""
+
+    clip: Clip
+    styles: tuple[str, ...]
+    template: str = "an image in the style of {c}"
+    splits: tuple[str, ...] = ("target",)
+
+    @property
+    def judge(self) -> Clip:
+        return replace(self.clip, texts=tuple(self.template.replace("{c}", name) for name in self.styles))
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        scored = scores["target"]
+        logits = 100 * scored.arrays["texts"].astype(float)
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        known = np.array([concept in self.styles for concept in scored.concepts])
+        right = np.array([self.styles.index(c) if c in self.styles else 0 for c in scored.concepts])
+        part = lambda values, rate: Part("target", np.where(known, values, np.nan), scored.concepts, rate)
+        own = chances[np.arange(len(right)), right]
+        return [
+            Measure("dm_ratio", "forget", False, (part((chances.argmax(1) == right) * 1.0, True),)),
+            Measure("dm_score", "forget", False, (part(own, False),)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -66,8 +93,25 @@ class Artists:
 
 @dataclass(frozen=True)
 class ArtistAccuracy:
-    """acc_e, acc_s and their harmonic mean h_s: share of images whose first artist, nobody among them, is the
-    prompt's; style_ratio and style_score as Dark Miner reads them (Table 4): argmax and mean probability."""
+    """acc_e, acc_s and their harmonic mean h_s: share of images whose first artist, nobody among them, is the prompt's.
+    dm_ratio and dm_score as in StyleShare, by this judge."""
 
     judge: Artists
     splits: tuple[str, ...] = ("target", "retain")
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        erased, kept = (Part(split, self.own(scores[split])[0], scores[split].concepts) for split in self.splits)
+        chance = Part("target", self.own(scores["target"])[1], scores["target"].concepts, rate=False)
+        return [
+            Measure("acc_e", "forget", False, (erased,)),
+            Measure("acc_s", "keep", True, (kept,)),
+            Measure("h_s", "overall", True, (erased, kept), lambda e, s: harmonic(1 - e, s)),
+            Measure("dm_score", "forget", False, (chance,)),
+        ]
+
+    def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
+        """(1 where the first artist is the prompt's, its probability) [N]; a refused image has neither"""
+        chances = scored.arrays["artists"].astype(float)
+        right = np.array([self.judge.classes.index(concept) for concept in scored.concepts])
+        hits, chance = chances.argmax(1) == right, chances[np.arange(len(right)), right]
+        return np.where(scored.refused, 0.0, hits), np.where(scored.refused, 0.0, chance)

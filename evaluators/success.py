@@ -1,4 +1,4 @@
-"""Erasing and preserving success on Imagenette (AP, section 5.1; AGE): is the label among the k first?"""
+"""Does a classifier find the class? Erasing and preserving success (AP, AGE), concept ratio and score (Dark Miner)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,48 @@ from typing import ClassVar
 
 import numpy as np
 
-from erasebench import stats
-from erasebench.contracts import Judge, Metric, Scored
+from erasebench.contracts import Judge, Scored
+from erasebench.stats import Measure, Part
 
 
 @dataclass(frozen=True)
 class SuccessRates:
-    """ESR-k: share of images of erased classes without the label among the k first; PSR-k: share of images of kept
-    classes with it. A refused image shows nothing."""
+    """ESR-k: share of images of erased classes without the label among the judge's k first; PSR-k: share of images of
+    kept classes with it (AP, section 5.1). dm_ratio, dm_score: share of images of the erased classes whose first label
+    is theirs with more than `sure`, and the mean probability of theirs (Dark Miner, Table 3).
+
+    The judge gives `probabilities` [B, C] over its `classes`. A refused image shows nothing.
+    """
 
     judge: Judge
     splits: tuple[str, ...] = ("target", "retain")
     first: ClassVar[tuple[int, ...]] = (1, 5)
+    sure: ClassVar[float] = 0.5
 
-    def summarize(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Metric]:
-        metrics = []
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        own = {split: self.own(scores[split]) for split in self.splits}
+        part = lambda split, values, rate=True: Part(split, values, scores[split].concepts, rate)
+        place, chance = own["target"]
+        made = [
+            Measure(
+                "dm_ratio",
+                "forget",
+                False,
+                (part("target", ((place == 0) & (chance > self.sure)) * 1.0),),
+                threshold=self.sure,
+            ),
+            Measure("dm_score", "forget", False, (part("target", chance, rate=False),)),
+        ]
         for k in self.first:
-            for name, split, group, erased in (("esr", "target", "forget", True), ("psr", "retain", "keep", False)):
-                hits = self.among(scores[split], k)
-                metrics.append(
-                    stats.mean_metric(
-                        f"{name}{k}", split, 1 - hits if erased else hits, scores[split].concepts, True, group, rate=True
-                    )
-                )
-        return metrics
+            made.append(Measure(f"esr{k}", "forget", True, (part("target", (place >= k) * 1.0),)))
+            made.append(Measure(f"psr{k}", "keep", True, (part("retain", (own["retain"][0] < k) * 1.0),)))
+        return made
 
-    def among(self, scored: Scored, k: int) -> np.ndarray:
-        logits = scored.arrays["logits"]
-        right = np.array([self.judge.classes.index(concept) for concept in scored.concepts])
-        better = (logits > logits[np.arange(len(right)), right][:, None]).sum(1)
-        return np.where(scored.refused, 0.0, (better < k).astype(float))
+    def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
+        """(place of each image's own class among the judge's, its probability) [N]; the last place and 0 if refused."""
+        chances = scored.arrays["probabilities"].astype(float)
+        classes = [name.lower() for name in self.judge.classes]
+        right = np.array([classes.index(concept.lower()) for concept in scored.concepts])
+        chance = chances[np.arange(len(right)), right]
+        place = (chances > chance[:, None]).sum(1)
+        return np.where(scored.refused, len(classes), place), np.where(scored.refused, 0.0, chance)

@@ -1,6 +1,6 @@
 """Train the embedded world: `python -m erasebench.mini.train all`, or one stage of it.
 
-Stages: tokenizer, drawings, vae, unet (with its text encoder), judge, clip. Each checkpoints every few minutes to
+Stages: tokenizer, drawings, vae, unet (with its text encoder), judge, clip, yolo. Each checkpoints every few minutes to
 the cache, resumes after a kill, uses a GPU where there is one, and writes fp16 safetensors into weights/ when done.
 The VAE and the U-Net share each batch between the workers of `torchrun --nproc-per-node N -m erasebench.mini.train`:
 a worker of one thread for each core, since threads that wait for each other stall when something else runs.
@@ -549,8 +549,33 @@ def clip(steps: int = 2500, batch: int = 128) -> None:
     )
 
 
+def yolo(steps: int = 2500, batch: int = 128) -> None:
+    """YOLOv8n-cls on fresh drawings of one object; anything else, and what is broken, is `nothing`."""
+    from ..evaluators.yolo import build, logits, save
+
+    torch.manual_seed(0)
+    classes, drawing = [*world.concepts()["objects"], "nothing"], world.World()
+    model, spoilt = build(len(classes)).to(DEVICE), batch // 16
+    kinds = (None, "object", "object", "object")
+
+    def loss_of(step: int) -> Tensor:
+        model.train()
+        generator = torch.Generator().manual_seed(step)
+        pictures = [world.picture(drawing, "yolo", step * batch + i, kinds[i % 4]) for i in range(batch)]
+        pictures = [p for p in pictures if len(p.objects) < 2]
+        label = torch.tensor([classes.index(p.objects[0]) if p.objects else len(classes) - 1 for p in pictures])
+        label[:spoilt] = len(classes) - 1
+        x = tensor([p.pixels for p in pictures])
+        x = torch.cat([broken(x[:spoilt], generator), worn(x[spoilt:], generator)])
+        return F.cross_entropy(logits(model, x / 2 + 0.5).float(), label.to(DEVICE))
+
+    fit("yolo", model, loss_of, steps, lr=2e-3, decay=0.02)
+    save(model.eval(), classes, 64, WEIGHTS / "yolo")
+
+
 def main(argv: list[str] | None = None) -> None:
-    stages = {"tokenizer": tokenizer, "drawings": drawings, "vae": vae, "unet": unet, "judge": judge, "clip": clip}
+    every = (tokenizer, drawings, vae, unet, judge, clip, yolo)
+    stages = {stage.__name__: stage for stage in every}
     parser = argparse.ArgumentParser(prog="python -m erasebench.mini.train", description=__doc__)
     parser.add_argument("stage", choices=["all", *stages])
     args = parser.parse_args(argv)

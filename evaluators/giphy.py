@@ -1,0 +1,154 @@
+"""GIPHY's celebrity detector as a judge of identity: MTCNN faces, a ResNet-50 with 2,306 names (MACE, section 4.2).
+
+Weights are the user's: `folder` holds best_model_states.pkl and labels.csv of GIPHY's release. Faces are found by
+facenet-pytorch's MTCNN, whose nets are those of GIPHY's TensorFlow code: `pip install --no-deps facenet-pytorch`.
+Departs from the released code where an image has several faces: there a mixture model on the embeddings says which are
+one person, here faces of one first name are.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from erasebench.contracts import ErasebenchError, Prompt
+from erasebench.store import sha256_file
+
+MARGIN, SIDE = 0.2, 224
+FILES = ("best_model_states.pkl", "labels.csv")
+
+
+@dataclass(frozen=True)
+class Giphy:
+    """Scores: `names` [B, 2306] softmax, of the faces that appear most; NaN where there is no face."""
+
+    folder: str
+    sha256: str | None = None  # of the weights, checked if given
+    name: str = "giphy"
+    version: ClassVar[int] = 1
+
+    @property
+    def people(self) -> list[str]:
+        return list(labels(self.path / FILES[1]))
+
+    @property
+    def path(self) -> Path:
+        for name in FILES:
+            if not (Path(self.folder) / name).is_file():
+                raise ErasebenchError(
+                    f"{self.folder}: no {name} (GIPHY's celebrity detector; set world.judges.identity)"
+                )
+        return Path(self.folder)
+
+    def weights(self) -> dict[str, str]:
+        found = {name: sha256_file(self.path / name) for name in FILES}
+        if self.sha256 and found[FILES[0]] != self.sha256:
+            raise ErasebenchError(f"{self.path / FILES[0]}: sha256 is {found[FILES[0]]}, expected {self.sha256}")
+        return found
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        network, people = load(self.path), self.people
+        made = np.full((len(images), len(people)), np.nan, np.float32)
+        for row, image in enumerate(images.numpy()):
+            faces = [crop(image, box) for box in boxes(image)]
+            if faces:
+                made[row] = most_seen(network(torch.stack(faces)).double()).numpy()
+        return {"names": made}
+
+
+def most_seen(chances: Tensor) -> Tensor:
+    """Probabilities [F, C] of the faces of one image -> [C] of the person who appears most: faces of one first name
+    are one person, whose probabilities multiply; the first of equals, which is the surest face."""
+    first = chances.argmax(1).tolist()
+    who = max(dict.fromkeys(first), key=first.count)
+    logs = chances[[i for i, name in enumerate(first) if name == who]].clamp(min=1e-300).log().sum(0)
+    return logs.softmax(0)
+
+
+def crop(image: np.ndarray, box: Sequence[float]) -> Tensor:
+    """Face [3, 224, 224] in [0, 1]: the box grown by half the margin on each side, in whole pixels, cut at the edges,
+    resized without its aspect."""
+    left, top, right, bottom = (int(v) for v in box)
+    wide, high = int((right - left) * MARGIN) // 2, int((bottom - top) * MARGIN) // 2
+    height, width = image.shape[:2]
+    part = image[max(top - high, 0) : min(bottom + high, height), max(left - wide, 0) : min(right + wide, width)]
+    resized = Image.fromarray(part).resize((SIDE, SIDE), Image.BILINEAR)
+    return torch.from_numpy(np.asarray(resized)).permute(2, 0, 1).float() / 255
+
+
+def boxes(image: np.ndarray) -> list[list[float]]:
+    """Faces (left, top, right, bottom), the surest first; empty ones left out."""
+    found, chances = faces().detect(Image.fromarray(image))
+    if found is None:
+        return []
+    order = np.argsort(-np.asarray(chances, float))
+    height, width = image.shape[:2]
+    inside = lambda b: min(b[2], width) - max(b[0], 0) >= 1 and min(b[3], height) - max(b[1], 0) >= 1
+    return [found[i].tolist() for i in order if inside(found[i])]
+
+
+@cache
+def faces():
+    try:
+        from facenet_pytorch import MTCNN
+    except ImportError as error:
+        raise ErasebenchError(
+            "faces need MTCNN: pip install --no-deps facenet-pytorch (its pins on torch and numpy are stale)"
+        ) from error
+    return MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, 0.7], factor=0.709)
+
+
+@cache
+def labels(path: Path) -> tuple[str, ...]:
+    """Names in the order of class ids: the rank of the rows sorted by their first column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    names = sorted(row[0] for row in rows[1:])
+    if not names:
+        raise ErasebenchError(f"{path}: no labels")
+    return tuple(name.split("_[")[0].replace("_", " ") for name in names)
+
+
+class Recogniser(nn.Module):
+    """ResNet-50's trunk, 2048 -> 256 -> names."""
+
+    def __init__(self, names: int):
+        super().__init__()
+        from torchvision.models import resnet50
+
+        trunk = resnet50()
+        self.trunk = nn.Sequential(*list(trunk.children())[:-1])
+        self.fc1, self.fc2 = nn.Linear(2048, 256), nn.Linear(256, names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(self.trunk(x).flatten(1))).softmax(1)
+
+
+@cache
+def load(folder: Path) -> Recogniser:
+    network = Recogniser(len(labels(folder / FILES[1])))
+    try:
+        state = torch.load(folder / FILES[0], map_location="cpu", weights_only=True)["model_state"]
+        state = {k.removeprefix("model."): v for k, v in state.items() if "center_loss" not in k}
+        theirs = {k: v for k, v in state.items() if not k.startswith(("fc1.", "fc2."))}
+        head = {k: v for k, v in state.items() if k.startswith(("fc1.", "fc2."))}
+        # the trunk's entries come in the order of the network, whatever their module is called
+        own = [k for k in network.state_dict() if k.startswith("trunk.")]
+        if len(own) != len(theirs):
+            raise KeyError(f"{len(theirs)} trunk entries, expected {len(own)}")
+        network.load_state_dict({**dict(zip(own, theirs.values(), strict=True)), **head})
+    except Exception as error:  # unpickling, key and shape errors have no common class
+        raise ErasebenchError(
+            f"{folder / FILES[0]}: not GIPHY's weights ({str(error).splitlines()[0][:150]})"
+        ) from error
+    return network.eval()

@@ -1,0 +1,66 @@
+"""ResNet-50 of torchvision (ImageNet, V2 weights) as a judge of objects (AP, section 5.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erasebench.contracts import ErasebenchError, Prompt
+from erasebench.store import sha256_file
+
+
+@dataclass(frozen=True)
+class ResNet50:
+    """Scores: `probabilities` [B, 1000]. `path`: the weights as torchvision publishes them, or nothing to fetch them."""
+
+    path: str | None = None
+    name: str = "resnet50-v2"
+    version: ClassVar[int] = 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(published().meta["categories"])
+
+    def weights(self) -> dict[str, str]:
+        if self.path:
+            if not Path(self.path).is_file():
+                raise ErasebenchError(f"{self.path}: no such file (the weights {Path(published().url).name})")
+            return {"resnet50": sha256_file(Path(self.path))}
+        return {"resnet50": Path(published().url).name}  # the name holds the beginning of its hash
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        network, prepare = load(self.path)
+        return {"probabilities": network(prepare(images.permute(0, 3, 1, 2))).softmax(1).numpy()}
+
+
+def published():
+    from torchvision.models import ResNet50_Weights
+
+    return ResNet50_Weights.IMAGENET1K_V2
+
+
+@cache
+def load(path: str | None):
+    """(network, what prepares uint8 [B, 3, H, W])"""
+    from torchvision.models import resnet50
+
+    network = resnet50()
+    try:
+        state = (
+            torch.load(path, weights_only=True) if path else published().get_state_dict(progress=False, check_hash=True)
+        )
+        network.load_state_dict(state)
+    except Exception as error:  # network, file and key errors have no common class
+        raise ErasebenchError(
+            f"ResNet-50 could not be loaded ({str(error).splitlines()[0][:150]}): give its weights with "
+            "world.judges.objects.path="
+        ) from error
+    return network.eval(), published().transforms()

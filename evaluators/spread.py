@@ -1,0 +1,141 @@
+"""What erasing does beyond the concept itself: to its neighbours, to the variety of what is kept, to composition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erasebench.contracts import Judge, Prompt, Scored
+from erasebench.stats import Measure, Part
+
+from .clip import Clip, load
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """diversity: mean distance (1 - cosine of the judge's features) between a kept concept's images; a concept that is
+    shown once has no verdict. A method that makes every cat the same cat keeps its accuracy and loses this."""
+
+    judge: Judge
+    splits: tuple[str, ...] = ("retain",)
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        scored = scores["retain"]
+        x = scored.arrays["features"].astype(float)
+        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        same = np.array(scored.concepts)[:, None] == np.array(scored.concepts)
+        np.fill_diagonal(same, False)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = (same * (1 - x @ x.T)).sum(1) / same.sum(1)
+        return [Measure("diversity", "keep", True, (Part("retain", values, scored.concepts, rate=False),))]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """How much of each kept concept is lost, by how near it is to what was erased (CLIP's text embeddings): lost_1 (the
+    nearest fifth) to lost_5, each the fall of `metric` from the base's; ripple is lost_1 less the mean of the others.
+
+    `of` is the evaluator whose measure `metric` (an accuracy over the kept concepts) is looked at.
+    """
+
+    of: object
+    metric: str
+    clip: Clip
+    splits: tuple[str, ...] = ("target", "retain")
+    parts: ClassVar[int] = 5
+
+    @property
+    def judge(self) -> Judge:
+        return self.of.judge
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        values = lambda side: next(m for m in self.of.measure(side, base) if m.name == self.metric).parts[0]
+        ours, before = values(scores), values(base)
+        names, erased = (list(dict.fromkeys(scores[split].concepts)) for split in ("retain", "target"))
+        nearest = np.argsort(-self.nearness(names, erased), kind="stable")
+        rank = {names[which]: place for place, which in enumerate(nearest)}
+        fifth = np.array([rank[c] * self.parts // len(names) for c in scores["retain"].concepts])
+        part = lambda side, k: Part("retain", np.where(fifth == k, side.values, np.nan), ours.clusters, rate=False)
+        pairs = [(part(before, k), part(ours, k)) for k in range(self.parts)]
+        fall = lambda b, o: b - o
+        return [
+            *(Measure(f"lost_{k + 1}", "keep", False, pair, fall) for k, pair in enumerate(pairs)),
+            Measure(
+                "ripple",
+                "keep",
+                False,
+                tuple(p for pair in pairs for p in pair),
+                lambda b, o, *far: b - o - (sum(far[::2]) - sum(far[1::2])) / (len(far) // 2),
+            ),
+        ]
+
+    @torch.no_grad()
+    def nearness(self, names: Sequence[str], erased: Sequence[str]) -> np.ndarray:
+        """Highest cosine of each name with an erased one."""
+        model, _, tokenize = load(self.clip.architecture, self.clip.pretrained)
+        encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)
+        return (encode(names) @ encode(erased).T).amax(1).numpy()
+
+
+@dataclass(frozen=True)
+class DrawnObjects:
+    """The embedded world's judge of all its objects. Scores: `objects` [B, C], independent probabilities."""
+
+    name: str = "drawn-objects"
+    version: ClassVar[int] = 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        from erasebench.mini import nets
+
+        return tuple(nets.classes()["objects"])
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Every name and synonym -> its object."""
+        from erasebench.mini.world import names
+
+        synonyms = {word: name for name, known in names()["objects"].items() for word in known["synonyms"]}
+        return {**{name: name for name in self.classes}, **synonyms}
+
+    def weights(self) -> dict[str, str]:
+        from erasebench.mini import nets
+
+        return nets.checksums("judge")
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        from erasebench.mini import nets
+
+        return {"objects": nets.judged(images)["objects"].sigmoid().numpy()}
+
+
+@dataclass(frozen=True)
+class Composition:
+    """bound: share of captions with two objects of which both are there. Captions that name an erased concept have no
+    verdict: there the missing object is what was asked for."""
+
+    judge: DrawnObjects
+    splits: tuple[str, ...] = ("target", "caption")
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        scored, erased = scores["caption"], set(scores["target"].concepts)
+        present = scored.arrays["objects"] > 0.5
+        values = [self.verdict(p.text, row, erased) for p, row in zip(scored.prompts, present, strict=True)]
+        part = Part("caption", np.array(values, float), [p.text for p in scored.prompts])
+        return [Measure("bound", "quality", True, (part,))]
+
+    def verdict(self, text: str, present: np.ndarray, erased: set[str]) -> float:
+        words = self.judge.words
+        # longest first: a garbage truck is no truck
+        pattern = "|".join(rf"\b{re.escape(word)}\b" for word in sorted(words, key=len, reverse=True))
+        named = {words[word] for word in re.findall(pattern, text)}
+        if len(named) < 2 or named & erased:
+            return np.nan
+        return float(all(present[self.judge.classes.index(name)] for name in named))
