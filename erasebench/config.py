@@ -163,7 +163,7 @@ def build(config: DictConfig) -> Run:
         plan=plan,
         sampler=sampler,
         seed=config.seed,
-        target=plan.concepts[0].name if len(plan.concepts) == 1 else "",
+        target=plan.which or (plan.concepts[0].name if len(plan.concepts) == 1 else ""),
         batch=config.batch,
         device=device,
         results=Path(config.results),

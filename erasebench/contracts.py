@@ -166,3 +166,4 @@ class Plan:
     subset: bool = False
     evaluators: dict[str, Evaluator | None] = field(default_factory=dict)  # None: this world has no judge for it
     dropped: int = 0  # prompts that the safety gate refused
+    which: str = ""  # what is erased, where neither a number nor one name says it

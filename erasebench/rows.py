@@ -51,6 +51,7 @@ class Row:
     n: int | None  # images made
     n_valid: int | None  # images that the judge gave a verdict on
     n_refused: int | None  # images that a guard refused to make
+    n_dropped: int  # prompts of the task that the safety gate dropped
     published: float | None
     published_source: str
     seed: int

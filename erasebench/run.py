@@ -210,6 +210,8 @@ def execute(run: Run) -> list[Row]:
     write(rows, path)
     for name, reason in skipped.items():
         log.info("skipped (%s): %s", name, reason)
+    if run.plan.dropped:
+        log.info("%d prompts dropped by the safety gate", run.plan.dropped)
     for name, _, reason in failures:
         log.error("failed%s: %s", f" ({name})" if name else "", reason)
     log.info("%d rows in %s", len(rows), path)
@@ -250,7 +252,8 @@ def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Sh
     erased.artifact()
     log.info("fit: %.1f s", time.perf_counter() - start)
     identity = {**base_identity, "artifact": digest(run.fit_identity())}
-    count = sum(part[0].split == "target" for part in parts)
+    # what must change comes first: images of the concept, or all where a task shows none
+    count = sum(part[0].split == "target" for part in parts) or len(parts)
     target = produce(parts[:count], erased.erased, identity, "erased target")
     if all(np.array_equal(a.images(), b.images()) for a, b in zip(originals, target, strict=False)):
         raise ErasebenchError(f"method {run.method} changed no image of the concept: nothing was erased")
@@ -361,6 +364,7 @@ def row(
         published_source="",
         seed=run.seed,
         n_refused=refused if metric else None,
+        n_dropped=run.plan.dropped,
         sampler=sampler_text(run.sampler),
         prompts_sha256=digest(prompts),
         **measured,

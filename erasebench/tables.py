@@ -7,7 +7,9 @@ An experiment (conf/experiment) sweeps runs and says in `table` how their rows a
     metrics    metric of ours -> name in the published table
     labels     method -> its name in the published table
     published  file in results/published, or nothing; `setting` names the key that `across` is called there
-    average    true adds a block with the mean over the others
+    average    true adds a block with the mean and deviation over the others
+    raw        metrics that are shown as they stand; others are percent
+    split      rows of this split alone, where a metric stands for several (captions always count)
     figure     metrics to draw against `across`
 """
 
@@ -21,6 +23,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .rows import Row
 
 log = logging.getLogger("erasebench")
@@ -31,7 +35,12 @@ def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, 
     """(method, block, metric) -> row, for what was measured."""
     block = lambda row: str(getattr(row, spec["across"])) if spec.get("across") else ""
     wanted = set(spec["metrics"])
-    return {(row.method, block(row), row.metric): row for row in rows if row.status == "ok" and row.metric in wanted}
+    shown = lambda row: spec.get("split") in (None, row.split) or row.split == "caption"
+    return {
+        (row.method, block(row), row.metric): row
+        for row in rows
+        if row.status == "ok" and row.metric in wanted and shown(row)
+    }
 
 
 def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str], float]:
@@ -39,17 +48,18 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
     if not spec.get("published") or world != "photo":
         return {}
     path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
-    theirs = {name: ours for ours, name in spec["metrics"].items()}
+    theirs = {name: ours for ours, name in spec["metrics"].items() if name}
     found = {}
     with path.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             setting = json.loads(line["setting"])
-            block = str(setting.get(spec.get("setting"), ""))
+            block = str(setting.get(spec.get("setting"), "")).lower()
             name = line["method"] or str(setting.get("config", ""))
             for method, label in spec.get("labels", {}).items():
                 if label == name and line["metric"] in theirs and line["value"]:
-                    key = (method, AVERAGE if block.startswith("average") else block, theirs[line["metric"]])
-                    found[key] = float(line["value"]) / (100 if line["unit"] == "%" else 1)
+                    whole = block.startswith("average") or (spec.get("average") and not block)
+                    key = (method, AVERAGE if whole else block, theirs[line["metric"]])
+                    found[key] = float(line["value"]) / (100 if line["unit"] in ("%", "100*score") else 1)
     return found
 
 
@@ -58,30 +68,23 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
     measured, world = cells(spec, rows), rows[0].world if rows else ""
     paper = published(spec, world)
     methods, blocks = (list(dict.fromkeys(key[i] for key in measured)) for i in (0, 1))
+    metrics = [metric for metric in spec["metrics"] if any(key[2] == metric for key in measured)]
     made = []
     for method in methods:
         for block in blocks:
-            for metric in spec["metrics"]:
+            for metric in metrics:
                 row = measured.get((method, block, metric))
                 numbers = {name: getattr(row, name, None) for name in ("value", "low", "high", "n")}
                 made.append({"method": method, "block": block, "metric": metric, **numbers})
         if spec.get("average") and len(blocks) > 1:
-            for metric in spec["metrics"]:
+            for metric in metrics:
                 values = [c["value"] for c in made if c["method"] == method and c["metric"] == metric]
-                mean = None if None in values else sum(values) / len(values)
-                made.append(
-                    {
-                        "method": method,
-                        "block": AVERAGE,
-                        "metric": metric,
-                        "value": mean,
-                        "low": None,
-                        "high": None,
-                        "n": None,
-                    }
-                )
+                nothing = dict.fromkeys(("value", "low", "high", "n", "deviation"))
+                mean = {} if None in values else {"value": np.mean(values), "deviation": np.std(values)}
+                made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean})
     for cell in made:
-        cell["published"] = paper.get((cell["method"], cell["block"], cell["metric"]))
+        cell["published"] = paper.get((cell["method"], cell["block"].lower(), cell["metric"]))
+        cell["raw"] = cell["metric"] in spec.get("raw", ())
     return made
 
 
@@ -89,9 +92,9 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a block of lines for each value of `across`; percent, intervals, published values in brackets."""
     names = [
         f"{metric}{' (published)' if any(c['published'] is not None for c in made) else ''}"
-        for metric in spec["metrics"]
+        for metric in dict.fromkeys(cell["metric"] for cell in made)
     ]
-    lines = [f"# {spec['title']}", "", "Percent, with 95 % intervals.", ""]
+    lines = [f"# {spec['title']}", "", "Rates in percent; 95 % intervals, or the deviation over splits.", ""]
     for block in dict.fromkeys(cell["block"] for cell in made):
         lines += [f"## {spec['across'].replace('_', ' ')} {block}", ""] if block else []
         lines += ["| method | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
@@ -105,10 +108,13 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
 def said(cell: Mapping[str, Any]) -> str:
     if cell["value"] is None:
         return "not measured"
-    number = f"{100 * cell['value']:.1f}"
+    show = lambda value: f"{value:.2f}" if cell["raw"] else f"{100 * value:.1f}"
+    number = show(cell["value"])
     if cell["low"] is not None:
-        number += f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
-    return number + (f" ({100 * cell['published']:.1f})" if cell["published"] is not None else "")
+        number += f" [{show(cell['low'])}, {show(cell['high'])}]"
+    if cell.get("deviation") is not None:
+        number += f" ± {show(cell['deviation'])}"
+    return number + (f" ({show(cell['published'])})" if cell["published"] is not None else "")
 
 
 def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -146,7 +152,10 @@ def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path)
     (results / f"{name}.md").write_text(text(spec, made), encoding="utf-8")
     with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(
-            file, ["method", "block", "metric", "value", "low", "high", "n", "published"], lineterminator="\n"
+            file,
+            ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published"],
+            lineterminator="\n",
+            extrasaction="ignore",
         )
         out.writeheader()
         out.writerows(made)

@@ -113,7 +113,8 @@ class ImagenetteTask:
             *spread("retain", {name: name for name in kept}, templates, counts["retain"][str(len(names))]),
         ]
         concepts = tuple(Concept(name, "object", classes[name]["surrogate"]) for name in names)
-        return _plan(self, world, concepts, kept, prompts, "object", images)
+        which = "" if target else f"split {self.split}"
+        return replace(_plan(self, world, concepts, kept, prompts, "object", images), which=which)
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ class ExplicitTask:
                 *spread("target", named, world["templates"]["explicit"], counts["target"]),
                 *spread("implicit", implicit, ["{c}"], counts["implicit"]),
             ]
-        return replace(_plan(self, world, explicit(world), (), prompts, "explicit", images), dropped=dropped)
+        made = _plan(self, world, explicit(world), (), prompts, "explicit", images)
+        return replace(made, dropped=dropped, which="explicit content")
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,9 @@ def known(world: Mapping[str, Any], name: str) -> Concept:
     """Any concept of the world by its name. Raises ErasebenchError with the nearest names."""
     surrogates = world["surrogates"]
     every = {concept.name: concept for concept in explicit(world)}
-    every |= {n: Concept(n, "style", surrogates["style"]) for part in world["artists"].values() for n in part}
+    every |= {
+        n: Concept(n, "style", surrogates["style"]) for k in ("erase", "keep", "single") for n in world["artists"][k]
+    }
     every |= {n: Concept(n, "person", surrogates["person"]) for part in world["people"].values() for n in part}
     every |= {n: Concept(n, "object", c["surrogate"]) for n, c in (world["imagenette"] | world["objects"]).items()}
     return every[choose(name, list(every), "concept")]
@@ -260,7 +264,8 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
         preserved=tuple(name for name in plan.brief.preserved if name not in gone),
     )
     prompts = tuple(p for p in plan.prompts if not (p.split == "retain" and p.concept in gone))
-    return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts)
+    which = " + ".join(filter(None, [plan.which or ", ".join(c.name for c in plan.concepts), *(c.name for c in more)]))
+    return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which)
 
 
 def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:

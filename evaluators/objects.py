@@ -69,3 +69,20 @@ class ObjectAccuracy:
         logits = self.scale * scored.arrays["texts"].astype(float)
         softmax = np.exp(logits - logits.max(1, keepdims=True))
         return (softmax / softmax.sum(1, keepdims=True))[np.arange(len(logits)), self._index(scored)]
+
+
+@dataclass(frozen=True)
+class ObjectRemoval(ObjectAccuracy):
+    """orr: share of images of the erased class in which CLIP does not find it first among the ten classes; orr_synonyms
+    the same for its synonyms. (GIE, Table 2; its text defines the complement, the table prints this.)"""
+
+    splits: tuple[str, ...] = ("target", "synonym")
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        gone = lambda split: Part(
+            split, np.where(scores[split].refused, 1.0, 1 - self.top1(scores[split])), scores[split].concepts
+        )
+        return [
+            Measure("orr", "forget", True, (gone("target"),)),
+            Measure("orr_synonyms", "forget", True, (gone("synonym"),)),
+        ]

@@ -59,6 +59,7 @@ def row(metric: str, value: float | None, half: float = 0.05, **changes) -> rows
         "n": 120,
         "n_valid": 119,
         "n_refused": 0,
+        "n_dropped": 0,
         "seed": 0,
         "sampler": "ddim 25 steps, guidance 3",
         "prompts_sha256": "f00",

@@ -44,6 +44,7 @@ def example(**changes) -> Row:
         n=10,
         n_valid=9,
         n_refused=0,
+        n_dropped=0,
         published=None,
         published_source="",
         seed=0,
