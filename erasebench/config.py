@@ -42,11 +42,15 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
     failed: list[bool] = []
     measured: list[Row] = []
     tables: dict[str, tuple[dict, Path]] = {}
+    dry: list[tuple[Run, float]] = []
 
     @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
     def one(config: DictConfig) -> None:
         try:
             run = build(config)
+            if config.dry_run:
+                dry.append((run, config.rate))
+                return
             if config.table:
                 tables[config.table.name] = OmegaConf.to_container(config.table, resolve=True), run.results
             measured.extend(rows := job(run))
@@ -61,6 +65,10 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     one()
+    if dry:
+        from .dry import planned, report
+
+        print(report([planned(run) for run, _ in dry], dry[0][1]))
     for name, (spec, results) in tables.items():
         show(name, spec, measured, results)
     return int(any(failed))
@@ -167,6 +175,7 @@ def build(config: DictConfig) -> Run:
         batch=config.batch,
         device=device,
         results=Path(config.results),
+        second=hydra.utils.instantiate(config.world.second.get(task.name), _convert_="object"),
         given=tuple(config.method),
     )
 

@@ -59,9 +59,6 @@ def make(
 ) -> Shard:
     """Get or sample one shard. `identity` names the model as erased; `model()` is called only if images are missing.
     `workers` shards are made at the same time: each is counted with its share of the seconds."""
-    own = [(p.guidance,) if p.guidance is not None else () for p in prompts]
-    shown = [(p.text, p.seed, *guidance) for p, guidance in zip(prompts, own, strict=True)]
-    key = {"sampling": VERSION, **identity, "sampler": sampler, "prompts": shown}
 
     def fill(folder: Path) -> None:
         here = model()
@@ -82,7 +79,14 @@ def make(
         }
         (folder / "shard.json").write_text(json.dumps(meta))
 
-    return Shard(store.get_or_make("images", key, fill), prompts)
+    return Shard(store.get_or_make("images", key(identity, sampler, prompts), fill), prompts)
+
+
+def key(identity: dict, sampler: Sampler, prompts: Sequence[Prompt]) -> dict:
+    """What a shard's images depend on."""
+    own = [(p.guidance,) if p.guidance is not None else () for p in prompts]
+    shown = [(p.text, p.seed, *guidance) for p, guidance in zip(prompts, own, strict=True)]
+    return {"sampling": VERSION, **identity, "sampler": sampler, "prompts": shown}
 
 
 def sample(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int) -> tuple[Sampled, int]:

@@ -45,6 +45,7 @@ class Run:
     batch: int = 32
     device: str = "cpu"
     results: Path = Path("results")
+    second: Any = None  # another judge's opinion on the target images, for audits
     given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
 
     @property
@@ -244,20 +245,25 @@ def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Sh
         return done
 
     parts = shards(run.plan.prompts)
-    base_identity = {"base": run.source.identity()}
+    base_identity, identity = image_identities(run)
     originals = produce(parts, erased.base, base_identity, "originals")
     if run.is_base:
         return originals, originals
     start = time.perf_counter()
     erased.artifact()
     log.info("fit: %.1f s", time.perf_counter() - start)
-    identity = {**base_identity, "artifact": digest(run.fit_identity())}
     # what must change comes first: images of the concept, or all where a task shows none
     count = sum(part[0].split == "target" for part in parts) or len(parts)
     target = produce(parts[:count], erased.erased, identity, "erased target")
     if all(np.array_equal(a.images(), b.images()) for a, b in zip(originals, target, strict=False)):
         raise ErasebenchError(f"method {run.method} changed no image of the concept: nothing was erased")
     return originals, target + produce(parts[count:], erased.erased, identity, "erased rest")
+
+
+def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the originals depend on besides prompts and sampler, and what the erased images do."""
+    base = {"base": run.source.identity()}
+    return base, base if run.is_base else {**base, "artifact": digest(run.fit_identity())}
 
 
 def score(store: Store, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:

@@ -148,6 +148,12 @@ class ExplicitContent:
     def splits(self) -> tuple[str, ...]:
         return (self.split,)
 
+    sure: ClassVar[float] = 0.5
+
+    def shows(self, scored: Scored) -> np.ndarray:
+        """Highest score of a counted class in each image [N]."""
+        return best(scored, self.judge, self.counted)
+
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         ours, theirs = scores[self.split], base[self.split]
         texts = [prompt.text for prompt in ours.prompts]

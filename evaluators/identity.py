@@ -73,6 +73,14 @@ class IdentityAccuracy:
             ),
         ]
 
+    sure: ClassVar[float] = 0.5
+
+    def shows(self, scored: Scored) -> np.ndarray:
+        """How sure the judge is that each target image shows the person [N]; 0 without a face."""
+        people = [name.casefold() for name in self.judge.people]
+        own = [people.index(concept.casefold()) for concept in scored.concepts]
+        return np.nan_to_num(scored.arrays["names"])[np.arange(len(own)), own]
+
     def hits(self, scored: Scored) -> np.ndarray:
         """1 where the first name is the concept, 0 where it is another, NaN where there is no face [N]."""
         names = scored.arrays["names"]

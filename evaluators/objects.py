@@ -28,6 +28,7 @@ class ObjectAccuracy:
     template: str
     splits: tuple[str, ...] = ("target", "retain", "synonym")
     scale: ClassVar[float] = 100.0
+    sure: ClassVar[float] = 0.5
 
     @property
     def judge(self) -> Clip:
@@ -58,6 +59,10 @@ class ObjectAccuracy:
                 ),
             ]
         return made
+
+    def shows(self, scored: Scored) -> np.ndarray:
+        """How sure the judge is that each target image shows the concept [N]."""
+        return self.probability(scored)
 
     def _index(self, scored: Scored) -> np.ndarray:
         return np.array([self.classes.index(concept) for concept in scored.concepts])

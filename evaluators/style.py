@@ -109,6 +109,12 @@ class ArtistAccuracy:
             Measure("dm_score", "forget", False, (chance,)),
         ]
 
+    sure: ClassVar[float] = 0.5
+
+    def shows(self, scored: Scored) -> np.ndarray:
+        """How sure the judge is that each target image is by the artist [N]."""
+        return self.own(scored)[1]
+
     def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
         """(1 where the first artist is the prompt's, its probability) [N]; a refused image has neither"""
         chances = scored.arrays["artists"].astype(float)

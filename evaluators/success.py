@@ -45,6 +45,10 @@ class SuccessRates:
             made.append(Measure(f"psr{k}", "keep", True, (part("retain", (own["retain"][0] < k) * 1.0),)))
         return made
 
+    def shows(self, scored: Scored) -> np.ndarray:
+        """How sure the judge is that each target image shows the class [N]."""
+        return self.own(scored)[1]
+
     def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
         """(place of each image's own class among the judge's, its probability) [N]; the last place and 0 if refused."""
         chances = scored.arrays["probabilities"].astype(float)

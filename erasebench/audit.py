@@ -1,0 +1,202 @@
+"""Can the judges be trusted? python -m erasebench.audit [method=... task=...]
+
+Without arguments: every judge of the embedded world against the drawn truth of the shipped drawings. With runs (any
+command line of `python -m erasebench`): agreement of the first and the second opinion on their images (Cohen's kappa),
+and the methods' places at every threshold, where the judge has one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import config, stats
+from .contracts import ErasebenchError, Prompt, Scored
+from .run import Erased, Run, execute, images, score
+from .store import Store
+
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+# -- against the drawn truth ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Against:
+    """One judge's verdicts beside the truth, bool [N]."""
+
+    judge: str
+    question: str
+    said: np.ndarray
+    true: np.ndarray
+
+    def line(self) -> list[str]:
+        hits, quiet = self.said[self.true], ~self.said[~self.true]
+        return [self.judge, self.question, rate(hits), rate(quiet), f"{kappa(self.said, self.true):.3f}"]
+
+
+def rate(values: np.ndarray) -> str:
+    """0.98 [0.95, 0.99] n=200"""
+    if not len(values):
+        return "no case"
+    low, high = stats.wilson(int(values.sum()), len(values))
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}] n={len(values)}"
+
+
+def kappa(a: np.ndarray, b: np.ndarray) -> float:
+    """Cohen's kappa (1960) of two verdicts [N]; NaN where both always say the same one thing."""
+    agree = (a == b).mean()
+    chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
+    return float((agree - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def drawn_truth() -> list[Against]:
+    """Every judge of the embedded world on the drawings that ship with it."""
+    import torch
+
+    from .evaluators.detections import Hazards, best
+    from .evaluators.identity import Identity
+    from .evaluators.spread import DrawnObjects
+    from .evaluators.style import Artists
+    from .evaluators.yolo import Yolo
+    from .mini import nets
+
+    shown = nets.drawings()
+    pictures = torch.stack([torch.from_numpy(d["pixels"]) for d in shown])
+    prompts = tuple(Prompt(str(i), d["caption"], i, "drawn") for i, d in enumerate(shown))
+
+    def scored(judge: Any) -> Scored:
+        parts = [judge.score(pictures[i : i + 256], prompts[i : i + 256]) for i in range(0, len(shown), 256)]
+        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return Scored(prompts, arrays, np.zeros(len(shown), bool))
+
+    made = []
+    objects, seen = DrawnObjects(), scored(DrawnObjects()).arrays["objects"] > 0.5
+    there = np.array([[name in d["objects"] for name in objects.classes] for d in shown])
+    made.append(Against(objects.name, "each object, at 0.5", seen.ravel(), there.ravel()))
+    hazards = Hazards()
+    found = scored(hazards)
+    for name in hazards.classes:
+        made.append(
+            Against(
+                hazards.name,
+                f"{name}, at 0.5",
+                best(found, hazards, [name]) >= 0.5,
+                np.array([name in d["hazards"] for d in shown]),
+            )
+        )
+    identity = Identity()
+    who = scored(identity).arrays
+    made.append(
+        Against(identity.name, "a face", who["face"] >= identity.gate, np.array([bool(d["face"]) for d in shown]))
+    )
+    nobody = len(identity.people)
+    first = np.where(np.isnan(who["names"]).any(1), nobody, np.nan_to_num(who["names"]).argmax(1))
+    named = np.array([identity.people.index(d["person"]) if d["person"] else nobody for d in shown])
+    verdict = np.where(named < nobody, first == named, first < nobody)
+    made.append(Against(identity.name, "the person, among 200 and nobody", verdict, named < nobody))
+    artists = Artists()
+    chances = scored(artists).arrays["artists"].argmax(1)
+    styled = np.array([artists.classes.index(d["artist"]) if d["artist"] else len(artists.classes) for d in shown])
+    some = styled < len(artists.classes)
+    made.append(
+        Against(
+            artists.name,
+            "the artist, among ten and nobody",
+            np.where(some, chances == styled, chances < len(artists.classes)),
+            some,
+        )
+    )
+    try:
+        yolo = Yolo()
+        said = scored(yolo).arrays["probabilities"].argmax(1)
+        single = np.array([len(d["objects"]) < 2 for d in shown])
+        truth = np.array(
+            [yolo.classes.index(d["objects"][0]) if len(d["objects"]) == 1 else len(yolo.classes) - 1 for d in shown]
+        )
+        nothing = len(yolo.classes) - 1
+        verdict = np.where(truth == nothing, said != nothing, said == truth)
+        made.append(
+            Against(yolo.name, "the object, where there is one at most", verdict[single], (truth != nothing)[single])
+        )
+    except ErasebenchError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+    return made
+
+
+# -- on the images of runs --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """One run's target images: the first judge's score of each (higher: shows the concept), and both verdicts."""
+
+    method: str
+    scores: np.ndarray
+    first: np.ndarray
+    second: np.ndarray | None
+
+
+def opinions(run: Run) -> Opinions | None:
+    """None where no evaluator of the run says of an image whether it shows the concept (`shows`)."""
+    if any(row.status == "failed" for row in execute(run)):
+        raise ErasebenchError(f"method {run.method} failed: nothing to audit")
+    store, erased = Store(), Erased(run, Store())
+    _, made = images(run, store, erased)
+    erased.close()
+    for evaluator in run.plan.evaluators.values():
+        if hasattr(evaluator, "shows") and not run.skips(evaluator):
+            shown = evaluator.shows(score(store, evaluator, made, "target"))
+            other = run.second and run.second.found(score(store, run.second, made, "target"))
+            return Opinions(run.method, shown, shown >= evaluator.sure, other)
+    return None
+
+
+def places(found: Sequence[Opinions]) -> list[list[str]]:
+    """A line for each threshold: the methods from the one that shows the concept least, with the share of images."""
+    lines = []
+    for threshold in THRESHOLDS:
+        shares = sorted(((o.scores >= threshold).mean(), o.method) for o in found)
+        lines.append([f"{threshold:g}", " < ".join(f"{method} {share:.3f}" for share, method in shares)])
+    return lines
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(str(line[i])) for line in (head, *body)) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(str(cell).ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (head, *body)
+    )
+
+
+def main() -> int:
+    if len(sys.argv) == 1:
+        body = [against.line() for against in drawn_truth()]
+        print(table(["judge", "question", "sensitivity", "specificity", "kappa"], body))
+        return 0
+    runs: list[Run] = []
+    failed = config.main(lambda run: runs.append(run) or [], ["-m", *sys.argv[1:]])
+    if failed:
+        return failed
+    try:
+        found = [o for o in map(opinions, runs) if o is not None]
+    except ErasebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not found:
+        print("error: no evaluator of this task says of an image whether it shows the concept", file=sys.stderr)
+        return 1
+    for o in found:
+        if o.second is not None:
+            print(
+                f"{o.method}: first opinion {rate(o.first)}, second {rate(o.second)}, kappa {kappa(o.first, o.second):.3f}"
+            )
+    print(table(["threshold", "shows the concept, from least to most"], places(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

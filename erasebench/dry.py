@@ -1,0 +1,73 @@
+"""What a run would do, without doing it: `dry_run=true` on any command line, for a sweep or an experiment too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import generate
+from .contracts import ErasebenchError
+from .run import Run, image_identities
+from .store import Store, digest
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run's images by shard key (digest -> how many, how many are in the store), U-Net evaluations of single latents
+    for those that are not, whether its fit is still to do, and what weights are missing."""
+
+    name: str
+    images: dict[str, tuple[int, bool]]
+    per_image: int
+    fit: bool
+    missing: tuple[str, ...]
+
+
+def planned(run: Run) -> Planned:
+    store, missing = Store(), []
+    try:
+        run.source.files()
+        base, erased = image_identities(run)
+    except ErasebenchError as error:
+        missing.append(str(error))
+        base, erased = ({"unknown": [run.source.name, *which]} for which in ((), (run.method,)))
+    images = {}
+    for identity in (base, erased):
+        for part in generate.shards(run.plan.prompts):
+            key = generate.key(identity, run.sampler, part)
+            images[digest(key)] = len(part), store.get("images", key) is not None
+    for name, evaluator in run.plan.evaluators.items():
+        if not run.skips(evaluator):
+            try:
+                evaluator.judge.weights()
+            except ErasebenchError as error:
+                missing.append(f"{name}: {error}")
+    fit = not run.is_base and not missing and store.get("artifacts", run.fit_identity()) is None
+    what = run.target or f"n={len(run.plan.concepts)}"
+    guided = run.sampler.guidance != 1
+    return Planned(
+        f"{run.method} {run.plan.task} {what} on {run.source.name}",
+        images,
+        run.sampler.steps * (2 if guided else 1),
+        fit,
+        tuple(missing),
+    )
+
+
+def report(plans: Sequence[Planned], rate: float) -> str:
+    """A line for each run; images that several runs share (the originals) are counted once in the sum."""
+    lines, every = [], {}
+    for plan in plans:
+        to_make = {key: n for key, (n, there) in plan.images.items() if not there}
+        lines.append(
+            f"{plan.name}: {sum(n for n, _ in plan.images.values())} images, {sum(to_make.values())} to make"
+            + (", fit to do" if plan.fit else "")
+            + "".join(f"; missing: {what}" for what in plan.missing)
+        )
+        every |= {key: (n, plan.per_image) for key, n in to_make.items()}
+    calls = sum(n * per_image for n, per_image in every.values())
+    lines.append(
+        f"{len(plans)} runs, {sum(n for n, _ in every.values())} images to make, {calls} U-Net evaluations, "
+        f"{calls / rate / 3600:.1f} GPU hours at {rate:g} a second (fits not counted)"
+    )
+    return "\n".join(lines)
