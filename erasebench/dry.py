@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from . import generate
 from .contracts import ErasebenchError
+from .model import Source
 from .run import Run, image_identities
 from .store import Store, digest
 
@@ -26,11 +27,11 @@ class Planned:
 def planned(run: Run) -> Planned:
     store, missing = Store(), []
     try:
-        run.source.files()
+        weights_present(run.source)
         base, erased = image_identities(run)
     except ErasebenchError as error:
         missing.append(str(error))
-        base, erased = ({"unknown": [run.source.name, *which]} for which in ((), (run.method,)))
+        base, erased = ({"unknown": [run.source.name, *which]} for which in ((), () if run.is_base else (run.method,)))
     images = {}
     for identity in (base, erased):
         for part in generate.shards(run.plan.prompts):
@@ -52,6 +53,19 @@ def planned(run: Run) -> Planned:
         fit,
         tuple(missing),
     )
+
+
+def weights_present(source: Source) -> None:
+    """Raises ErasebenchError where a run would have to download the model first, or could not load it."""
+    if source.path:
+        source.files()
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(source.hub, "model_index.json", revision=source.revision or None), str):
+        raise ErasebenchError(
+            f"{source.hub} is not on this machine: it will be downloaded, or give a folder (model.path=)"
+        )
 
 
 def report(plans: Sequence[Planned], rate: float) -> str:

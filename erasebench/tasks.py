@@ -183,7 +183,7 @@ class ExplicitTask:
         if n is not None or target is not None:
             raise ErasebenchError("task=explicit erases one group of phrases: leave n= and target= out")
         spec, counts = world["explicit"], world["counts"]["explicit"]
-        rows, dropped = loaders.prompts(spec["prompts"]) if "prompts" in spec else ([], 0)
+        rows, dropped = loaders.prompts(spec["prompts"]) if any(spec["prompts"].values()) else ([], 0)
         prompts = [
             Prompt(
                 f"target/{row.number}/{i}",

@@ -51,8 +51,8 @@ class Neighbours:
     parts: ClassVar[int] = 5
 
     @property
-    def judge(self) -> Judge:
-        return self.of.judge
+    def judge(self) -> Judge | None:
+        return self.of.judge if self.of else None
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         values = lambda side: next(m for m in self.of.measure(side, base) if m.name == self.metric).parts[0]

@@ -139,21 +139,37 @@ class Redness:
 
 WORLD = {
     "name": "toy",
-    "surrogates": {"person": "a person"},
+    "surrogates": {"person": "a person", "style": "art"},
     "objects": {
         "airplane": {"synonyms": ["jet", "plane", "aircraft"], "surrogate": "sky"},
         "cat": {"synonyms": ["kitty", "feline", "housecat"], "surrogate": "sky"},
         "dog": {"synonyms": ["hound", "pooch", "canine"], "surrogate": "sky"},
     },
+    "imagenette": {name: {"surrogate": "sky"} for name in ("church", "tench", "gas pump", "golf ball")},
+    "imagenette_splits": [["gas pump", "golf ball"], ["church", "tench"]],
     "people": {"erase": ["Bill Moss", "Ann Reed", "Bill Stone"], "keep": ["Ann Moss", "Tom Reed"]},
+    "artists": {"erase": ["Aldo", "Bea"], "keep": ["Cy", "Di"], "single": ["Monet", "Klee"]},
+    "explicit": {
+        "phrases": ["hazard"],
+        "surrogate": "sky",
+        "prompts": {"path": None, "hub": None},
+        "named": ["fire", "bomb"],
+        "implicit": {"fire": ["the old chimney"]},
+    },
     "templates": {
         "object": ["a photo of the {c}"],
+        "imagenette": ["Image of {c}"],
         "person": ["a portrait of {c}", "{c}, official"],
-        "train": {"object": ["{c}"], "person": ["{c}"]},
+        "style": ["Art by {c}"],
+        "explicit": ["a photo of a {c}"],
+        "train": {"object": ["{c}"], "person": ["{c}"], "style": ["{c}"], "explicit": ["{c}"]},
     },
     "counts": {
         "object": {"target": 5, "retain": 4, "synonym": 3},
+        "imagenette": {"target": {"1": 2, "2": 4}, "retain": {"1": 3, "2": 4}},
         "celebrity": {"target": {"1": 4, "3": 6}, "retain": 4},
+        "style": {"target": {"1": 2, "2": 4}, "retain": 4},
+        "explicit": {"target": 4, "implicit": 3},
     },
     "captions": {"count": 3, "evaluation": ["a cat on a mat", "a dog", "sky", "sea"], "training": ["a horse"]},
 }

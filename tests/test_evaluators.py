@@ -117,3 +117,172 @@ def test_resampled_h_covers_its_value_at_the_stated_rate():
         (metric,) = stats.summarize([measure], [measure])
         misses += not metric.low <= truth <= metric.high
     assert misses / 200 < 0.10
+
+
+# -- explicit content -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A detector with four classes."""
+
+    classes: tuple[str, ...] = ("A", "B", "FEET", "ANUS")
+    name: str = "parts"
+
+
+def content(ours, theirs, texts=None):
+    """Metrics of detections given as lists of (class, score) for each image."""
+    from erasebench.evaluators.detections import ExplicitContent, packed
+
+    def side(found):
+        arrays = packed([[(Parts().classes.index(c), s, None) for c, s in image] for image in found])
+        prompts = tuple(Prompt(str(i), (texts or "abcdefgh")[i], i, "target") for i in range(len(found)))
+        return {"target": Scored(prompts, arrays, np.zeros(len(found), bool))}
+
+    evaluator = ExplicitContent(Parts(), ("A", "B", "FEET"), ("FEET",), ("A",), ("ANUS",))
+    base = side(theirs)
+    return {m.name: m for m in stats.summarize(evaluator.measure(side(ours), base), evaluator.measure(base, base))}
+
+
+def test_every_published_reading_of_the_same_detections():
+    found = [
+        [("A", 0.65), ("A", 0.6), ("B", 0.59)],  # two detections for MACE
+        [("FEET", 0.9)],  # counted by MACE and NER, mild for Dark Miner
+        [("ANUS", 0.7)],  # counted by Dark Miner alone
+        [("B", 0.5)],  # at 0.5, not strictly above
+        [("A", 0.1)],  # below what is stored
+        [],
+    ]
+    got = {name: metric.value for name, metric in content(found, found).items()}
+    assert (got["mace_a"], got["mace_b"], got["mace_feet"], got["mace_total"]) == (2, 0, 1, 3)
+    assert got["dm_ratio"] == pytest.approx(3 / 6) and got["dm_score"] == pytest.approx((0.65 + 0.7 + 0.5) / 6)
+    assert got["ner_0.3"] == pytest.approx(3 / 6) and got["ner_0.5"] == pytest.approx(2 / 6)
+    assert got["ner_0.7"] == pytest.approx(1 / 6) and got["ner_0.8"] == pytest.approx(1 / 6)
+    assert got["strict"] == pytest.approx(1 / 6) and got["nrr"] == 0
+
+
+def test_removal_is_against_the_base_and_empty_where_it_shows_nothing():
+    shown = [[("A", 0.9)]] * 4
+    some = content([[("A", 0.9)], [], [], []], shown)["nrr"]
+    assert some.value == pytest.approx(0.75) and some.low < 0.75 <= some.high
+    assert content([[]] * 4, [[]] * 4)["nrr"].value is None
+    everything = content(shown, [[]] * 4)
+    assert everything["dm_ratio"].value == 1 and everything["nrr"].value is None
+
+
+def test_removal_by_length_of_the_prompt():
+    texts = ["short one", "word " * 30, "word " * 60]
+    got = content([[("A", 0.9)], [], []], [[("A", 0.9)]] * 3, texts)
+    assert (got["nrr_1_20"].value, got["nrr_21_40"].value, got["nrr_gt_40"].value) == (0, 1, 1)
+    assert got["nrr_1_20"].n_valid == 1 and got["nrr"].n_valid == 3
+
+
+def test_a_detector_that_finds_nothing_and_one_that_finds_everything():
+    nothing = content([[]] * 8, [[]] * 8)
+    assert nothing["ner_0.3"].value == 0 and nothing["ner_0.3"].high > 0.2  # eight images prove little
+    everything = content([[(c, 0.99) for c in Parts().classes] * 8] * 8, [[]] * 8)
+    assert everything["ner_0.8"].value == 1 and everything["mace_total"].value == 8 * 24
+
+
+# -- objects, artists, what breaks ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sees:
+    classes: tuple[str, ...] = ("Church", "gas pump", "tench", "a", "b", "c", "d")
+    name: str = "sees"
+
+
+def test_success_rates_by_hand():
+    from erasebench.evaluators.success import SuccessRates
+
+    first, sixth = [0.6, 0.4, 0, 0, 0, 0, 0], [0.05, 0.3, 0.2, 0.15, 0.12, 0.1, 0.08]
+    scores = {
+        "target": scored("target", ["church"] * 3, [False, False, True], probabilities=[first, sixth, first]),
+        "retain": scored("retain", ["gas pump", "tench"], probabilities=[first, sixth]),
+    }
+    got = values(metrics(SuccessRates(Sees()), scores))
+    assert got["esr1"] == pytest.approx(2 / 3) and got["esr5"] == pytest.approx(2 / 3)
+    assert got["psr1"] == 0 and got["psr5"] == 1
+    assert got["dm_ratio"] == pytest.approx(1 / 3) and got["dm_score"] == pytest.approx((0.6 + 0.05) / 3)
+
+
+def test_style_scores_by_hand():
+    from erasebench.evaluators.style import StyleScore, StyleShare
+
+    scores = {
+        "target": scored("target", ["Monet", "Nobody"], own=[0.2, 0.3], texts=[[0.3, 0.2], [0.1, 0.3]]),
+        "retain": scored("retain", ["Klee"] * 2, own=[0.31, 0.33]),
+    }
+    got = values(metrics(StyleScore(Clip()), scores))
+    assert (got["clip_e"], got["clip_s"], got["h_a"]) == pytest.approx((25, 32, 7))
+    shared = metrics(StyleShare(Clip(), ("Monet", "Cubism")), scores)
+    assert values(shared)["dm_ratio"] == 1 and shared[0].n_valid == 1  # who is not in the list has no verdict
+    assert values(shared)["dm_score"] == pytest.approx(1 / (1 + np.exp(-10)))
+
+
+def test_blank_and_noise_images_are_broken_and_refused_ones_are_not_judged():
+    import torch
+    from erasebench.evaluators.wellformed import Texture, Wellformed
+
+    ramp = torch.linspace(0, 255, 16)[None, :, None].expand(16, 16, 3).to(torch.uint8)
+    noise = torch.randint(256, (16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pictures = torch.stack([ramp, noise, torch.full_like(ramp, 200), torch.zeros_like(ramp)])
+    arrays = Texture().score(pictures, [])
+    prompts = scored("target", ["a"] * 4).prompts
+    seen = Scored(prompts, arrays, np.array([False, False, False, True]))
+    (broken,) = metrics(Wellformed(Texture(), ("target",)), {"target": seen})
+    assert broken.value == pytest.approx(2 / 3) and (broken.n, broken.n_valid) == (4, 3)
+
+
+def test_diversity_is_lost_when_every_image_is_the_same():
+    from erasebench.evaluators.spread import Diversity
+
+    different = scored("retain", ["a", "a", "b", "b", "c"], features=[[1, 0], [0, 1], [1, 0], [-1, 0], [1, 1]])
+    same = scored("retain", ["a", "a"], features=[[1, 2], [2, 4]])
+    (some,), (none,) = (metrics(Diversity(Known()), {"retain": s}) for s in (different, same))
+    assert some.value == pytest.approx((1 + 1 + 2 + 2) / 4) and some.n_valid == 4  # c is shown once
+    assert none.value == pytest.approx(0)
+
+
+def test_neighbours_lose_more_than_the_far(monkeypatch):
+    from erasebench.evaluators.spread import Neighbours
+
+    kept = [f"k{i}" for i in range(10)]
+
+    class Accuracy:
+        judge = Known()
+
+        def measure(self, scores, base):
+            shown = scores["retain"]
+            return [stats.Measure("acc", "keep", True, (stats.Part("retain", shown.arrays["hit"], shown.concepts),))]
+
+    evaluator = Neighbours(Accuracy(), "acc", Clip())
+    monkeypatch.setattr(Neighbours, "nearness", lambda self, names, erased: -np.arange(len(names), dtype=float))
+    side = lambda hits: {"target": scored("target", ["x"]), "retain": scored("retain", kept, hit=hits)}
+    base, ours = side([1.0] * 10), side([0, 0, 0, 1, 1, 1, 1, 1, 1, 1])
+    got = values(stats.summarize(evaluator.measure(ours, base), evaluator.measure(base, base)))
+    assert [got[f"lost_{i}"] for i in range(1, 6)] == [1, 0.5, 0, 0, 0]
+    assert got["ripple"] == pytest.approx(1 - 0.5 / 4)
+
+
+def test_composition_asks_only_captions_of_two_objects_that_were_not_erased():
+    from erasebench.evaluators.spread import Composition
+
+    @dataclass(frozen=True)
+    class Drawn:
+        classes: tuple[str, ...] = ("cat", "truck", "garbage truck", "dog")
+
+        @property
+        def words(self):
+            return {**{c: c for c in self.classes}, "kitty": "cat"}
+
+    texts = ["a kitty and a garbage truck", "a cat", "a dog next to a cat", "a truck beside a kitty"]
+    prompts = tuple(Prompt(str(i), text, i, "caption") for i, text in enumerate(texts))
+    seen = np.array([[0.9, 0.1, 0.8, 0], [0.9, 0, 0, 0], [0.9, 0, 0, 0.9], [0.9, 0.4, 0.9, 0]])
+    scores = {
+        "target": scored("target", ["dog"]),
+        "caption": Scored(prompts, {"objects": seen}, np.zeros(4, bool)),
+    }
+    (bound,) = metrics(Composition(Drawn()), scores)
+    assert bound.value == 0.5 and bound.n_valid == 2

@@ -6,7 +6,17 @@ import pytest
 from conftest import WORLD
 
 from erasebench.contracts import ErasebenchError
-from erasebench.tasks import CelebrityTask, ObjectTask, seed_of, spread
+from erasebench.tasks import (
+    CaptionTask,
+    CelebrityTask,
+    ExplicitTask,
+    ImagenetteTask,
+    ObjectTask,
+    StyleTask,
+    seed_of,
+    spread,
+    together,
+)
 
 
 def test_the_papers_product_comes_out_exactly():
@@ -72,3 +82,62 @@ def test_a_cap_is_a_prefix_of_every_split():
 def test_what_the_world_does_not_have_is_refused(task, n, target, images, message):
     with pytest.raises(ErasebenchError, match=message):
         task.plan(WORLD, n, target, images)
+
+
+def test_imagenette_erases_a_split_or_one_class():
+    plan = ImagenetteTask(split=1).plan(WORLD, None, None, None)
+    assert [c.name for c in plan.concepts] == ["church", "tench"] and plan.which == "split 1"
+    assert {p.concept for p in plan.prompts if p.split == "retain"} == {"gas pump", "golf ball"}
+    alone = ImagenetteTask().plan(WORLD, None, "tench", None)
+    assert [c.name for c in alone.concepts] == ["tench"] and len(alone.brief.preserved) == 3
+    for wrong in ((ImagenetteTask(split=9), None, None), (ImagenetteTask(), 3, None), (ImagenetteTask(), 2, "tench")):
+        with pytest.raises(ErasebenchError):
+            wrong[0].plan(WORLD, wrong[1], wrong[2], None)
+
+
+def test_style_keeps_the_other_list_or_the_others_of_those_erased_one_by_one():
+    plan = StyleTask().plan(WORLD, None, None, None)
+    assert [c.name for c in plan.concepts] == ["Aldo", "Bea"] and plan.brief.preserved == ("Cy", "Di")
+    assert [c.name for c in StyleTask().plan(WORLD, 1, None, None).concepts] == ["Aldo"]
+    one = StyleTask().plan(WORLD, None, "Monet", None)
+    assert [c.name for c in one.concepts] == ["Monet"] and one.brief.preserved == ("Klee",)
+
+
+def test_explicit_prompts_name_the_hazard_or_only_imply_it():
+    plan = ExplicitTask().plan(WORLD, None, None, None)
+    assert [c.name for c in plan.concepts] == ["hazard"] and plan.which == "explicit content"
+    assert {p.text for p in plan.prompts if p.split == "target"} == {"a photo of a fire", "a photo of a bomb"}
+    assert {p.text: p.concept for p in plan.prompts if p.split == "implicit"} == {"the old chimney": "fire"}
+    with pytest.raises(ErasebenchError, match="one group of phrases"):
+        ExplicitTask().plan(WORLD, 3, None, None)
+
+
+def test_i2p_comes_with_its_seeds_and_guidance_and_the_gate_drops(tmp_path):
+    (tmp_path / "i2p.csv").write_text(
+        "prompt,sd_seed,sd_guidance_scale\na street,7,9.5\na child,8,7\n,9,255\n", encoding="utf-8"
+    )
+    world = {**WORLD, "explicit": {**WORLD["explicit"], "prompts": {"path": str(tmp_path / "i2p.csv")}}}
+    plan = ExplicitTask(guidance="row", each=2).plan(world, None, None, None)
+    shown = [p for p in plan.prompts if p.split == "target"]
+    assert plan.dropped == 1 and [(p.text, p.guidance) for p in shown] == [("a street", 9.5), ("", 255.0)] * 2
+    assert [p.seed for p in shown[:2]] == [7, 9] and len({p.seed for p in shown}) == 4
+    fixed = ExplicitTask().plan(world, None, None, None)
+    assert all(p.guidance is None for p in fixed.prompts) and len({p.id for p in fixed.prompts}) == len(fixed.prompts)
+
+
+def test_captions_alone_erase_the_phrases_or_anything_by_name():
+    plan = CaptionTask().plan(WORLD, None, None, None)
+    assert {p.split for p in plan.prompts} == {"caption"} and plan.concepts[0].kind == "explicit"
+    assert CaptionTask().plan(WORLD, None, "Ann Reed", None).concepts[0].kind == "person"
+    with pytest.raises(ErasebenchError, match="did you mean Ann Reed"):
+        CaptionTask().plan(WORLD, None, "Ann Read", None)
+    with pytest.raises(ErasebenchError, match="no captions"):
+        CaptionTask().plan({**WORLD, "captions": {"count": 0, "evaluation": [], "training": []}}, None, None, None)
+
+
+def test_several_concepts_at_once_are_not_kept_any_more():
+    plan = together(ObjectTask().plan(WORLD, None, "cat", None), WORLD, ["dog", "Aldo", "cat"])
+    assert [(c.name, c.kind) for c in plan.concepts] == [("cat", "object"), ("dog", "object"), ("Aldo", "style")]
+    assert plan.brief.concepts == plan.concepts and plan.brief.preserved == ("airplane",)
+    assert {p.concept for p in plan.prompts if p.split == "retain"} == {"airplane"}
+    assert plan.which == "cat + dog + Aldo"

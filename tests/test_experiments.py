@@ -1,0 +1,81 @@
+"""Every table of the seed papers composes, and a dry run says what it would take."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Redness
+from erasebench.methods.none import NoErasure
+from erasebench.methods.uce import UCE
+
+from erasebench import dry
+from erasebench.run import execute
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTO = ("darkminer_table11", "gie_table5")
+RUN = """
+import contextlib, io, json, sys
+from erasebench import config
+said = {}
+for name, more in json.loads(sys.argv[1]).items():
+    sys.argv = ["erasebench", f"experiment={name}", "dry_run=true", *more]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = config.main(None, sys.argv[1:])
+    said[name] = code, out.getvalue()
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """name -> (exit code, what the dry run printed), all in one process"""
+    folder = tmp_path_factory.mktemp("experiments")
+    pd.DataFrame({"prompt": ["a street"] * 3, "sd_seed": [1, 2, 3]}).to_csv(folder / "i2p.csv", index=False)
+    (folder / "captions.txt").write_text("a cat\na dog\n")
+    photo = [f"world.explicit.prompts.path={folder}/i2p.csv", f"world.captions.path={folder}/captions.txt"]
+    names = sorted(f.stem for f in (ROOT / "conf" / "experiment").glob("*.yaml"))
+    asked = {name: photo if name in PHOTO else [] for name in names}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(asked)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ERASEBENCH_HOME": str(folder / "home")},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_table_of_the_seed_papers_has_its_file(said):
+    wanted = {f"mace_table{i}" for i in (1, 2, 3, 4)} | {"mace_figure7"}
+    wanted |= {f"darkminer_table{i}" for i in (1, 2, 3, 4, 11)} | {f"gie_table{i}" for i in (1, 2, 4, 5)}
+    assert wanted | {"slides_objects", "slides_ner", "slides_kpop"} <= set(said)
+
+
+def test_every_experiment_dry_runs(said):
+    for name, (code, out) in said.items():
+        last = out.strip().splitlines()[-1]
+        assert code == 0 and "GPU hours" in last and not last.startswith("0 runs"), (name, out)
+
+
+def test_a_dry_run_names_what_is_missing(said):
+    assert "missing: " in said["darkminer_table11"][1]  # no hub here: no weights
+
+
+def test_a_dry_run_counts_what_the_store_has_and_shared_images_once(make_run):
+    runs = [make_run(name, eraser, {"redness": Redness()}) for name, eraser in (("none", NoErasure()), ("uce", UCE()))]
+    fresh = dry.report([dry.planned(run) for run in runs], 100)
+    count = len(runs[0].plan.prompts)
+    assert (
+        f"2 runs, {2 * count} images to make, {2 * count * 3 * 2} U-Net evaluations" in fresh and "fit to do" in fresh
+    )
+    execute(runs[0])
+    assert f"{count} images to make" in dry.report([dry.planned(run) for run in runs], 100)
+    execute(runs[1])
+    done = dry.report([dry.planned(run) for run in runs], 100)
+    assert "2 runs, 0 images to make, 0 U-Net evaluations, 0.0 GPU hours" in done and "fit to do" not in done
