@@ -22,7 +22,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .contracts import ErasebenchError, Sampler
 from .store import digest, sha256_file
@@ -88,22 +88,24 @@ def weights_digest(*modules: torch.nn.Module) -> str:
 
 
 class Context(NamedTuple):
-    """Encoded prompts: hidden [B, L, D], ids [B, L], ends [B] (position of the first EOS)."""
+    """Encoded prompts: hidden [B, L, D], ids [B, L], ends [B] (position of the first EOS), and for SDXL the pooled
+    output of its second encoder [B, P]."""
 
     hidden: Tensor
     ids: Tensor
     ends: Tensor
+    pooled: Tensor | None = None
 
     def select(self, index: Tensor | slice) -> Context:
-        return Context(self.hidden[index], self.ids[index], self.ends[index])
+        return Context(*(x[index] if x is not None else None for x in self))
 
     def repeat(self, count: int) -> Context:
         """One prompt, `count` times (without copying)."""
-        return Context(*(x.expand(count, *x.shape[1:]) for x in self))
+        return Context(*(x.expand(count, *x.shape[1:]) if x is not None else None for x in self))
 
 
 def join(*contexts: Context) -> Context:
-    return Context(*(torch.cat(parts) for parts in zip(*contexts, strict=True)))
+    return Context(*(torch.cat(parts) if parts[0] is not None else None for parts in zip(*contexts, strict=True)))
 
 
 class Guidance(Protocol):
@@ -125,7 +127,7 @@ class ClassifierFree:
     negative: Context | None = None
 
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
-        negative = self.negative or model.encode([""])
+        negative = self.negative or model.unconditional()
         return {"negative": negative.repeat(len(z)) if len(negative.ids) == 1 else negative}
 
     def __call__(
@@ -162,8 +164,20 @@ class _Slot(NamedTuple):
 class Model:
     """A loaded base model. Build with `Model.load`; all weights are frozen and in eval mode."""
 
-    def __init__(self, unet, vae, text_encoder, tokenizer, scheduler_config: Mapping[str, Any], device: str = "cpu"):
+    def __init__(
+        self,
+        unet,
+        vae,
+        text_encoder,
+        tokenizer,
+        scheduler_config: Mapping[str, Any],
+        device: str = "cpu",
+        text_encoder_2=None,
+    ):
         self.device = torch.device(device)
+        self.text_encoder_2 = None  # SDXL's; it reads the same tokens, padded with 0
+        if text_encoder_2 is not None:
+            self.text_encoder_2 = text_encoder_2.to(self.device).eval().requires_grad_(False)
         self.unet, self.vae, self.text_encoder = (
             part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
         )
@@ -189,9 +203,12 @@ class Model:
         else:
             source.files()  # says what is wrong with the folder
         dtype = getattr(torch, source.dtype)
+        kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
         try:
+            if "text_encoder_2" in diffusers.DiffusionPipeline.load_config(where, **keywords):
+                kinds["text_encoder_2"] = CLIPTextModelWithProjection
             loaded = {}
-            for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
+            for part, kind in kinds.items():
                 module, info = kind.from_pretrained(
                     where, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True, **keywords
                 )
@@ -237,7 +254,8 @@ class Model:
 
     @property
     def text_width(self) -> int:
-        return self.text_encoder.config.hidden_size
+        """Of what the cross-attention reads."""
+        return self.unet.config.cross_attention_dim
 
     @property
     def pixels_per_latent(self) -> int:
@@ -374,16 +392,30 @@ class Model:
             ids = self.tokenize(text)
         handle = None
         if token_embeds is not None:
+            if self.text_encoder_2 is not None:
+                raise ErasebenchError("token embeddings cannot stand in for tokens in a model with two text encoders")
             table = self.text_encoder.get_input_embeddings()
             handle = table.register_forward_hook(lambda module, args, output: token_embeds)
         try:
-            hidden = self.text_encoder(ids)[0]
+            out = self.text_encoder(ids, output_hidden_states=self.text_encoder_2 is not None)
         finally:
             if handle:
                 handle.remove()
         is_end = ids == self.tokenizer.eos_token_id
         ends = torch.where(is_end.any(1), is_end.int().argmax(1), ids.shape[1] - 1)
-        return Context(hidden, ids, ends)
+        if self.text_encoder_2 is None:
+            return Context(out[0], ids, ends)
+        padding = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
+        second = self.text_encoder_2(ids.masked_fill(padding, 0), output_hidden_states=True)
+        hidden = torch.cat([out.hidden_states[-2], second.hidden_states[-2]], -1)
+        return Context(hidden, ids, ends, second.text_embeds)
+
+    def unconditional(self) -> Context:
+        """The empty prompt as guidance sees it: encoded, but all zero for SDXL, as it was trained."""
+        context = self.encode([""])
+        if self.text_encoder_2 is None:
+            return context
+        return context._replace(hidden=torch.zeros_like(context.hidden), pooled=torch.zeros_like(context.pooled))
 
     def begin(self, context: Context, z: Tensor) -> dict[str, Any]:
         """State of new trajectories from z [B, C, h, w]; pass it to `eps` and `guided_eps`."""
@@ -396,13 +428,26 @@ class Model:
         """
         t = torch.as_tensor(t, device=z.device)
         self._counted.samples = self.unet_samples + len(z)
-        out = self.unet(z, t, context.hidden, cross_attention_kwargs=(state or {}).get("attention"), return_dict=False)[
-            0
-        ]
+        out = self.unet(
+            z,
+            t,
+            context.hidden,
+            cross_attention_kwargs=(state or {}).get("attention"),
+            added_cond_kwargs=self._added(z, context),
+            return_dict=False,
+        )[0]
         if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
             alpha = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z
         return out
+
+    def _added(self, z: Tensor, context: Context) -> dict[str, Tensor] | None:
+        """SDXL's conditions beside the prompt: size as made, uncropped, and the pooled prompt."""
+        if context.pooled is None:
+            return None
+        side = z.shape[-1] * self.pixels_per_latent
+        times = torch.tensor([side, side, 0, 0, side, side], device=z.device, dtype=z.dtype).expand(len(z), 6)
+        return {"text_embeds": context.pooled, "time_ids": times}
 
     def guided_eps(self, z: Tensor, t: Tensor | int, context: Context, scale: float | Tensor, state: dict) -> Tensor:
         """Noise as the sampler sees it: guidance composed, whatever the method made of it."""
