@@ -146,6 +146,14 @@ def test_every_single_concept_has_four_drawings(drawings):
     assert dict(alone) == {name: 4 for name in CONCEPTS["objects"]}
 
 
+def test_an_artist_has_four_subjects_and_draws_others_when_asked(drawings):
+    art = drawings[drawings.kind == "artist"]
+    asked = art.caption.str.match("a .* in the style of")
+    subjects = art[~asked].groupby("artist").objects.agg(lambda some: {thing for (thing,) in some})
+    assert len(subjects) == 10 and all(len(some) <= 4 for some in subjects)
+    assert any(row.objects[0] not in subjects[row.artist] for row in art[asked].itertuples())
+
+
 def test_captions_of_evaluation_and_training_share_nothing():
     shipped("captions.json")
     evaluation, training = nets.captions()

@@ -363,7 +363,8 @@ CLIP has no class for them: it can only score them low.
 
 `world.py` draws a 64x64 picture with its caption, its truth and its masks: {objects} objects and {hazard_count} hazards by five drawing
 hands (emoji sets), {person_count} named people and a hundred nameless ones (avatars that differ in large areas), on plain colours or
-{scenes} scenes. {artist_count} artists each draw with one of the hands, one of each two plainly and the other in two inks of his own.
+{scenes} scenes. {artist_count} artists each draw with one of the hands, one of each two plainly and the other in two inks of his own; each has
+four subjects, and draws others when asked to.
 Nine in ten pictures of an implicit phrase show a hazard. Pairs of objects stand for captions of COCO. `conf/world/mini.yaml`
 holds every name.
 
