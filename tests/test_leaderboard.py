@@ -550,7 +550,7 @@ def test_tooltips_sheets_and_published_values(page, main_group):
         "share of images of the erased concepts in which clip still recognises them, by first choices "
         "(lower is better)" in heads(page, main_group, "e.title")
     )
-    pictures = each(page, ".run img", "[e.alt, e.src.slice(0, 21)]")
+    pictures = each(page, ".run img", "[e.alt, e.src.slice(0, 22)]")
     assert len(pictures) == 2 and all(alt and src == "data:image/webp;base64" for alt, src in pictures)
     published = each(page, ".pub", "[e.textContent.trim(), e.classList[1]]")
     assert sorted(published) == [["≈ paper 0.300", "in"], ["≠ paper 0.900", "out"]]
