@@ -18,13 +18,14 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from ..store import home
+from ..store import digest, home, sha256_file
 from . import world
 from .nets import WEIGHTS
 
@@ -382,7 +383,9 @@ def unet(steps: int = 22_000, again: int = 5_000, batch: int = 64, size: int = 4
         steps_offset=1,
     )
     alphas = scheduler.alphas_cumprod.to(DEVICE)
-    parts = [home() / "training" / f"pool.{i}.{WORKERS}.pt" for i in range(WORKERS)]
+    made_by = (Path(world.__file__), WEIGHTS / "sd" / "vae" / "diffusion_pytorch_model.safetensors")
+    stamp = digest([sha256_file(file) for file in made_by])[:8]
+    parts = [home() / "training" / f"pool.{stamp}.{i}.{WORKERS}.pt" for i in range(WORKERS)]
     if not parts[RANK].exists():
         torch.save(pool(world.World(), size), parts[RANK])
     wait_for_workers()
@@ -569,7 +572,10 @@ def main(argv: list[str] | None = None) -> None:
         distributed.init_process_group("gloo", timeout=timedelta(hours=3))  # some stages are the first worker's alone
     for name, stage in stages.items():
         if args.stage in ("all", name):
-            if RANK == 0 or stage in (vae, unet):
+            shared = stage in (vae, unet)
+            if WORKERS > 1:
+                torch.set_num_threads(1 if shared else WORKERS)
+            if RANK == 0 or shared:
                 stage()
             wait_for_workers()
 
