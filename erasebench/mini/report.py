@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import re
 import sys
 import time
 from collections import Counter
@@ -391,7 +390,7 @@ evaluation and training captions. Weights are fp16 safetensors. MB:
     make mini           # or python -m erasebench.mini.train vae, one stage; a killed stage resumes
     make mini-report    # this page
 
-It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets). {minutes} A GPU is used where there is one.
+It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets). A GPU is used where there is one.
 
 ## Oddities
 
@@ -441,7 +440,6 @@ def write_readme(
             clip_size=millions(nets.load_clip()[0]),
             shipped=len(nets.drawings()),
             sizes=table(["file", "MB"], sizes()),
-            minutes=re.search(r"Minutes on .*", train.__doc__)[0],
         ),
         encoding="utf-8",
     )
