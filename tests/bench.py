@@ -43,11 +43,13 @@ def inside(module: torch.nn.Module, spent: list[float]):
 
 def sampling(count: int = 64, rounds: int = 3) -> None:
     """Our loop and the diffusers pipeline, same batch, same seeds, in turn; the medians."""
+    import diffusers
     from diffusers import StableDiffusionPipeline
 
+    diffusers.utils.logging.disable_progress_bar()
     source = embedded_source()
     model = Model.load(source)
-    pipeline = StableDiffusionPipeline.from_pretrained(source.path, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(source.path, safety_checker=None, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts, seeds, sampler = ["a photo of the cat"] * count, list(range(count)), Sampler("ddim", 25, 4.0)
     ours, theirs, shares = [], [], []
