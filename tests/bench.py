@@ -47,17 +47,19 @@ def inside(module: torch.nn.Module, spent: list[float]):
         after.remove()
 
 
-def sampling(count: int = 64, rounds: int = 3) -> None:
+def sampling(count: int = 64, rounds: int = 9) -> None:
     """Our loop and the diffusers pipeline, same batch, same seeds, in turn; the medians."""
+    import diffusers
     from diffusers import StableDiffusionPipeline
 
+    diffusers.utils.logging.disable_progress_bar()
     source = embedded_source()
     model = Model.load(source)
-    pipeline = StableDiffusionPipeline.from_pretrained(source.path, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(source.path, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts, seeds, sampler = ["a photo of the cat"] * count, list(range(count)), Sampler("ddim", 25, 4.0)
     ours, theirs, shares = [], [], []
-    for _ in range(rounds):
+    for _ in range(rounds):  # in turn, since other work on the machine comes and goes
         spent: list[float] = []
         with inside(model.unet, spent):
             start = time.perf_counter()
