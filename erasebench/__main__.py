@@ -7,10 +7,10 @@ import sys
 from . import config
 
 
-def job(run) -> bool:
+def job(run):
     from .run import execute
 
-    return all(row.status != "failed" for row in execute(run))
+    return execute(run)
 
 
 def main() -> int:

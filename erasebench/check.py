@@ -17,30 +17,23 @@ import torch
 from safetensors import safe_open
 
 from . import config
-from .contracts import Brief, Eraser, Sampler
-from .model import Model
+from .contracts import Brief, ErasebenchError, Eraser, Sampler
+from .model import Model, weights_digest
+from .rows import Row
 from .run import Run, check_artifact
 from .store import digest, sha256_file
 
 PROMPT_COUNT, SAMPLER = 3, Sampler("ddim", 5, 4.0)
 
 
-def weights_digest(model: Model) -> str:
-    """Every weight of every part, bit by bit."""
-    return digest(
-        [
-            (name, digest(parameter.data.cpu().reshape(-1).view(torch.uint8).numpy().tobytes().hex()))
-            for part in (model.unet, model.text_encoder, model.vae)
-            for name, parameter in part.named_parameters()
-        ]
-    )
-
-
 def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> list[tuple[str, str]]:
     """(what was checked, "" or what is wrong) for every clause of the contract."""
     results: list[tuple[str, str]] = []
     seeds = list(range(len(prompts)))
-    before, openings = weights_digest(model), (model.guidance, model.guard, dict(model.unet.attn_processors))
+    before, openings = (
+        weights_digest(model.unet, model.text_encoder, model.vae),
+        (model.guidance, model.guard, dict(model.unet.attn_processors)),
+    )
     base = model.sample(prompts, seeds, SAMPLER)
 
     def clause(name: str, test: Callable[[], str | None]) -> None:
@@ -51,7 +44,7 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
         results.append((name, problem))
 
     def untouched() -> str | None:
-        if weights_digest(model) != before:
+        if weights_digest(model.unet, model.text_encoder, model.vae) != before:
             return "weights differ from the base"
         if (model.guidance, model.guard, dict(model.unet.attn_processors)) != openings or model.is_changed:
             return "guidance, guard or attention processors were left changed"
@@ -136,7 +129,7 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
     return results
 
 
-def job(run: Run) -> bool:
+def job(run: Run) -> list[Row]:
     print(f"{run.method} on {run.source.name}: {type(run.eraser).__module__}.{type(run.eraser).__name__}")
     missing = [f.name for f in fields(run.eraser) if f.name not in run.given]
     results = [("its config lists every hyperparameter", f"not in the config: {', '.join(missing)}" if missing else "")]
@@ -145,7 +138,9 @@ def job(run: Run) -> bool:
     results += check(run.eraser, Model.load(run.source, run.device), brief, prompts)
     for name, problem in results:
         print(f"  {'FAIL' if problem else 'ok  '}  {name}{': ' + problem if problem else ''}")
-    return not any(problem for _, problem in results)
+    if broken := sum(bool(problem) for _, problem in results):
+        raise ErasebenchError(f"{run.method} breaks {broken} of {len(results)} clauses of the contract")
+    return []
 
 
 if __name__ == "__main__":

@@ -21,27 +21,36 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .contracts import ErasebenchError
+from .tables import show
 
 if typing.TYPE_CHECKING:
     from .model import Source
+    from .rows import Row
     from .run import Run
 
 log = logging.getLogger("erasebench")
-GROUPS = ("model", "task", "method")
+GROUPS = ("model", "task", "method", "experiment")
 OmegaConf.register_new_resolver("keys", lambda mapping: list(mapping), replace=True)
 
 
-def main(job: Callable[[Run], bool], arguments: list[str]) -> int:
-    """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep."""
+def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
+    """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep.
+    An experiment ends with its table."""
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
     failed: list[bool] = []
+    measured: list[Row] = []
+    tables: dict[str, tuple[dict, Path]] = {}
 
     @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
     def one(config: DictConfig) -> None:
         try:
-            failed.append(not job(build(config)))
+            run = build(config)
+            if config.table:
+                tables[config.table.name] = OmegaConf.to_container(config.table, resolve=True), run.results
+            measured.extend(rows := job(run))
+            failed.append(any(row.status == "failed" for row in rows))
         except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
             log.error("error: %s", one_line(error))
             failed.append(True)
@@ -52,6 +61,8 @@ def main(job: Callable[[Run], bool], arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     one()
+    for name, (spec, results) in tables.items():
+        show(name, spec, measured, results)
     return int(any(failed))
 
 
@@ -84,12 +95,18 @@ def check_words(arguments: list[str]) -> None:
     for argument in arguments:
         match = re.match(rf"({'|'.join(GROUPS)})\.(\w+)", argument)
         if match and chosen.get(match[1]):
-            files = [f for d in folders for c in chosen[match[1]] if (f := d / match[1] / f"{c}.yaml").is_file()]
-            refuse_unknown(
-                f"{match[1]}.",
-                match[2],
-                sorted({k for f in files for k in yaml.safe_load(f.read_text())} - {"defaults"}),
-            )
+            known = {
+                key for folder in folders for choice in chosen[match[1]] for key in keys_of(folder / match[1], choice)
+            }
+            refuse_unknown(f"{match[1]}.", match[2], sorted(known))
+
+
+def keys_of(folder: Path, choice: str) -> set[str]:
+    """Keys of a config file and of those of its folder that it builds on."""
+    path = folder / f"{choice}.yaml"
+    content = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    parents = [parent for parent in content.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
+    return set(content).union(*(keys_of(folder, parent) for parent in parents))
 
 
 def refuse_unknown(what: str, name: str, known: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .model import Model
+    from .stats import Measure
 
 
 class ErasebenchError(Exception):
@@ -62,7 +63,9 @@ class Brief:
 class Metric:
     """A measured number with its interval. `value` is None where no image could be judged.
 
-    n counts the images made, n_valid those that the judge gave a verdict on; rates are in [0, 1].
+    n counts the images made, n_valid those that the judge gave a verdict on; rates are in [0, 1]. `base_value` is the
+    same number for the base's images of the same prompts and seeds; value - base_value lies in
+    [change_low, change_high]; p_value is McNemar's, for rates.
     """
 
     name: str
@@ -74,8 +77,12 @@ class Metric:
     n: int
     n_valid: int
     higher_is_better: bool
-    group: str  # forget, keep, quality, attack
+    group: str  # forget, keep, quality, overall, attack
     threshold: float | None = None
+    base_value: float | None = None
+    change_low: float | None = None
+    change_high: float | None = None
+    p_value: float | None = None
 
 
 @runtime_checkable
@@ -127,8 +134,10 @@ class Evaluator(Protocol):
     judge: Judge
     splits: tuple[str, ...]
 
-    def summarize(self, scores: dict[str, Scored], base: dict[str, Scored]) -> list[Metric]:
-        """`scores` and `base` hold one entry a split, paired by position (same prompts, same seeds)."""
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure | Metric]:
+        """`scores` and `base` hold one entry a split, paired by position (same prompts, same seeds). A Measure says
+        what is a mean of which values, and the harness adds intervals and the change against the base; what is no
+        such thing (a Frechet distance) comes as a Metric."""
         ...
 
 

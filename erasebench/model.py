@@ -6,6 +6,7 @@ changes through them is undone exactly when it leaves, and `teacher` shows the b
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -74,6 +75,17 @@ class Source:
 def _content(folder: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
     """Hash of the files, read once in a process as long as sizes and times stay."""
     return digest({str(file.relative_to(folder)): sha256_file(file) for file, *_ in stamps})
+
+
+def weights_digest(*modules: torch.nn.Module) -> str:
+    """Every parameter of the modules, bit by bit."""
+    raw = lambda p: p.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    hashed = hashlib.sha256()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            hashed.update(name.encode())
+            hashed.update(raw(parameter))
+    return hashed.hexdigest()
 
 
 class Context(NamedTuple):
@@ -253,6 +265,10 @@ class Model:
     @property
     def context_length(self) -> int:
         return self.text_encoder.config.max_position_embeddings
+
+    @property
+    def text_width(self) -> int:
+        return self.text_encoder.config.hidden_size
 
     @property
     def pixels_per_latent(self) -> int:
@@ -463,9 +479,15 @@ class Model:
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, H, W, 3] -> latents (posterior mean, scaled)."""
-        pixels = images.to(self.device, self.dtype).permute(0, 3, 1, 2) / 127.5 - 1
+    def encode_images(
+        self, images: Tensor, mean: Sequence[float] = (0.5,) * 3, deviation: Sequence[float] = (0.5,) * 3
+    ) -> Tensor:
+        """Images uint8 [B, H, W, 3] -> latents (posterior mean, scaled). `mean` and `deviation` of a channel in
+        [0, 1] are subtracted and divided by; the VAE expects the defaults."""
+        centre, spread = (
+            torch.tensor(v, device=self.device, dtype=self.dtype).view(3, 1, 1) for v in (mean, deviation)
+        )
+        pixels = (images.to(self.device, self.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
         return self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()

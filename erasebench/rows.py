@@ -44,6 +44,10 @@ class Row:
     low: float | None
     high: float | None
     ci_method: str
+    base_value: float | None  # the same number for the base's images of the same prompts and seeds
+    change_low: float | None  # value - base_value, in pairs
+    change_high: float | None
+    p_value: float | None  # McNemar's, for rates
     n: int | None  # images made
     n_valid: int | None  # images that the judge gave a verdict on
     n_refused: int | None  # images that a guard refused to make
@@ -61,6 +65,7 @@ class Row:
     sample_seconds: float | None
     unet_calls: int | None  # U-Net evaluations of single latents, fit and sampling together
     peak_memory_mb: float | None
+    fit_notes: str  # JSON of what the fit had to say: condition numbers, ridges raised, masks found empty
 
 
 NAMES = tuple(f.name for f in fields(Row))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .execute import run_all
 from .generate import Shard, make, shards
 from .model import Model, Source
 from .rows import SCHEMA, Row, check_writable, write
+from .stats import summarize
 from .store import Store, canonical, digest
 
 log = logging.getLogger("erasebench")
@@ -99,6 +100,8 @@ class Erased:
                 log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
                 for concept in self.run.plan.concepts:
                     check_concept(model, concept.name)
+                    if concept.surrogate == concept.name:
+                        raise ErasebenchError(f"concept {concept.name!r} is its own surrogate: nothing would be erased")
                 self._model = model
         return self._model
 
@@ -192,7 +195,8 @@ def execute(run: Run) -> list[Row]:
         try:
             scores = {split: score(store, evaluator, our_shards, split) for split in evaluator.splits}
             base = {split: score(store, evaluator, base_shards, split) for split in evaluator.splits}
-            metrics += [(name, evaluator, metric) for metric in evaluator.summarize(scores, base)]
+            made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base))
+            metrics += [(name, evaluator, metric) for metric in made]
         except Exception as error:
             failures.append((name, evaluator, explain(error)))
         else:
@@ -285,6 +289,7 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
         if artifact
         else {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
     )
+    notes = artifact / "notes.json" if artifact else None
     distinct = lambda key: " + ".join(sorted({str(meta[key]) for meta in metas}))
     dirty = {meta["dirty"] for meta in metas}
     return {
@@ -297,6 +302,7 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
         "sample_seconds": sum(meta["seconds"] for meta in metas),
         "unet_calls": fit["unet_samples"] + sum(meta["unet_samples"] for meta in metas),
         "peak_memory_mb": max([fit["peak_memory_mb"], *(meta["peak_memory_mb"] for meta in metas)]),
+        "fit_notes": notes.read_text() if notes and notes.is_file() else "",
     }
 
 
@@ -326,25 +332,11 @@ def row(
         "sample_seconds": None,
         "unet_calls": None,
         "peak_memory_mb": None,
+        "fit_notes": "",
     }
     judge = evaluator.judge if evaluator else None
-    fields = (
-        asdict(metric)
-        if metric
-        else {
-            "name": name,
-            "split": "",
-            "value": None,
-            "low": None,
-            "high": None,
-            "ci_method": "",
-            "n": None,
-            "n_valid": None,
-            "higher_is_better": None,
-            "group": "",
-            "threshold": None,
-        }
-    )
+    nothing = {f.name: "" if f.type == "str" else None for f in fields(Metric)}
+    measured = asdict(metric) if metric else {**nothing, "name": name}
     return Row(
         schema=SCHEMA,
         run_id=run_id,
@@ -364,14 +356,14 @@ def row(
         subset=run.plan.subset,
         judge=judge.name if judge else "",
         judge_version=f"{type(judge).version}:{digest(judge.weights())[:12]}" if judge else "",
-        metric=fields.pop("name"),
+        metric=measured.pop("name"),
         published=None,
         published_source="",
         seed=run.seed,
         n_refused=refused if metric else None,
         sampler=sampler_text(run.sampler),
         prompts_sha256=digest(prompts),
-        **fields,
+        **measured,
         **(cost or fallback),
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -25,42 +28,144 @@ def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return float(min(max(0.0, centre - half), p)), float(max(min(1.0, centre + half), p))
 
 
-def resample(
-    values: np.ndarray, clusters: Sequence[str], rng: np.random.Generator, times: int = RESAMPLES
-) -> np.ndarray:
-    """Bootstrap means [times]: clusters are drawn with replacement, then images within each drawn cluster.
+@dataclass(frozen=True)
+class Part:
+    """Values [N] of a split's images (NaN: no verdict) whose mean is a metric, or goes into one. Images of one cluster
+    (concept, caption) are not independent; a rate has values 0 and 1 alone."""
 
-    With a single cluster this is the plain bootstrap over images. NaN values (no verdict) take no part.
+    split: str
+    values: np.ndarray
+    clusters: Sequence[str]
+    rate: bool = True
+
+    @property
+    def judged(self) -> np.ndarray:
+        return self.values[~np.isnan(self.values)]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric before its interval: the mean of its part, or what `combine` makes of the means of several."""
+
+    name: str
+    group: str  # forget, keep, quality, overall, attack
+    higher_is_better: bool
+    parts: tuple[Part, ...]
+    combine: Callable[..., np.ndarray | float] | None = None
+    threshold: float | None = None
+
+    def of(self, means: Sequence[np.ndarray | float]) -> np.ndarray | float:
+        return self.combine(*means) if self.combine else means[0]
+
+
+def summarize(ours: Sequence[Measure | Metric], theirs: Sequence[Measure | Metric]) -> list[Metric]:
+    """Metrics with their intervals, and their change against the same measures of other images (the base's, or another
+    method's) of the same prompts and seeds, in pairs.
+
+    Wilson's interval for a rate, else the bootstrap. The change is resampled with the same draw on both sides; for a
+    rate there is McNemar's exact p as well. A part that no image gave a verdict on leaves the metric empty, never 0.
     """
-    values = np.asarray(values, float)
-    labels = np.asarray(clusters)
-    keep = ~np.isnan(values)
-    groups = [values[keep & (labels == c)] for c in dict.fromkeys(labels[keep])]
-    sums, counts = np.zeros(times), np.zeros(times)
-    # how often each cluster is drawn, then one draw of its images for every time it is
-    picks = rng.multinomial(len(groups), [1 / len(groups)] * len(groups), size=times)
-    for group, times_drawn in zip(groups, picks.T, strict=True):
-        for repeat in range(int(times_drawn.max())):
-            rows = np.flatnonzero(times_drawn > repeat)
-            sums[rows] += group[rng.integers(len(group), size=(len(rows), len(group)))].sum(1)
-            counts[rows] += len(group)
-    return sums / counts
+    our_draws, their_draws = (
+        draws([p for m in side if isinstance(m, Measure) for p in m.parts]) for side in (ours, theirs)
+    )
+    made = []
+    for measure, before in zip(ours, theirs, strict=True):
+        if isinstance(measure, Metric):
+            made.append(replace(measure, base_value=before.value))
+            continue
+        metric, drawn = estimate(measure, our_draws)
+        other, other_drawn = estimate(before, their_draws)
+        if metric.value is not None and other.value is not None:
+            low, high = interval(drawn - other_drawn, metric.value - other.value)
+            single = measure.parts[0] if measure.combine is None and measure.parts[0].rate else None
+            p = mcnemar(single.values, before.parts[0].values) if single else None
+            metric = replace(metric, base_value=other.value, change_low=low, change_high=high, p_value=p)
+        made.append(metric)
+    return made
 
 
-def resample_rate(hits: np.ndarray, clusters: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """`resample` for a rate. Where every image agrees the bootstrap cannot vary and would claim certainty;
-    draws from Beta(hits + 1/2, misses + 1/2) (Jeffreys) stand in for it."""
-    draws = resample(hits, clusters, rng)
-    if np.ptp(draws) == 0:
-        n = int((~np.isnan(np.asarray(hits, float))).sum())
-        k = draws[0] * n
-        return rng.beta(k + 0.5, n - k + 0.5, size=len(draws))
-    return draws
+def estimate(measure: Measure, drawn: Mapping[int, np.ndarray]) -> tuple[Metric, np.ndarray | None]:
+    """(the metric with its interval, its bootstrap draws)"""
+    sizes = {part.split: len(part.values) for part in measure.parts}
+    valid = {split: min(len(part.judged) for part in measure.parts if part.split == split) for split in sizes}
+    empty = Metric(
+        name=measure.name,
+        split="+".join(sizes),
+        value=None,
+        low=None,
+        high=None,
+        ci_method="",
+        n=sum(sizes.values()),
+        n_valid=sum(valid.values()),
+        higher_is_better=measure.higher_is_better,
+        group=measure.group,
+        threshold=measure.threshold,
+    )
+    value = measure.of([p.judged.mean() for p in measure.parts]) if all(valid.values()) else np.nan
+    if not np.isfinite(value):
+        return empty, None
+    value, own = float(value), measure.of([drawn[id(part)] for part in measure.parts])
+    if measure.combine is None and measure.parts[0].rate:
+        judged = measure.parts[0].judged
+        low, high, method = *wilson(int(judged.sum()), len(judged)), "wilson"
+    else:
+        low, high, method = *interval(own, value), "bootstrap"
+    return replace(empty, value=value, low=low, high=high, ci_method=method), own
+
+
+def draws(parts: Sequence[Part], times: int = RESAMPLES) -> dict[int, np.ndarray]:
+    """id of a part -> its bootstrap means [times]. Parts of one split share their draws, so that what is computed from
+    several of them, or compared between two sides, is computed from the same images; two splits share none.
+
+    Where every image of a rate agrees the bootstrap cannot vary and would claim certainty: draws from
+    Beta(hits + 1/2, misses + 1/2) (Jeffreys) stand in for it.
+    """
+    made: dict[int, np.ndarray] = {}
+    for split in dict.fromkeys(part.split for part in parts):
+        members = {id(part): part for part in parts if part.split == split}
+        clusters = next(iter(members.values())).clusters
+        values = np.stack([part.values for part in members.values()], 1).astype(float)
+        judged = (~np.isnan(values)).astype(float)
+        seed = zlib.crc32(split.encode())
+        means = []
+        for weights in resample(clusters, np.random.default_rng(seed), times):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means.append((weights @ np.nan_to_num(values)) / (weights @ judged))
+        for (key, part), column in zip(members.items(), np.concatenate(means).T, strict=True):
+            hits, n = np.nansum(part.values), len(part.judged)
+            constant = part.rate and n and np.ptp(part.judged) == 0
+            rng = np.random.default_rng(seed)
+            made[key] = rng.beta(hits + 0.5, n - hits + 0.5, size=times) if constant else column
+    return made
+
+
+def resample(clusters: Sequence[str], rng: np.random.Generator, times: int, chunk: int = 250) -> Iterator[np.ndarray]:
+    """How often each image is drawn, [some, N] at a time until `times`: clusters with replacement, then images within
+    each drawn cluster. With a single cluster this is the plain bootstrap over images."""
+    labels = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    groups = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
+    for start in range(0, times, chunk):
+        size = min(chunk, times - start)
+        picks = rng.multinomial(len(groups), [1 / len(groups)] * len(groups), size=size)
+        if len(groups) == len(labels):
+            yield picks[:, labels].astype(float)
+            continue
+        weights = np.zeros((size, len(labels)))
+        for group, drawn in zip(groups, picks.T, strict=True):
+            weights[:, group] = rng.multinomial(drawn * len(group), [1 / len(group)] * len(group))
+        yield weights
+
+
+def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Exact two-sided p of McNemar's test (1947) on paired 0/1 values; pairs without both verdicts take no part."""
+    better, worse = int(((ours == 1) & (theirs == 0)).sum()), int(((ours == 0) & (theirs == 1)).sum())
+    n = better + worse
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n)
 
 
 def interval(draws: np.ndarray, value: float, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval, widened to hold the value itself."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(min(low, value)), float(max(high, value))
 
 
@@ -92,42 +197,3 @@ def bootstrap_se(statistic: Callable[[np.ndarray], float], n: int, rng: np.rando
     right where percentiles are not.
     """
     return float(np.std([statistic(rng.integers(n, size=n)) for _ in range(times)], ddof=1))
-
-
-def mean_metric(
-    name: str,
-    split: str,
-    values: np.ndarray,
-    clusters: Sequence[str],
-    higher_is_better: bool,
-    group: str,
-    *,
-    rate: bool,
-) -> Metric:
-    """Mean over images with a verdict. Wilson's interval for a rate (values 0 and 1), else the bootstrap
-    clustered by concept. No verdict at all gives an empty value, never 0."""
-    values = np.asarray(values, float)
-    judged = values[~np.isnan(values)]
-    common = {"n": len(values), "n_valid": len(judged), "higher_is_better": higher_is_better, "group": group}
-    if not len(judged):
-        return Metric(name, split, None, None, None, "", **common)
-    value = float(judged.mean())
-    if rate:
-        return Metric(name, split, value, *wilson(int(judged.sum()), len(judged)), "wilson", **common)
-    low, high = interval(resample(values, clusters, np.random.default_rng(0)), value)
-    return Metric(name, split, value, low, high, "bootstrap", **common)
-
-
-def harmonic_metric(name: str, parts: Sequence[Metric], draws: Sequence[np.ndarray] | None) -> Metric:
-    """Harmonic mean of parts (1 - value where lower is better), with the interval of the same mean over draws."""
-    splits = "+".join(part.split for part in parts)
-    common = {
-        "n": sum(p.n for p in parts),
-        "n_valid": sum(p.n_valid for p in parts),
-        "higher_is_better": True,
-        "group": "overall",
-    }
-    if draws is None or any(part.value is None for part in parts):
-        return Metric(name, splits, None, None, None, "", **common)
-    value = harmonic(*(part.value if part.higher_is_better else 1 - part.value for part in parts))
-    return Metric(name, splits, value, *interval(harmonic(*draws), value), "bootstrap", **common)

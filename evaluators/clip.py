@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import stats
-from erasebench.contracts import ErasebenchError, Metric, Prompt, Scored
+from erasebench.contracts import ErasebenchError, Prompt, Scored
+from erasebench.stats import Measure, Part
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ class ClipScore:
     judge: Clip
     splits: tuple[str, ...] = ("caption",)
 
-    def summarize(self, scores: dict[str, Scored], base: dict[str, Scored]) -> list[Metric]:
-        own = 100 * scores["caption"].arrays["own"].astype(float)
-        value = float(own.mean())
-        draws = stats.resample(own, [p.text for p in scores["caption"].prompts], np.random.default_rng(0))
-        low, high = stats.interval(draws, value)
-        return [Metric("clip_score", "caption", value, low, high, "bootstrap", len(own), len(own), True, "quality")]
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        shown = scores["caption"]
+        own = Part("caption", 100 * shown.arrays["own"].astype(float), [p.text for p in shown.prompts], rate=False)
+        return [Measure("clip_score", "quality", True, (own,))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import stats
-from erasebench.contracts import Metric, Prompt, Scored
+from erasebench.contracts import Prompt, Scored
+from erasebench.stats import Measure, Part, harmonic
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,25 @@ class IdentityAccuracy:
     judge: Identity
     splits: tuple[str, ...] = ("target", "retain")
 
-    def summarize(self, scores: dict[str, Scored], base: dict[str, Scored]) -> list[Metric]:
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         hits = {split: self.hits(scores[split]) for split in self.splits}
-        metrics = []
-        for suffix, of in (("", lambda h: h), ("_all", np.nan_to_num)):
-            parts, draws = {}, {}
-            for name, split, group, better in (("acc_e", "target", "forget", False), ("acc_s", "retain", "keep", True)):
-                values, clusters = of(hits[split]), scores[split].concepts
-                parts[name] = stats.mean_metric(name + suffix, split, values, clusters, better, group, rate=True)
-                if parts[name].value is not None:
-                    draws[name] = stats.resample_rate(values, clusters, np.random.default_rng(0))
-            metrics += parts.values()
-            kept = [1 - draws["acc_e"], draws["acc_s"]] if len(draws) == 2 else None
-            metrics.append(stats.harmonic_metric(f"h_c{suffix}", [parts["acc_e"], parts["acc_s"]], kept))
-        for name, split, group in (("faces_e", "target", "quality"), ("faces_s", "retain", "quality")):
-            present = (~np.isnan(hits[split])).astype(float)
-            metrics.append(stats.mean_metric(name, split, present, scores[split].concepts, True, group, rate=True))
-        return metrics
+        part = lambda split, of: Part(split, of(hits[split]), scores[split].concepts)
+        made = []
+        for suffix, of in (("", np.asarray), ("_all", np.nan_to_num)):
+            erased, kept = (part(split, of) for split in self.splits)
+            made += [
+                Measure(f"acc_e{suffix}", "forget", False, (erased,)),
+                Measure(f"acc_s{suffix}", "keep", True, (kept,)),
+                Measure(f"h_c{suffix}", "overall", True, (erased, kept), lambda e, s: harmonic(1 - e, s)),
+            ]
+        face = lambda h: (~np.isnan(h)).astype(float)
+        return [
+            *made,
+            *(
+                Measure(name, "quality", True, (part(split, face),))
+                for name, split in zip(("faces_e", "faces_s"), self.splits, strict=True)
+            ),
+        ]
 
     def hits(self, scored: Scored) -> np.ndarray:
         """1 where the first name is the concept, 0 where it is another, NaN where there is no face [N]."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from erasebench import stats
-from erasebench.contracts import Metric, Scored
+from erasebench.contracts import Scored
+from erasebench.stats import Measure, Part, harmonic
 
 from .clip import Clip
 
@@ -32,31 +33,31 @@ class ObjectAccuracy:
     def judge(self) -> Clip:
         return replace(self.clip, texts=tuple(self.template.replace("{c}", name) for name in self.classes))
 
-    def summarize(self, scores: dict[str, Scored], base: dict[str, Scored]) -> list[Metric]:
-        metrics = []
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        made = []
         for suffix, read in (("top1", self.top1), ("prob", self.probability)):
-            parts, draws = {}, {}
-            for name, split, group, better in (
-                ("acc_e", "target", "forget", False),
-                ("acc_g", "synonym", "forget", False),
-                ("acc_s", "retain", "keep", True),
-            ):
-                values = np.where(scores[split].refused, 0.0, read(scores[split]))
-                parts[name] = stats.mean_metric(
-                    f"{name}_{suffix}", split, values, scores[split].concepts, better, group, rate=suffix == "top1"
+            erased, kept, general = (
+                Part(
+                    split,
+                    np.where(scores[split].refused, 0.0, read(scores[split])),
+                    scores[split].concepts,
+                    rate=suffix == "top1",
                 )
-                # a fresh generator for each split: one split's draws do not depend on another's size
-                resample = stats.resample_rate if suffix == "top1" else stats.resample
-                draws[name] = resample(values, scores[split].concepts, np.random.default_rng(0))
-            metrics += parts.values()
-            metrics.append(
-                stats.harmonic_metric(
-                    f"h_o_{suffix}",
-                    [parts["acc_e"], parts["acc_s"], parts["acc_g"]],
-                    [1 - draws["acc_e"], draws["acc_s"], 1 - draws["acc_g"]],
-                )
+                for split in self.splits
             )
-        return metrics
+            made += [
+                Measure(f"acc_e_{suffix}", "forget", False, (erased,)),
+                Measure(f"acc_g_{suffix}", "forget", False, (general,)),
+                Measure(f"acc_s_{suffix}", "keep", True, (kept,)),
+                Measure(
+                    f"h_o_{suffix}",
+                    "overall",
+                    True,
+                    (erased, kept, general),
+                    lambda e, s, g: harmonic(1 - e, s, 1 - g),
+                ),
+            ]
+        return made
 
     def _index(self, scored: Scored) -> np.ndarray:
         return np.array([self.classes.index(concept) for concept in scored.concepts])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erasebench import stats
 from erasebench.contracts import Metric, Prompt, Scored
+from erasebench.stats import Measure, Part
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Quality:
     judge: Features
     splits: tuple[str, ...] = ("caption",)
 
-    def summarize(self, scores: dict[str, Scored], base: dict[str, Scored]) -> list[Metric]:
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure | Metric]:
         from erasebench.mini import nets
 
         real = nets.caption_features()
@@ -52,18 +53,12 @@ class Quality:
         distance = stats.frechet(ours, real)
         half = 1.96 * stats.bootstrap_se(lambda index: stats.frechet(ours[index], real), n, rng)
         unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        paired = 1 - (unit(ours) * unit(theirs)).sum(1)
+        paired = Part(
+            "caption", 1 - (unit(ours) * unit(theirs)).sum(1), [p.text for p in scores["caption"].prompts], rate=False
+        )
         return [
             Metric(
                 "fd_mini", "caption", distance, distance - half, distance + half, "bootstrap-se", n, n, False, "quality"
             ),
-            stats.mean_metric(
-                "paired_distance",
-                "caption",
-                paired,
-                [p.id for p in scores["caption"].prompts],
-                False,
-                "quality",
-                rate=False,
-            ),
+            Measure("paired_distance", "quality", False, (paired,)),
         ]

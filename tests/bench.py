@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from erasebench.methods.mace import MACE
 from erasebench.methods.uce import UCE
+from torch import Tensor
 
+from erasebench import closed_form as closed_forms
 from erasebench import provenance
 from erasebench.config import embedded_source
 from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.mini.world import names
 from erasebench.model import Model
 
 RESULTS: list[tuple[str, float, str]] = []
@@ -112,6 +118,65 @@ def closed_form(model: Model, count: int, label: str) -> None:
     record(f"UCE, {count} concepts and {count} preserved, {label}: apply", apply, "s")
 
 
+def textbook(weights: dict[str, Tensor], sources: Tensor, targets: Tensor, ridge: float) -> dict[str, Tensor]:
+    """The closed form as it is usually written: layer by layer, concept by concept, an fp32 inverse for each matrix."""
+    made = {}
+    for name, weight in weights.items():
+        left, right = ridge * weight, ridge * torch.eye(weight.shape[1])
+        for c, target in zip(sources, targets, strict=True):
+            left = left + torch.outer(weight @ target, c)
+            right = right + torch.outer(c, c)
+        made[name] = left @ torch.inverse(right)
+    return made
+
+
+def closed_form_scaling(model: Model, counts: tuple[int, ...] = (1, 10, 100, 1000), ridge: float = 0.5) -> None:
+    """One matrix for all projections beside the textbook's loop, from the same encoded rows; errors against fp64."""
+    weights = {name: model.weight(name) for name in model.names(closed_forms.PROJECTIONS)}
+    for count in counts:
+        pairs = [(f"cat {i}", f"sky {i}") for i in range(count)]
+        sources, targets = closed_forms.aligned(model, pairs, "last")
+        eye = ridge * torch.eye(model.text_width, dtype=torch.float64)
+        exact = torch.linalg.solve(
+            eye + sources.double().T @ sources.double(), (eye + targets.double().T @ sources.double()).T
+        ).T
+        label = f"closed form, {count} concepts, SD v1.4 shape"
+        for way, edit in (("one matrix", one_matrix), ("textbook", textbook)):
+            with peak_memory(f"{label}: {way}, memory needed at most"):
+                start = time.perf_counter()
+                made = edit(weights, sources, targets, ridge)
+                record(f"{label}: {way}", time.perf_counter() - start, "s")
+            error = max((made[n].double() - w.double() @ exact).abs().max().item() for n, w in weights.items())
+            record(f"{label}: {way}, largest error against fp64", 1e9 * error, "1e-9")
+
+
+def one_matrix(weights: dict[str, Tensor], sources: Tensor, targets: Tensor, ridge: float) -> dict[str, Tensor]:
+    edit, _ = closed_forms.System(sources.shape[1]).map(sources, targets).solve(ridge)
+    return {name: (weight.double() @ edit).float() for name, weight in weights.items()}
+
+
+def mace(model: Model, count: int = 100) -> None:
+    """Adapters of many people: trained as one batch, and one after the other."""
+    people = tuple(Concept(name, "person", "a person") for name in names()["people"]["erase"][:count])
+    brief = Brief(people, templates=("{c}",))
+    eraser = MACE(masks="whole", images=1, image_sampler="ddim", image_steps=2, steps=10)
+    latents, shown, _ = eraser.pictures(model, brief, 0)
+    for label, together in (("together", count), ("in turn", 1)):
+        start = time.perf_counter()
+        replace(eraser, together=together).adapters(model, brief, latents, shown, 0)
+        record(f"MACE, {count} people, 10 steps of their adapters, {label}", time.perf_counter() - start, "s")
+
+
+@contextmanager
+def peak_memory(label: str):
+    """Record by how much the process grew at most inside (Linux: the kernel's high-water mark is reset)."""
+    status = lambda key: int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    yield
+    record(label, status("VmHWM") - before, "MB")
+
+
 def stable_diffusion_shape() -> Model:
     """A random U-Net and text encoder of exactly SD v1.4's shape, with the embedded tokenizer and VAE."""
     from diffusers import UNet2DConditionModel
@@ -145,7 +210,10 @@ def main() -> None:
     sampling()
     repeated_run()
     closed_form(Model.load(embedded_source()), 100, "embedded model")
-    closed_form(stable_diffusion_shape(), 100, "SD v1.4 shape")
+    mace(Model.load(embedded_source()))
+    large = stable_diffusion_shape()
+    closed_form(large, 100, "SD v1.4 shape")
+    closed_form_scaling(large)
     record("peak memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, "MB")
     path = Path("results/bench.csv")
     path.parent.mkdir(exist_ok=True)

@@ -128,13 +128,12 @@ class Redness:
     judge: Brightness = Brightness()
     splits: tuple[str, ...] = ("target",)
 
-    def summarize(self, scores, base):
+    def measure(self, scores, base):
         red, before = scores["target"].arrays["red"], base["target"].arrays["red"]
+        part = lambda values: stats.Part("target", values, scores["target"].concepts, rate=False)
         return [
-            stats.mean_metric("red", "target", red, scores["target"].concepts, False, "forget", rate=False),
-            stats.mean_metric(
-                "red_change", "target", red - before, scores["target"].concepts, True, "keep", rate=False
-            ),
+            stats.Measure("red", "forget", False, (part(red),)),
+            stats.Measure("red_change", "keep", True, (part(red - before),)),
         ]
 
 

@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import build_pipeline
 
 from erasebench.rows import read_all
@@ -109,11 +108,11 @@ def test_configs_list_every_hyperparameter_and_choose_their_world():
     from hydra import compose, initialize_config_module
     from hydra.utils import instantiate
 
-    import erasebench.config  # noqa: F401  (resolvers)
+    import erasebench.config
 
     with initialize_config_module("erasebench.conf", version_base="1.3"):
         for file in (ROOT / "conf" / "method").glob("*.yaml"):
-            given = set(yaml.safe_load(file.read_text())) - {"_target_"}
+            given = erasebench.config.keys_of(file.parent, file.stem) - {"_target_"}
             plugin = instantiate(compose("config", [f"method={file.stem}"]).method)
             assert given == {field.name for field in fields(plugin)}, file
         assert compose("config", ["model=sd14"]).world.name == "photo"

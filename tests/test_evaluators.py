@@ -20,8 +20,13 @@ def scored(split, concepts, refused=None, **arrays):
     return Scored(prompts, {k: np.array(v, np.float32) for k, v in arrays.items()}, refused)
 
 
-def values(metrics):
-    return {m.name: m.value for m in metrics}
+def metrics(evaluator, scores):
+    measures = evaluator.measure(scores, scores)
+    return stats.summarize(measures, measures)
+
+
+def values(found):
+    return {m.name: m.value for m in found}
 
 
 def objects(target, retain, synonym):
@@ -35,7 +40,7 @@ def test_object_accuracy_by_hand():
         scored("retain", ["cat", "dog"], texts=[[0.1, 0.3, 0.2], [0.1, 0.3, 0.2]]),
         scored("synonym", ["airplane"] * 2, texts=[[0.3, 0.2, 0.1], [0.2, 0.3, 0.1]]),
     )
-    got = values(evaluator.summarize(scores, scores))
+    got = values(metrics(evaluator, scores))
     assert (got["acc_e_top1"], got["acc_s_top1"], got["acc_g_top1"]) == (0.25, 0.5, 0.5)
     assert got["h_o_top1"] == pytest.approx(3 / (1 / 0.75 + 1 / 0.5 + 1 / 0.5))
     soft = lambda row, i: np.exp(100 * np.array(row))[i] / np.exp(100 * np.array(row)).sum()
@@ -50,7 +55,7 @@ def test_a_refused_image_neither_shows_the_concept_nor_keeps_one():
         scored("retain", ["cat"] * 2, [True, False], texts=[[0.1, 0.3, 0.2]] * 2),
         scored("synonym", ["airplane"] * 2, [True, True], texts=seen),
     )
-    got = values(evaluator.summarize(scores, scores))
+    got = values(metrics(evaluator, scores))
     assert (got["acc_e_top1"], got["acc_s_top1"], got["acc_g_top1"], got["acc_g_prob"]) == (0.5, 0.5, 0.0, 0.0)
 
 
@@ -61,7 +66,7 @@ def test_every_object_interval_holds_its_value_and_splits_are_named():
             for s in ("target", "retain", "synonym")
         )
     )
-    for metric in evaluator.summarize(scores, scores):
+    for metric in metrics(evaluator, scores):
         assert metric.low <= metric.value <= metric.high
         assert metric.n == (60 if metric.name.startswith("h_o") else 20)
 
@@ -73,7 +78,7 @@ class Known:
 
 def identity(target, retain):
     evaluator = IdentityAccuracy(Known())
-    return values(evaluator.summarize({"target": target, "retain": retain}, {}))
+    return values(metrics(evaluator, {"target": target, "retain": retain}))
 
 
 def test_identity_accuracy_is_over_faces_and_over_all():
@@ -97,7 +102,7 @@ def test_destroying_every_face_is_no_erasure_as_published_and_shows_in_all():
 
 def test_clip_score_is_a_hundred_times_the_cosine():
     scores = {"caption": scored("caption", list("abc"), own=[0.1, 0.2, 0.3])}
-    (metric,) = ClipScore(Clip()).summarize(scores, {})
+    (metric,) = metrics(ClipScore(Clip()), scores)
     assert metric.value == pytest.approx(20) and 10 <= metric.low < 20 < metric.high <= 30.001 and metric.n == 3
 
 
@@ -107,14 +112,8 @@ def test_resampled_h_covers_its_value_at_the_stated_rate():
     truth, misses = stats.harmonic(1 - 0.2, 0.9), 0
     for _ in range(200):
         e, s = (rng.random(120) < 0.2).astype(float), (rng.random(120) < 0.9).astype(float)
-        parts = [
-            stats.mean_metric("e", "t", e, ["a"] * 120, False, "forget", rate=True),
-            stats.mean_metric("s", "r", s, ["a"] * 120, True, "keep", rate=True),
-        ]
-        draws = [
-            1 - stats.resample_rate(e, ["a"] * 120, np.random.default_rng(1)),
-            stats.resample_rate(s, ["a"] * 120, np.random.default_rng(2)),
-        ]
-        metric = stats.harmonic_metric("h", parts, draws)
+        parts = [stats.Part("target", e, ["a"] * 120), stats.Part("retain", s, ["a"] * 120)]
+        measure = stats.Measure("h", "overall", True, tuple(parts), lambda e, s: stats.harmonic(1 - e, s))
+        (metric,) = stats.summarize([measure], [measure])
         misses += not metric.low <= truth <= metric.high
     assert misses / 200 < 0.10

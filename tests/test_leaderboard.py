@@ -70,6 +70,7 @@ def row(metric: str, value: float | None, half: float = 0.05, **changes) -> rows
         "sample_seconds": 60.25,
         "unet_calls": 9000,
         "peak_memory_mb": 900.0,
+        "fit_notes": "",
     }
     return rows.Row(**blank | known | changes)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from erasebench.contracts import ErasebenchError
@@ -37,6 +38,10 @@ def example(**changes) -> Row:
         low=0.1,
         high=0.5,
         ci_method="wilson",
+        base_value=1.0,
+        change_low=-0.9,
+        change_high=-0.5,
+        p_value=1e-9,
         n=10,
         n_valid=9,
         n_refused=0,
@@ -54,6 +59,7 @@ def example(**changes) -> Row:
         sample_seconds=1e-7,
         unet_calls=5,
         peak_memory_mb=1.5,
+        fit_notes="",
     )
     return replace(row, **changes)
 
@@ -86,8 +92,8 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(ErasebenchError, match="not rows of schema"):
         read(tmp_path / "a.csv")
     write([example()], tmp_path / "b.csv")
-    text = (tmp_path / "b.csv").read_text()
-    (tmp_path / "b.csv").write_text(text.replace("wilson,10,", "wilson,ten,"))
+    table = pd.read_csv(tmp_path / "b.csv", dtype=str, keep_default_na=False)
+    table.assign(n="ten").to_csv(tmp_path / "b.csv", index=False)
     with pytest.raises(ErasebenchError, match="b.csv:2: column n holds 'ten'"):
         read(tmp_path / "b.csv")
 

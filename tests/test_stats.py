@@ -20,29 +20,80 @@ def test_wilson_against_published_values():
     assert stats.wilson(20, 20)[1] == 1.0
 
 
+def part(values, clusters=None, split="target", rate=False):
+    values = np.asarray(values, float)
+    return stats.Part(split, values, clusters or ["a"] * len(values), rate)
+
+
+def drawn(*parts):
+    made = stats.draws(parts)
+    return [made[id(p)] for p in parts]
+
+
+def metric(*parts, combine=None, before=None):
+    measure = lambda parts: stats.Measure("m", "keep", True, tuple(parts), combine)
+    return stats.summarize([measure(parts)], [measure(before or parts)])[0]
+
+
 def test_bootstrap_of_one_cluster_has_the_standard_error_of_the_mean():
-    rng = np.random.default_rng(1)
-    values = rng.normal(size=400)
-    draws = stats.resample(values, ["a"] * 400, np.random.default_rng(0))
+    values = np.random.default_rng(1).normal(size=400)
+    (draws,) = drawn(part(values))
     assert draws.std() == pytest.approx(values.std() / 20, rel=0.1)
     assert draws.mean() == pytest.approx(values.mean(), abs=0.01)
 
 
 def test_clusters_widen_the_interval():
     values = np.repeat([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], 50)
-    labels = np.repeat(list("abcdefgh"), 50)
-    clustered = stats.resample(values, labels, np.random.default_rng(0)).std()
-    assert clustered == pytest.approx(0.5 / np.sqrt(8), rel=0.1)  # eight opinions, not four hundred
-    assert stats.resample(values, ["one"] * 400, np.random.default_rng(0)).std() < clustered / 5
+    (clustered,) = drawn(part(values, list(np.repeat(list("abcdefgh"), 50))))
+    assert clustered.std() == pytest.approx(0.5 / np.sqrt(8), rel=0.1)  # eight opinions, not four hundred
+    assert drawn(part(values))[0].std() < clustered.std() / 5
+
+
+def test_a_draw_takes_whole_clusters_and_images_within_them():
+    weights = np.concatenate([*stats.resample(list("aaabbb"), np.random.default_rng(0), 600)])
+    assert weights.shape == (600, 6) and (weights.sum(1) == 6).all()
+    halves = weights[:, :3].sum(1)
+    assert set(halves) == {0, 3, 6} and np.mean(halves == 3) == pytest.approx(0.5, abs=0.07)
+    assert weights[halves == 3][:, :3].max() == 3  # an image may be drawn three times within its cluster
+    alone = np.concatenate([*stats.resample(list("abcd"), np.random.default_rng(0), 300)])
+    assert (alone.sum(1) == 4).all() and alone.mean(0) == pytest.approx(np.ones(4), abs=0.2)
 
 
 def test_no_verdict_takes_no_part():
     values = np.array([1.0, np.nan, 0.0, np.nan])
-    metric = stats.mean_metric("m", "s", values, ["a", "b", "a", "b"], True, "keep", rate=True)
-    assert (metric.value, metric.n, metric.n_valid, metric.ci_method) == (0.5, 4, 2, "wilson")
-    empty = stats.mean_metric("m", "s", np.full(3, np.nan), list("abc"), True, "keep", rate=True)
+    got = metric(part(values, list("abab"), rate=True))
+    assert (got.value, got.n, got.n_valid, got.ci_method) == (0.5, 4, 2, "wilson")
+    nothing = part(np.full(3, np.nan), list("abc"), split="retain", rate=True)
+    empty = metric(nothing)
     assert empty.value is None and empty.n_valid == 0 and empty.n == 3
-    assert stats.harmonic_metric("h", [metric, empty], None).value is None
+    both = metric(part(values, list("abab"), rate=True), nothing, combine=lambda a, b: stats.harmonic(a, b))
+    assert both.value is None and both.split == "target+retain" and both.n == 7
+
+
+def test_equal_images_differ_by_exactly_nothing_and_unequal_ones_by_what_they_do():
+    rng = np.random.default_rng(0)
+    noisy, clusters = rng.integers(0, 2, 80), [f"c{i % 4}" for i in range(80)]
+    same = metric(part(noisy, clusters, rate=True))
+    assert (same.change_low, same.change_high, same.p_value) == (0, 0, 1.0)
+    gone = metric(part(np.zeros(80), clusters, rate=True), before=[part(noisy, clusters, rate=True)])
+    assert gone.value == 0 and gone.base_value == noisy.mean() and gone.change_high < 0
+    # paired: a shift that every image shares is certain, however much the images differ
+    values = rng.normal(size=200)
+    shifted = metric(part(values + 1), before=[part(values)])
+    assert (shifted.change_low, shifted.change_high) == pytest.approx((1, 1)) and shifted.p_value is None
+    h = lambda e, s: stats.harmonic(1 - e, s)
+    kept = part(noisy, clusters, "retain", rate=True)
+    better = metric(
+        part(np.zeros(80), clusters, rate=True), kept, combine=h, before=[part(noisy, clusters, rate=True), kept]
+    )
+    assert better.base_value == pytest.approx(h(noisy.mean(), noisy.mean())) and better.change_low > 0
+
+
+def test_mcnemar_by_hand():
+    # of five discordant pairs all go one way: 2 / 2^5
+    ours, theirs = np.array([0.0] * 5 + [1, 1, np.nan]), np.array([1.0] * 5 + [1, 1, 0])
+    assert stats.mcnemar(ours, theirs) == pytest.approx(2 / 32)
+    assert stats.mcnemar(ours, ours) == 1.0
 
 
 def test_harmonic_mean_of_mace_by_hand():
@@ -53,13 +104,11 @@ def test_harmonic_mean_of_mace_by_hand():
 
 
 def test_unanimous_rates_do_not_claim_certainty():
-    draws = stats.resample_rate(np.zeros(100), ["a"] * 100, np.random.default_rng(0))
+    (draws,) = drawn(part(np.zeros(100), rate=True))
     assert 0 < np.quantile(draws, 0.975) < 0.05
-    part = lambda name, value, better: stats.mean_metric(
-        name, "s", np.full(50, value), ["a"] * 50, better, "x", rate=True
-    )
-    metric = stats.harmonic_metric("h", [part("acc_e", 0.0, False), part("acc_s", 1.0, True)], [1 - draws, 1 - draws])
-    assert metric.value == 1.0 and 0.9 < metric.low < 1.0 and metric.high == 1.0
+    perfect = [part(np.zeros(50), rate=True), part(np.ones(50), split="retain", rate=True)]
+    got = metric(*perfect, combine=lambda e, s: stats.harmonic(1 - e, s))
+    assert got.value == 1.0 and 0.9 < got.low < 1.0 and got.high == 1.0
 
 
 def test_frechet_of_known_gaussians():

@@ -1,0 +1,159 @@
+"""Tables and figures laid out as a paper lays them out, measured beside published: what an experiment ends with.
+
+An experiment (conf/experiment) sweeps runs and says in `table` how their rows are shown:
+
+    title      what it is
+    across     field of a row that makes the column blocks (target, n_concepts), or nothing
+    metrics    metric of ours -> name in the published table
+    labels     method -> its name in the published table
+    published  file in results/published, or nothing; `setting` names the key that `across` is called there
+    average    true adds a block with the mean over the others
+    figure     metrics to draw against `across`
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .rows import Row
+
+log = logging.getLogger("erasebench")
+AVERAGE = "average"
+
+
+def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
+    """(method, block, metric) -> row, for what was measured."""
+    block = lambda row: str(getattr(row, spec["across"])) if spec.get("across") else ""
+    wanted = set(spec["metrics"])
+    return {(row.method, block(row), row.metric): row for row in rows if row.status == "ok" and row.metric in wanted}
+
+
+def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str], float]:
+    """(method, block, metric) -> the paper's value as a fraction. The embedded world has none."""
+    if not spec.get("published") or world != "photo":
+        return {}
+    path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
+    theirs = {name: ours for ours, name in spec["metrics"].items()}
+    found = {}
+    with path.open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            setting = json.loads(line["setting"])
+            block = str(setting.get(spec.get("setting"), ""))
+            name = line["method"] or str(setting.get("config", ""))
+            for method, label in spec.get("labels", {}).items():
+                if label == name and line["metric"] in theirs and line["value"]:
+                    key = (method, AVERAGE if block.startswith("average") else block, theirs[line["metric"]])
+                    found[key] = float(line["value"]) / (100 if line["unit"] == "%" else 1)
+    return found
+
+
+def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One dictionary for each line and cell: method, block, metric, value, low, high, n, published."""
+    measured, world = cells(spec, rows), rows[0].world if rows else ""
+    paper = published(spec, world)
+    methods, blocks = (list(dict.fromkeys(key[i] for key in measured)) for i in (0, 1))
+    made = []
+    for method in methods:
+        for block in blocks:
+            for metric in spec["metrics"]:
+                row = measured.get((method, block, metric))
+                numbers = {name: getattr(row, name, None) for name in ("value", "low", "high", "n")}
+                made.append({"method": method, "block": block, "metric": metric, **numbers})
+        if spec.get("average") and len(blocks) > 1:
+            for metric in spec["metrics"]:
+                values = [c["value"] for c in made if c["method"] == method and c["metric"] == metric]
+                mean = None if None in values else sum(values) / len(values)
+                made.append(
+                    {
+                        "method": method,
+                        "block": AVERAGE,
+                        "metric": metric,
+                        "value": mean,
+                        "low": None,
+                        "high": None,
+                        "n": None,
+                    }
+                )
+    for cell in made:
+        cell["published"] = paper.get((cell["method"], cell["block"], cell["metric"]))
+    return made
+
+
+def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a block of lines for each value of `across`; percent, intervals, published values in brackets."""
+    names = [
+        f"{metric}{' (published)' if any(c['published'] is not None for c in made) else ''}"
+        for metric in spec["metrics"]
+    ]
+    lines = [f"# {spec['title']}", "", "Percent, with 95 % intervals.", ""]
+    for block in dict.fromkeys(cell["block"] for cell in made):
+        lines += [f"## {spec['across'].replace('_', ' ')} {block}", ""] if block else []
+        lines += ["| method | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+        for method in dict.fromkeys(cell["method"] for cell in made):
+            shown = [said(c) for c in made if c["method"] == method and c["block"] == block]
+            lines.append(f"| {method} | " + " | ".join(shown) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def said(cell: Mapping[str, Any]) -> str:
+    if cell["value"] is None:
+        return "not measured"
+    number = f"{100 * cell['value']:.1f}"
+    if cell["low"] is not None:
+        number += f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+    return number + (f" ({100 * cell['published']:.1f})" if cell["published"] is not None else "")
+
+
+def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Each metric of `figure` against `across`, a line for each method, intervals as bands."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawing, axes = pyplot.subplots(1, len(spec["figure"]), figsize=(4 * len(spec["figure"]), 3.4), squeeze=False)
+    for axis, metric in zip(axes[0], spec["figure"], strict=True):
+        for method in dict.fromkeys(cell["method"] for cell in made):
+            own = [c for c in made if c["method"] == method and c["metric"] == metric and c["value"] is not None]
+            own.sort(key=lambda c: float(c["block"]))
+            x = [float(c["block"]) for c in own]
+            axis.plot(x, [c["value"] for c in own], marker="o", markersize=3, label=method)
+            axis.fill_between(
+                x, *([c[k] if c[k] is not None else c["value"] for c in own] for k in ("low", "high")), alpha=0.15
+            )
+        axis.set(xscale="log", xlabel=spec["across"].replace("_", " "), title=metric, ylim=(-0.02, 1.02))
+        axis.set_xticks(
+            sorted({float(c["block"]) for c in made}), [f"{x:g}" for x in sorted({float(c["block"]) for c in made})]
+        )
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend(frameon=False, fontsize=8)
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=120)
+    pyplot.close(drawing)
+
+
+def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path) -> None:
+    """Print the table; write it as <results>/<name>.md and .csv, and its figure."""
+    made = layout(spec, rows)
+    (results / f"{name}.md").write_text(text(spec, made), encoding="utf-8")
+    with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(
+            file, ["method", "block", "metric", "value", "low", "high", "n", "published"], lineterminator="\n"
+        )
+        out.writeheader()
+        out.writerows(made)
+    print(text(spec, made))
+    if spec.get("figure") and made:
+        try:
+            figure(spec, made, results / f"{name}.png")
+        except ImportError:
+            log.warning("no figure: matplotlib is not installed (pip install 'erasebench[plots]')")
+    log.info("table in %s", results / f"{name}.md")

@@ -1,0 +1,285 @@
+"""MACE (Lu et al., CVPR 2024): mass concept erasure in three closed or nearly closed steps.
+
+1. Refinement: the K and V projections read the words around a concept as if its surrogate stood there      (Eq. 2, 3)
+2. One low-rank adapter a concept, trained until the concept's own tokens draw no attention where it shows  (Eq. 4, 5)
+3. Fusion: one set of projections that does what each adapter does to its concept's prompts, in closed form  (Eq. 6, 7)
+
+The adapters of different concepts depend on step 1 alone, so that `together` of them are trained as one batch, with
+what each sees, draws and clips exactly as if it were alone. Images, embeddings and masks are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench import attention, masks
+from erasebench.attention import LowRank
+from erasebench.closed_form import (
+    PROJECTIONS,
+    System,
+    coexisting,
+    encoded,
+    factor,
+    filled,
+    gram,
+    prior,
+    span,
+    write_notes,
+)
+from erasebench.contracts import Brief, ErasebenchError, Sampler
+from erasebench.model import Context, Model
+from erasebench.tasks import seed_of
+
+DEPARTURES = {  # where the released code departs from the paper; each can be set alone
+    "paper": {"refined": "context", "silenced": "concept", "norm": "squared", "prior_power": 1, "pixels": "vae"},
+    "official": {
+        "refined": "all_but_concept",
+        "silenced": "concept_and_end",
+        "norm": "plain",
+        "prior_power": 2,
+        "pixels": "imagenet",
+    },
+}
+NORMALISED = {"vae": {}, "imagenet": {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}}
+Weights = dict[str, Tensor]  # projection -> [out, D], fp64
+Adapters = dict[str, tuple[Tensor, Tensor]]  # projection -> (down [N, r, D], up [N, out, r])
+
+
+@dataclass(frozen=True)
+class MACE:
+    """variant sets the departures of the released code that are not given:
+
+    refined      rows of step 1: `context`, the co-existing words, or `all_but_concept`, also BOS, EOS and padding
+    silenced     positions whose attention is silenced: the `concept`'s tokens, or `concept_and_end`, EOS and padding too
+    norm         of the masked attention: `squared` or `plain`
+    prior_power  how often prior_scale multiplies the prior in step 1 (the released code does it twice)
+    pixels       normalisation of the training images: `vae` (-1 to 1) or `imagenet` (mean and deviation of another network)
+
+    prior_scale weighs the prior (captions once, preserved names preserved_weight times) against one row of a concept.
+    refine, adapt and fusion switch the steps off (Table 4): fusion `closed_form`, or `naive`, the sum of the adapters.
+    importance: t drawn by Eq. 5 between t1 and t2, else uniform. templates: a file with one template a line, in place
+    of the world's. `images` of each concept are sampled with image_sampler, the first template and image_guidance.
+    """
+
+    variant: Literal["paper", "official"] = "paper"
+    refined: Literal["context", "all_but_concept"] | None = None
+    silenced: Literal["concept", "concept_and_end"] | None = None
+    norm: Literal["squared", "plain"] | None = None
+    prior_power: int | None = None
+    pixels: Literal["vae", "imagenet"] | None = None
+    refine: bool = True
+    adapt: bool = True
+    fusion: Literal["closed_form", "naive"] = "closed_form"
+    importance: bool = True
+    t1: int = 200
+    t2: int = 400
+    gamma: float = 0.05
+    ridge: float = 0.0
+    prior_scale: float = 1e-4
+    preserved_weight: float = 8e4
+    masks: Literal["whole", "attention", "grounded", "drawn"] = "grounded"
+    templates: str | tuple[str, ...] | None = None
+    images: int = 8
+    image_sampler: str = "dpmsolver"
+    image_steps: int = 30
+    image_guidance: float = 7.5
+    rank: int = 1
+    steps: int = 50
+    lr: float = 1e-4
+    together: int = 8
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for name, value in DEPARTURES.get(self.variant, {}).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
+            object.__setattr__(self, "templates", lines(Path(self.templates)))
+
+    # -- the three steps ------------------------------------------------------------------------------------------
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        brief = replace(brief, templates=self.templates or brief.templates)
+        kept = self.kept(model, brief)
+        names, notes = model.names(PROJECTIONS), {}
+        original = {name: model.weight(name).double() for name in names}
+        refined = original
+        if self.refine:
+            edit, made = self.refinement(model, brief, kept)
+            refined = {name: weight @ edit for name, weight in original.items()}
+            notes |= made.notes(self.ridge)
+        fused = refined
+        if self.adapt:
+            latents, shown, notes["empty_masks"] = self.pictures(model, brief, seed)
+            with model.changed(weights=refined):
+                adapters = self.adapters(model, brief, latents, shown, seed)
+            fused, more = self.fuse(model, brief, kept, original, refined, adapters)
+            notes |= {f"fusion_{key}": value for key, value in more.items()}
+        save_file(
+            {name: weight.float().contiguous().cpu() for name, weight in fused.items()}, out / "weights.safetensors"
+        )
+        write_notes(out, notes)
+
+    def kept(self, model: Model, brief: Brief) -> Tensor:
+        """The prior: Gram matrix over captions and, preserved_weight times, over the preserved names."""
+        names = [filled(template, name) for template in brief.templates for name in brief.preserved]
+        return prior(model, brief.captions) + self.preserved_weight * prior(model, names)
+
+    def refinement(self, model: Model, brief: Brief, kept: Tensor):
+        """Step 1 (Eq. 3): M such that W M reads the words around the concept as around its surrogate."""
+        system = System(model.text_width, model.device)
+        for template in brief.templates:
+            system.map(*coexisting(model, template, [(c.name, c.surrogate) for c in brief.concepts], self.refined))
+        return system.keep(kept, self.prior_scale**self.prior_power).solve(self.ridge)
+
+    def fuse(
+        self, model: Model, brief: Brief, kept: Tensor, original: Weights, refined: Weights, adapters: Adapters
+    ) -> tuple[Weights, dict[str, float]]:
+        """Step 3 (Eq. 7): the projections that answer every concept's prompts as its own adapter would."""
+        change = lambda name: (part.double() for part in adapters[name])
+        if self.fusion == "naive":
+            return {
+                name: weight + torch.einsum("nor,nrd->od", *reversed([*change(name)]))
+                for name, weight in refined.items()
+            }, {}
+        rows = lambda name: encoded(model, [filled(template, name) for template in brief.templates]).values()
+        grams = torch.stack([gram(torch.stack([row for row, _ in rows(concept.name)])) for concept in brief.concepts])
+        together, prior_ = grams.sum(0), self.prior_scale * kept
+        made = factor(together + prior_, self.ridge)
+        fused = {}
+        for name, weight in refined.items():
+            down, up = change(name)
+            learnt = torch.einsum("nor,nrd->od", up, down @ grams)
+            fused[name] = made.solve(weight @ together + made.ridge * weight + original[name] @ prior_ + learnt)
+        return fused, made.notes(self.ridge)
+
+    # -- step 2 ---------------------------------------------------------------------------------------------------
+
+    def adapters(self, model: Model, brief: Brief, latents: Tensor, shown: Tensor, seed: int) -> Adapters:
+        """Train one adapter a concept (Eq. 4, 5) on its images and masks."""
+        template, names = brief.templates[0], [concept.name for concept in brief.concepts]
+        with torch.no_grad():
+            context = model.encode([filled(template, name) for name in names])
+        silenced = torch.zeros(context.ids.shape, dtype=torch.bool, device=model.device)
+        for i, name in enumerate(names):
+            silenced[i, slice(*span(model, template, name))] = True
+            if self.silenced == "concept_and_end":
+                silenced[i, context.ends[i] :] = True
+        done = []
+        with tqdm(total=len(names) * self.steps, desc="mace", disable=None, delay=2) as bar:
+            for some in torch.arange(len(names)).split(self.together):
+                draws = [torch.Generator().manual_seed(seed_of("mace", seed, names[i])) for i in some]
+                part = Silencing(latents[some], shown[some], context.select(some), silenced[some])
+                done.append(self.train(model, part, draws, bar))
+        return {name: tuple(torch.cat([d[name][k] for d in done]) for k in (0, 1)) for name in done[0]}
+
+    def train(self, model: Model, part: Silencing, draws: Sequence[torch.Generator], bar: tqdm) -> Adapters:
+        """Adapters of some concepts as one batch. Each has draws, clipping and Adam of its own."""
+        shape = lambda name: model.weight(name).shape
+        each = lambda *size: torch.stack([torch.randn(size, generator=g) for g in draws]).to(model.device, model.dtype)
+        adapters = {
+            name: LowRank(
+                each(self.rank, shape(name)[1]) / self.rank,
+                torch.zeros(len(draws), shape(name)[0], self.rank, device=model.device, dtype=model.dtype),
+            )
+            for name in model.names(PROJECTIONS)
+        }
+        weights = [w.requires_grad_(True) for pair in adapters.values() for w in pair]
+        optimiser = torch.optim.AdamW(weights, lr=self.lr, weight_decay=0.01)
+        chances = self.timesteps(len(model.alphas_cumprod))
+        of_layer = {
+            name: tuple(adapters[projection(name, which)] for which in "kv") for name in attention.layers(model)
+        }
+        for _ in range(self.steps):
+            t = torch.cat([torch.multinomial(chances, 1, generator=g) for g in draws]).to(model.device)
+            image = torch.cat([torch.randint(part.latents.shape[1], (1,), generator=g) for g in draws])
+            each_one = torch.arange(len(draws))
+            z = part.latents[each_one, image]
+            alpha = model.alphas_cumprod[t].to(z.dtype).view(-1, 1, 1, 1)
+            noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * each(*z.shape[1:])
+            maps = attention.maps(model, noisy, t, part.context, of_layer)
+            loss = self.loss(maps, part.shown[each_one, image], part.silenced)
+            optimiser.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            clip_each(weights)
+            optimiser.step()
+            bar.update(len(draws))
+        return {name: tuple(w.detach() for w in pair) for name, pair in adapters.items()}
+
+    def loss(self, maps: dict[str, Tensor], shown: Tensor, silenced: Tensor) -> Tensor:
+        """Eq. 4, for each sample: attention of the silenced tokens where the concept is shown, summed over layers."""
+        total = 0
+        for probabilities in maps.values():
+            here = attention.fitted(shown, probabilities.shape[2])[:, None, :, None] & silenced[:, None, None, :]
+            norm = torch.linalg.vector_norm(probabilities * here, dim=(1, 2, 3))
+            total = total + (norm.square() if self.norm == "squared" else norm)
+        return total
+
+    def timesteps(self, count: int) -> Tensor:
+        """Chance of each timestep: Eq. 5, concept-focal importance sampling, or the same for all."""
+        t = torch.arange(count, dtype=torch.float64)
+        if not self.importance:
+            return torch.ones_like(t)
+        return torch.sigmoid(self.gamma * (t - self.t1)) - torch.sigmoid(self.gamma * (t - self.t2))
+
+    def pictures(self, model: Model, brief: Brief, seed: int) -> tuple[Tensor, Tensor, int]:
+        """Latents [N, K, C, h, w] of each concept's images, masks [N, K, H, W], and how many masks were empty: there
+        the whole image counts."""
+        sampler = Sampler(self.image_sampler, self.image_steps, self.image_guidance)
+        template, latents, shown, empty = brief.templates[0], [], [], 0
+        for name in tqdm([concept.name for concept in brief.concepts], "mace images", disable=None, delay=2):
+            if self.masks == "drawn":
+                images, mask = masks.drawn(name)
+                turn = torch.arange(self.images) % len(images)
+                images, mask = images[turn], mask[turn]
+            else:
+                seeds = [seed_of("mace image", seed, name, i) for i in range(self.images)]
+                images = model.sample([filled(template, name)] * self.images, seeds, sampler).images
+                mask = masks.MASKS[self.masks](model, images, template, name).cpu()
+            nothing = ~mask.flatten(1).any(1)
+            mask[nothing] = True
+            empty += int(nothing.sum())
+            latents.append(model.encode_images(images, **NORMALISED[self.pixels]))
+            shown.append(mask)
+        return torch.stack(latents), torch.stack(shown).to(model.device), empty
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+
+
+def lines(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise ErasebenchError(f"method.templates={path}: no such file (one template with {{c}} a line)")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+class Silencing(NamedTuple):
+    """What some concepts are trained on: latents [N, K, C, h, w], masks [N, K, H, W], prompts, positions [N, L]."""
+
+    latents: Tensor
+    shown: Tensor
+    context: Context
+    silenced: Tensor
+
+
+def projection(layer: str, which: str) -> str:
+    """The K or V projection of a cross-attention processor."""
+    return f"unet.{layer.removesuffix('.processor')}.to_{which}.weight"
+
+
+def clip_each(weights: Sequence[Tensor], largest: float = 1.0) -> None:
+    """Clip gradients to a norm of `largest` for each sample (first dimension) by itself."""
+    gradients = [w.grad for w in weights if w.grad is not None]
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    factors = (largest / (norms + 1e-6)).clamp(max=1)
+    for g in gradients:
+        g.mul_(factors.view(-1, *[1] * (g.ndim - 1)))

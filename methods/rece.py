@@ -1,0 +1,60 @@
+"""RECE (Gong et al., ECCV 2024): UCE, then again and again against the embedding that would bring the concept back.
+
+The edited projections are W M. The embedding that they read as the base read c is                       (Eq. 6)
+
+    a = (lambda_r I + M^T G M)^-1 M^T G c,    G = sum over projections W^T W,
+
+and a second edit of W M maps a onto the surrogate; M is multiplied by it. All of it is D x D. Departs from the released
+code, which picks its epoch by a detector on validation images inside the timed loop: here `epochs` are simply done.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from erasebench.methods.uce import UCE
+from torch import Tensor
+
+from erasebench.closed_form import PROJECTIONS, System, edited, encoded, factor, load_edit, save_edit, write_notes
+from erasebench.contracts import Brief
+from erasebench.model import Model
+
+
+@dataclass(frozen=True)
+class RECE:
+    """UCE's parameters for the first edit, then `epochs` of: find the embedding, edit it away (lambda = ridge).
+
+    recover_ridge is lambda_r of Eq. 6; preserve_scale weighs the empty prompt and the preserved names.
+    """
+
+    first: UCE = UCE()
+    epochs: int = 3
+    ridge: float = 0.1
+    recover_ridge: float = 0.1
+    preserve_scale: float = 0.1
+    version: ClassVar[int] = 1
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        edit, made = self.first.system(model, brief).solve(self.first.ridge)
+        energy = sum(w.T @ w for w in (model.weight(name).double() for name in model.names(PROJECTIONS)))
+        rows = encoded(model, [text for c in brief.concepts for text in (c.name, c.surrogate)] + ["", *brief.preserved])
+        kept = torch.cat([rows[text][0].double() for text in ("", *brief.preserved)])
+        for _ in range(self.epochs):
+            system = System(model.text_width, model.device)
+            for concept in brief.concepts:
+                back = self.recovered(energy, edit, rows[concept.name][0].double())
+                system.map(back, rows[concept.surrogate][0])
+            system.map(kept, kept, self.preserve_scale)
+            again, made = system.solve(self.ridge)
+            edit = edit @ again
+        save_edit(edit, out)
+        write_notes(out, made.notes(self.ridge))
+
+    def recovered(self, energy: Tensor, edit: Tensor, rows: Tensor) -> Tensor:
+        """Eq. 6 for rows [R, D]: what the edited projections read as the base reads the rows."""
+        return factor(edit.T @ energy @ edit, self.recover_ridge).solve(rows @ energy @ edit)
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return edited(model, load_edit(model, artifact))

@@ -1,0 +1,35 @@
+"""TIME (Orgad et al., ICCV 2023), turned to erasing: the V projections read a concept as its surrogate.
+
+Eq. 5 without preserved prompts: every row from the concept's last token to the end is projected as its counterpart.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from erasebench.closed_form import System, aligned, edited, load_edit, save_edit, write_notes
+from erasebench.contracts import Brief
+from erasebench.model import Model
+
+
+@dataclass(frozen=True)
+class TIME:
+    """with_key edits K too; `augmented` is how many of the training templates are used (1 or 4 in the paper)."""
+
+    ridge: float = 0.1  # lambda of Eq. 5
+    with_key: bool = False
+    augmented: int = 4
+    version: ClassVar[int] = 1
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        system = System(model.text_width, model.device)
+        for template in brief.templates[: self.augmented]:
+            pairs = [(concept.name, concept.surrogate) for concept in brief.concepts]
+            system.map(*aligned(model, pairs, "last_to_end", template))
+        edit, factor = system.solve(self.ridge)
+        save_edit(edit, out)
+        write_notes(out, factor.notes(self.ridge))
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return edited(model, load_edit(model, artifact), "kv" if self.with_key else "v")

@@ -1,0 +1,83 @@
+"""Tables as papers lay them out: measured beside published, and what is missing said."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from erasebench import tables
+from erasebench.rows import NAMES, Row
+
+SPEC = {
+    "name": "t",
+    "title": "A table",
+    "across": "target",
+    "metrics": {"acc_e_prob": "acc_e", "h_o_prob": "h_o"},
+    "published": "mace_table1_cifar10_objects",
+    "setting": "erased",
+    "labels": {"uce": "UCE", "mace": "Ours"},
+    "average": True,
+}
+EMPTY = Row(**dict.fromkeys(NAMES, ""))
+
+
+def row(method, target, metric, value, world="mini", **more):
+    return replace(
+        EMPTY,
+        status="ok",
+        method=method,
+        target=target,
+        metric=metric,
+        value=value,
+        low=value,
+        high=value,
+        n=9,
+        world=world,
+        **more,
+    )
+
+
+def rows(world="mini"):
+    return [
+        row(method, target, metric, value, world)
+        for method, value in (("uce", 0.25), ("mace", 0.125))
+        for target in ("airplane", "cat")
+        for metric in SPEC["metrics"]
+    ]
+
+
+def test_published_values_stand_beside_measured_ones_in_photo_alone():
+    found = {(c["method"], c["block"], c["metric"]): c for c in tables.layout(SPEC, rows("photo"))}
+    assert found["uce", "airplane", "acc_e_prob"]["published"] == 0.4032
+    assert found["mace", "average", "h_o_prob"]["published"] is not None
+    assert all(c["published"] is None for c in tables.layout(SPEC, rows()))
+
+
+def test_the_average_is_over_the_blocks_and_empty_where_one_is_missing():
+    cells = tables.layout(SPEC, rows()[:-1])
+    average = {(c["method"], c["metric"]): c["value"] for c in cells if c["block"] == "average"}
+    assert average["uce", "h_o_prob"] == 0.25 and average["mace", "h_o_prob"] is None
+    assert "not measured" in tables.text(SPEC, cells)
+
+
+def test_failed_rows_are_not_measured():
+    cells = tables.layout(SPEC, [replace(r, status="failed", value=None) if r.method == "mace" else r for r in rows()])
+    assert {c["method"] for c in cells} == {"uce"}
+
+
+def test_show_writes_text_numbers_and_a_figure(tmp_path, capsys):
+    spec = {**SPEC, "across": "n_concepts", "figure": ["acc_e_prob"], "average": False}
+    some = [replace(r, n_concepts=n) for n in (1, 10) for r in rows()]
+    tables.show("t", spec, some, tmp_path)
+    assert "25.0 [25.0, 25.0]" in capsys.readouterr().out
+    with (tmp_path / "t.csv").open() as file:
+        assert {line["block"] for line in csv.DictReader(file)} == {"1", "10"}
+    assert (tmp_path / "t.png").stat().st_size > 5000
+
+
+def test_every_published_label_of_an_experiment_exists():
+    for file in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"):
+        spec = yaml.safe_load(file.read_text())["table"]
+        found = tables.published(spec, "photo")
+        assert {method for method, *_ in found} == set(spec.get("labels", {})), file
