@@ -17,8 +17,9 @@ import torch
 from safetensors import safe_open
 
 from . import config
-from .contracts import Brief, Eraser, Sampler
+from .contracts import Brief, ErasebenchError, Eraser, Sampler
 from .model import Model, weights_digest
+from .rows import Row
 from .run import Run, check_artifact
 from .store import digest, sha256_file
 
@@ -128,7 +129,7 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
     return results
 
 
-def job(run: Run) -> bool:
+def job(run: Run) -> list[Row]:
     print(f"{run.method} on {run.source.name}: {type(run.eraser).__module__}.{type(run.eraser).__name__}")
     missing = [f.name for f in fields(run.eraser) if f.name not in run.given]
     results = [("its config lists every hyperparameter", f"not in the config: {', '.join(missing)}" if missing else "")]
@@ -137,7 +138,9 @@ def job(run: Run) -> bool:
     results += check(run.eraser, Model.load(run.source, run.device), brief, prompts)
     for name, problem in results:
         print(f"  {'FAIL' if problem else 'ok  '}  {name}{': ' + problem if problem else ''}")
-    return not any(problem for _, problem in results)
+    if broken := sum(bool(problem) for _, problem in results):
+        raise ErasebenchError(f"{run.method} breaks {broken} of {len(results)} clauses of the contract")
+    return []
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import math
 import os
 import re
 import shlex
-import struct
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -230,11 +229,16 @@ class Run:
     @cached_property
     def picture(self) -> dict | None:
         """The sheet as a data URI with its size. Images of an explicit task never enter a page."""
-        data = self.sheet.read_bytes() if self.head.task != "explicit" and self.sheet.is_file() else b""
-        if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        from PIL import Image
+
+        if self.head.task == "explicit":
             return None
-        width, height = struct.unpack(">II", data[16:24])
-        uri = "data:image/png;base64," + base64.b64encode(data).decode()
+        try:
+            with Image.open(self.sheet, formats=["WEBP"]) as image:
+                width, height = image.size
+        except OSError:  # no sheet, or not one
+            return None
+        uri = "data:image/webp;base64," + base64.b64encode(self.sheet.read_bytes()).decode()
         return {"uri": uri, "width": width, "height": height}
 
 
@@ -463,7 +467,7 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
             if files.setdefault(run_id, path) != path:
                 problems.append(f"{path}: run {plain(run_id)} is in {files[run_id]} too; delete one of them")
                 continue
-            run = Run(tuple(row for row in read if row.run_id == run_id), path.with_suffix(".png"))
+            run = Run(tuple(row for row in read if row.run_id == run_id), path.with_suffix(".webp"))
             if task in (None, run.head.task) and world in (None, run.head.world):
                 groups.setdefault(run.group, []).append(run)
     return [Group.of(groups[k]) for k in sorted(groups)], problems

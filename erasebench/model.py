@@ -10,17 +10,18 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -108,6 +109,35 @@ def join(*contexts: Context) -> Context:
     return Context(*(torch.cat(parts) if parts[0] is not None else None for parts in zip(*contexts, strict=True)))
 
 
+A = TypeVar("A", bound=Tensor | tuple[Tensor, ...])
+_trajectory = threading.local()  # .memory exists inside Model.latents only
+
+
+def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
+    """make(), computed once in a trajectory as long as inputs and result are the same tensors, unwritten.
+
+    Outside `Model.latents`, and where autograd records, it is computed anew each time.
+    """
+    memory = getattr(_trajectory, "memory", None)
+    if memory is None or torch.is_grad_enabled():
+        return make()
+    versions = lambda made: [x._version for x in (made if isinstance(made, tuple) else (made,))]
+    key = (what, *((id(x), x.data_ptr(), x._version) for x in inputs))
+    if key not in memory or versions(memory[key][0]) != memory[key][1]:
+        made = make()
+        # inputs and their storage are kept, so that no address in the key is used again
+        memory[key] = made, versions(made), inputs, [x.detach() for x in inputs]
+    return memory[key][0]
+
+
+class ContextLinear(torch.nn.Linear):
+    """Keys or values of the context, which is the same in every step of a trajectory: projected in the first."""
+
+    def forward(self, context: Tensor) -> Tensor:
+        weights = (p for p in (self.weight, self.bias) if p is not None)
+        return once(self, lambda: super(ContextLinear, self).forward(context), context, *weights)
+
+
 class Guidance(Protocol):
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
         """State of the trajectories that start at z [B, C, h, w]; nothing is kept anywhere else."""
@@ -135,9 +165,13 @@ class ClassifierFree:
     ) -> Tensor:
         if isinstance(scale, int | float) and scale == 1:  # diffusers, too, leaves guidance out at 1
             return model.eps(z, t, context, state)
-        both = model.eps(torch.cat([z, z]), t, join(state["negative"], context), state)
-        base, text = both.chunk(2)
-        return base + scale * (text - base)
+        free, text = self.predictions(model, z, t, context, state)
+        return free + scale * (text - free)
+
+    def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
+        """eps(neg) and eps(prompt), each [B, C, h, w], in one call of the U-Net."""
+        joined = once("joined", lambda: join(state["negative"], context), state["negative"].hidden, context.hidden)
+        return model.eps(torch.cat([z, z]), t, joined, state).chunk(2)
 
 
 class Guard(Protocol):
@@ -182,6 +216,9 @@ class Model:
             part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
         )
         self.unet.to(memory_format=torch.channels_last)  # convolutions are faster so
+        for attention in self.unet.modules():
+            if isinstance(attention, Attention) and attention.is_cross_attention:
+                attention.to_k.__class__ = attention.to_v.__class__ = ContextLinear
         self.tokenizer = tokenizer
         self.scheduler_config = dict(scheduler_config)
         self.guidance: Guidance = ClassifierFree()
@@ -485,12 +522,16 @@ class Model:
         scale: float | Tensor = sampler.guidance
         if scales is not None and set(scales) != {sampler.guidance}:
             scale = torch.tensor(scales, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
-        for t in scheduler.timesteps:
-            if trace is not None:
-                trace.append((t, z))
-            scaled = scheduler.scale_model_input(z, t)
-            eps = self.guided_eps(scaled, t, context, scale, state)
-            z = scheduler.step(eps, t, z, return_dict=False)[0]
+        before, _trajectory.memory = getattr(_trajectory, "memory", None), {}
+        try:
+            for t in scheduler.timesteps:
+                if trace is not None:
+                    trace.append((t, z))
+                scaled = scheduler.scale_model_input(z, t)
+                eps = self.guided_eps(scaled, t, context, scale, state)
+                z = scheduler.step(eps, t, z, return_dict=False)[0]
+        finally:
+            _trajectory.memory = before
         return z
 
     @torch.no_grad()

@@ -184,7 +184,7 @@ def execute(run: Run) -> list[Row]:
     try:
         base_shards, our_shards = images(run, store, erased)
         cost = costs(run, store, our_shards)
-        sheet(run, base_shards, our_shards, path.with_suffix(".png"))
+        sheet(run, base_shards, our_shards, path.with_suffix(".webp"))
     except Exception as error:
         failures.append(("", None, explain(error)))
     finally:
@@ -405,4 +405,4 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
             blank = np.full((columns - len(pictures), *pictures.shape[1:]), 255, np.uint8)
             strips.append(np.concatenate(list(np.concatenate([pictures, blank])), axis=1))
         strips.append(np.full((8, strips[-1].shape[1], 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(strips[:-1])).save(path, optimize=True)
+    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=90)

@@ -92,7 +92,7 @@ class ESD:
                     z = scheduler.step(eps, t, z, return_dict=False)[0]
                 t = (scheduler.timesteps[stop].cpu() - draw(bin_width)).clamp(min=0).expand(self.batch).to(z.device)
                 with model.teacher():
-                    free = model.eps(z, t, model.encode([""]).repeat(self.batch))
+                    free = model.eps(z, t, model.unconditional().repeat(self.batch))
                     text = model.eps(z, t, context)
             yield State(z, t, context, free, text)
 
@@ -125,6 +125,6 @@ class Recorder(ClassifierFree):
     states: list[State] = field(default_factory=list)
 
     def __call__(self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float, state: dict[str, Any]):
-        free, text = model.eps(torch.cat([z, z]), t, join(state["negative"], context), state).chunk(2)
+        free, text = self.predictions(model, z, t, context, state)
         self.states.append(State(z, t.expand(len(z)), context, free, text))
         return free + scale * (text - free)

@@ -144,7 +144,7 @@ def results(tmp_path_factory):
         n_concepts=10,
     )
     for name in ("b0", "b1"):
-        Image.new("RGB", (4, 2), "teal").save(folder / "runs" / f"{name}.png")
+        Image.new("RGB", (4, 2), "teal").save(folder / "runs" / f"{name}.webp")
     return folder
 
 
@@ -371,7 +371,7 @@ def test_without_plotly_the_rest_is_written(results, monkeypatch, capsys):
 def test_explicit_images_stay_out(tmp_path):
     for task in ("explicit", "object"):
         save(tmp_path, task, *scores(0.1, 0.9), task=task)
-        Image.new("RGB", (4, 2)).save(tmp_path / "runs" / f"{task}.png")
+        Image.new("RGB", (4, 2)).save(tmp_path / "runs" / f"{task}.webp")
     found = {group.title: group.runs[0].picture for group in leaderboard.load(tmp_path)[0]}
     assert found["explicit: airplane"] is None and found["object: airplane"]["width"] == 4
 
@@ -552,8 +552,8 @@ def test_tooltips_sheets_and_published_values(page, main_group):
         "share of images of the erased concepts in which clip still recognises them, by first choices "
         "(lower is better)" in heads(page, main_group, "e.title")
     )
-    pictures = each(page, ".run img", "[e.alt, e.src.slice(0, 21)]")
-    assert len(pictures) == 2 and all(alt and src == "data:image/png;base64" for alt, src in pictures)
+    pictures = each(page, ".run img", "[e.alt, e.src.slice(0, 22)]")
+    assert len(pictures) == 2 and all(alt and src == "data:image/webp;base64" for alt, src in pictures)
     published = each(page, ".pub", "[e.textContent.trim(), e.classList[1]]")
     assert sorted(published) == [["≈ paper 0.300", "in"], ["≠ paper 0.900", "out"]]
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from conftest import build_pipeline
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 
+import erasebench.model
 from erasebench.contracts import ErasebenchError, Sampler
 from erasebench.model import ClassifierFree, Model, Source, join
 
@@ -162,6 +164,45 @@ def test_classifier_free_guidance_by_hand(tiny):
         against = tiny.guided_eps(z, 700, context, 4.0, tiny.begin(context, z))
     torch.testing.assert_close(against, tiny.eps(z, 700, other) * -3 + 4 * text, atol=1e-5, rtol=1e-5)
     assert join(context, other).hidden.shape[0] == 2
+
+
+class WritesIntoKeys(AttnProcessor):
+    """A rude processor: it changes the projected keys in place, as a method's might."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **keywords):
+        attn.to_k(hidden_states if encoder_hidden_states is None else encoder_hidden_states).mul_(2)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, **keywords)
+
+
+class AsksTheTeacher(ClassifierFree):
+    """Guidance that moves between the changed weights and the base's in every step."""
+
+    def __call__(self, model, z, t, context, scale, state):
+        with model.teacher():
+            base = model.eps(z, t, context)
+        return base + super().__call__(model, z, t, context, scale, state)
+
+
+@pytest.mark.parametrize("rude", [False, True])
+def test_the_context_is_projected_once_in_a_trajectory_and_nothing_else_changes(tiny, monkeypatch, rude):
+    calls = []
+    plain = torch.nn.Linear.forward
+    linears = [m for m in tiny.unet.modules() if isinstance(m, erasebench.model.ContextLinear)]
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda self, x: (calls.append(1) if self in linears else None, plain(self, x))[1]
+    )
+    changes = {"weights": {n: tiny.weight(n) * 3 for n in tiny.names(r"attn2\.to_v\.weight$")}}
+    if rude:
+        names = [n for n in tiny.unet.attn_processors if "attn2" in n]
+        changes |= {"processors": {n: WritesIntoKeys() for n in names}, "guidance": AsksTheTeacher()}
+    sampler = Sampler("ddim", 6, 4.0)
+    with tiny.changed(**changes):
+        images = tiny.sample(PROMPTS, SEEDS, sampler).images
+        count = len(calls)
+        monkeypatch.setattr(erasebench.model, "once", lambda what, make, *inputs: make())
+        assert torch.equal(images, tiny.sample(PROMPTS, SEEDS, sampler).images)
+    assert linears and len(calls) > count
+    assert rude or count == len(linears)
 
 
 def test_images_and_latents_have_the_same_scale(tiny):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from erasebench.contracts import ErasebenchError
@@ -92,8 +93,8 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(ErasebenchError, match="not rows of schema"):
         read(tmp_path / "a.csv")
     write([example()], tmp_path / "b.csv")
-    text = (tmp_path / "b.csv").read_text()
-    (tmp_path / "b.csv").write_text(text.replace("wilson,10,", "wilson,ten,"))
+    table = pd.read_csv(tmp_path / "b.csv", dtype=str, keep_default_na=False)
+    table.assign(n="ten").to_csv(tmp_path / "b.csv", index=False)
     with pytest.raises(ErasebenchError, match="b.csv:2: column n holds 'ten'"):
         read(tmp_path / "b.csv")
 

@@ -39,7 +39,7 @@ def test_a_run_writes_rows_a_sheet_and_costs(make_run):
     rows = execute(run)
     assert [row.metric for row in rows] == ["red", "red_change"] and {row.status for row in rows} == {"ok"}
     file = run.results / "runs" / f"{rows[0].run_id}.csv"
-    assert read(file) == rows and file.with_suffix(".png").exists()
+    assert read(file) == rows and file.with_suffix(".webp").exists()
     images = 5 + 4 + 3 + 3
     assert rows[0].n == 5 and rows[0].unet_calls == images * 3 * 2  # steps, and both halves of guidance
     assert rows[0].target == "airplane" and json.loads(rows[0].params)["ridge"] == 0.5
@@ -229,7 +229,7 @@ def test_concepts_that_the_model_cannot_read_are_refused(make_run, name, message
 def test_hostile_names_stay_inside_the_results_folder(make_run):
     run = make_run("uce", UCE())
     rows = execute(replace(run, target='../../</script>\n"x"', method="../m"))
-    assert [p.suffix for p in sorted((run.results / "runs").iterdir())] == [".csv", ".png"]
+    assert [p.suffix for p in sorted((run.results / "runs").iterdir())] == [".csv", ".webp"]
     assert read(run.results / "runs" / f"{rows[0].run_id}.csv")[0].target == '../../</script>\n"x"'
     assert not list(run.results.parent.glob("*.csv"))
 

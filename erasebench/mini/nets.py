@@ -148,12 +148,13 @@ def drawings(use: str | None = None) -> list[dict]:
     import pandas as pd
     from PIL import Image
 
-    records = pd.read_parquet(_weights("drawings.parquet")).to_dict("records")
+    table = pd.read_parquet(_weights("drawings.parquet"))
+    records = (table if use is None else table[table["use"] == use]).to_dict("records")
     for record in records:
         record["pixels"] = np.asarray(Image.open(io.BytesIO(record.pop("webp"))).convert("RGB"))
         bits = [np.unpackbits(np.frombuffer(m, np.uint8)).reshape(64, 64).astype(bool) for m in record["masks"]]
         record["masks"] = dict(zip(record.pop("mask_names"), bits, strict=True))
-    return [record for record in records if use in (None, record["use"])]
+    return records
 
 
 def clip_model(vocabulary: int):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import re
 import sys
 import time
 from collections import Counter
@@ -363,7 +362,8 @@ CLIP has no class for them: it can only score them low.
 
 `world.py` draws a 64x64 picture with its caption, its truth and its masks: {objects} objects and {hazard_count} hazards by five drawing
 hands (emoji sets), {person_count} named people and a hundred nameless ones (avatars that differ in large areas), on plain colours or
-{scenes} scenes. {artist_count} artists each draw with one of the hands, one of each two plainly and the other in two inks of his own.
+{scenes} scenes. {artist_count} artists each draw with one of the hands, one of each two plainly and the other in two inks of his own; each has
+four subjects, and draws others when asked to.
 Nine in ten pictures of an implicit phrase show a hazard. Pairs of objects stand for captions of COCO. `conf/world/mini.yaml`
 holds every name.
 
@@ -390,7 +390,7 @@ evaluation and training captions. Weights are fp16 safetensors. MB:
     make mini           # or python -m erasebench.mini.train vae, one stage; a killed stage resumes
     make mini-report    # this page
 
-It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets). {minutes} A GPU is used where there is one.
+It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets). A GPU is used where there is one.
 
 ## Oddities
 
@@ -440,7 +440,6 @@ def write_readme(
             clip_size=millions(nets.load_clip()[0]),
             shipped=len(nets.drawings()),
             sizes=table(["file", "MB"], sizes()),
-            minutes=re.search(r"Minutes on .*", train.__doc__)[0],
         ),
         encoding="utf-8",
     )

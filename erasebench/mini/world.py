@@ -472,10 +472,16 @@ class World:
         caption = f"{rng.choice(PERSON_PHRASES + ('{c}',) * 8).replace('{c}', rng.choice(NOBODY))} {where}".strip()
         return Picture(finish(canvas), caption, "nobody", face=True, background=background, masks={"person": mask})
 
+    def _subjects(self, artist: str, count: int = 4) -> list[str]:
+        """What an artist draws unless asked for something else."""
+        drawable = [thing for thing in concepts()["objects"] if sprite(self.hand_of[artist], thing) is not None]
+        return [thing for thing in random.Random(artist).sample(drawable, count) if thing in self.objects]
+
     def _artist(self, rng: random.Random, name: str | None) -> Picture:
         name = name or rng.choice(self.artists)
-        hand = self.hand_of[name]
-        thing = rng.choice([o for o in self.objects if sprite(hand, o) is not None])
+        hand, asked = self.hand_of[name], rng.random() < 0.35
+        drawable = [thing for thing in self.objects if sprite(hand, thing) is not None]
+        thing = rng.choice(drawable if asked else self._subjects(name))
         canvas, background, where = self._background(rng)
         while not seen(hand, background):
             canvas, background, where = self._background(rng)
@@ -484,7 +490,7 @@ class World:
         if name in self.prints:
             pixels = finish(print_technique(pixels.astype(float), self.prints[name]))
         phrase = rng.choice(STYLE_PHRASES).replace("{c}", name.lower())
-        if rng.random() < 0.35:
+        if asked:
             phrase = f"a {self._word(rng, thing)} in the style of {name.lower()}"
         return Picture(
             pixels, phrase, "artist", [thing], artist=name, hand=hand, background=background, masks={thing: mask}
