@@ -30,7 +30,8 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 GROUPS = ("model", "task", "method", "experiment")
-OmegaConf.register_new_resolver("keys", lambda mapping: list(mapping), replace=True)
+# a config of its own: a plain list could not be reached through a second interpolation
+OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
 
 
 def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
