@@ -12,7 +12,7 @@ from typing import Literal
 
 from .contracts import ErasebenchError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
