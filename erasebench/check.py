@@ -133,9 +133,12 @@ def job(run: Run) -> list[Row]:
     print(f"{run.method} on {run.source.name}: {type(run.eraser).__module__}.{type(run.eraser).__name__}")
     missing = [f.name for f in fields(run.eraser) if f.name not in run.given]
     results = [("its config lists every hyperparameter", f"not in the config: {', '.join(missing)}" if missing else "")]
+    model = Model.load(run.source, run.device)
+    if hasattr(run.eraser, "skip") and (reason := run.eraser.skip(model)):
+        raise ErasebenchError(f"{run.method} does not fit {run.source.name}: {reason}")
     prompts = [p.text for p in run.plan.prompts if p.split == "target"][:PROMPT_COUNT]
     brief = replace(run.plan.brief, preserved=run.plan.brief.preserved[:10])
-    results += check(run.eraser, Model.load(run.source, run.device), brief, prompts)
+    results += check(run.eraser, model, brief, prompts)
     for name, problem in results:
         print(f"  {'FAIL' if problem else 'ok  '}  {name}{': ' + problem if problem else ''}")
     if broken := sum(bool(problem) for _, problem in results):

@@ -120,8 +120,9 @@ def prior(model: Model, texts: Sequence[str], batch: int = 256) -> Tensor:
 
 
 def text_encoder_digest(model: Model) -> dict[str, str]:
-    """What an embedding depends on: the encoder's weights and the vocabulary."""
-    return {"weights": weights_digest(model.text_encoder), "vocabulary": digest(model.tokenizer.get_vocab())}
+    """What an embedding depends on: the encoders' weights and the vocabulary."""
+    encoders = [encoder for encoder in (model.text_encoder, model.text_encoder_2) if encoder is not None]
+    return {"weights": weights_digest(*encoders), "vocabulary": digest(model.tokenizer.get_vocab())}
 
 
 # -- which rows of an encoded prompt enter ----------------------------------------------------------------------------

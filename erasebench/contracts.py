@@ -21,6 +21,10 @@ class ErasebenchError(Exception):
     """A fault that the user can mend: the message says what, where and what to do, in one line."""
 
 
+class Missing(ErasebenchError):
+    """Weights or a package that nobody has brought yet; the message says how to get them. What needs them is skipped."""
+
+
 @dataclass(frozen=True)
 class Concept:
     """Something to forget or to keep. `surrogate` is what to draw instead; `kind` is object, person, style or
@@ -94,6 +98,7 @@ class Eraser(Protocol):
 
     `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written).
     `apply` is quick and deterministic: entered, the model is erased; left, it is bit-equal to the base.
+    A method that does not fit every model has `skip(model) -> str` too: why not, or nothing.
     """
 
     version: ClassVar[int]
@@ -105,10 +110,12 @@ class Eraser(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Turns images into raw scores, once. `weights()` maps file name to sha256 and is part of the identity."""
+    """Turns images into raw scores, once. `weights()` maps file name to sha256 and is part of the identity; it raises
+    Missing where there are none. `licence` is that of the weights."""
 
     name: str
     version: ClassVar[int]
+    licence: ClassVar[str]
 
     def weights(self) -> dict[str, str]: ...
 

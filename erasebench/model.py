@@ -100,6 +100,11 @@ class Context(NamedTuple):
     def select(self, index: Tensor | slice) -> Context:
         return Context(*(x[index] if x is not None else None for x in self))
 
+    def mean(self) -> Context:
+        """One context [1, ...] whose embeddings are the mean of all; ids and ends are the first's."""
+        pooled = None if self.pooled is None else self.pooled.mean(0, keepdim=True)
+        return Context(self.hidden.mean(0, keepdim=True), self.ids[:1], self.ends[:1], pooled)
+
     def repeat(self, count: int) -> Context:
         """One prompt, `count` times (without copying)."""
         return Context(*(x.expand(count, *x.shape[1:]) if x is not None else None for x in self))
@@ -109,7 +114,7 @@ def join(*contexts: Context) -> Context:
     return Context(*(torch.cat(parts) if parts[0] is not None else None for parts in zip(*contexts, strict=True)))
 
 
-A = TypeVar("A", bound=Tensor | tuple[Tensor, ...])
+A = TypeVar("A", bound=Tensor | tuple[Tensor | None, ...])
 _trajectory = threading.local()  # .memory exists inside Model.latents only
 
 
@@ -121,7 +126,7 @@ def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
     memory = getattr(_trajectory, "memory", None)
     if memory is None or torch.is_grad_enabled():
         return make()
-    versions = lambda made: [x._version for x in (made if isinstance(made, tuple) else (made,))]
+    versions = lambda made: [x._version for x in (made if isinstance(made, tuple) else (made,)) if x is not None]
     key = (what, *((id(x), x.data_ptr(), x._version) for x in inputs))
     if key not in memory or versions(memory[key][0]) != memory[key][1]:
         made = make()

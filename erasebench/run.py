@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from . import provenance
-from .contracts import ErasebenchError, Eraser, Evaluator, Metric, Plan, Prompt, Sampler, Scored
+from .contracts import ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import run_all
 from .generate import Shard, make, shards
 from .model import Model, Source
@@ -68,6 +68,10 @@ class Run:
         """Why an evaluator cannot be part of this run, or nothing."""
         if evaluator is None or evaluator.judge is None:
             return f"world {self.world} has no judge for it"
+        try:
+            evaluator.judge.weights()
+        except Missing as error:
+            return str(error)
         absent = set(evaluator.splits) - {prompt.split for prompt in self.plan.prompts}
         return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
 
@@ -79,6 +83,10 @@ class Run:
             "seed": self.seed,
             "base": self.source.identity(),
         }
+
+
+class Unfit(Exception):
+    """The method cannot erase from this model; the message says why. A skipped row, no failure."""
 
 
 class Erased:
@@ -109,6 +117,12 @@ class Erased:
     def base(self) -> Model:
         assert not self._entered
         return self.load()
+
+    def check_fit(self) -> None:
+        """Raises Unfit before any image is made. What was fitted once fits, so that a repeated run loads no model."""
+        skip = getattr(self.run.eraser, "skip", None)
+        if skip and self.store.get("artifacts", self.run.fit_identity()) is None and (reason := skip(self.base())):
+            raise Unfit(reason)
 
     def artifact(self) -> Path:
         """What the method learnt, and `cost.json`: seconds, unet_samples, peak_memory_mb."""
@@ -181,10 +195,16 @@ def execute(run: Run) -> list[Row]:
     base_shards: list[Shard] = []
     our_shards: list[Shard] = []
     cost: dict[str, float] = {}
+    for name, reason in skipped.items():
+        log.info("skipped (%s): %s", name, reason)
     try:
+        erased.check_fit()
         base_shards, our_shards = images(run, store, erased)
         cost = costs(run, store, our_shards)
         sheet(run, base_shards, our_shards, path.with_suffix(".webp"))
+    except Unfit as error:
+        log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
+        skipped = {"": str(error)}
     except Exception as error:
         failures.append(("", None, explain(error)))
     finally:
@@ -209,8 +229,6 @@ def execute(run: Run) -> list[Row]:
         for name, reason in skipped.items()
     ]
     write(rows, path)
-    for name, reason in skipped.items():
-        log.info("skipped (%s): %s", name, reason)
     if run.plan.dropped:
         log.info("%d prompts dropped by the safety gate", run.plan.dropped)
     for name, _, reason in failures:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from erasebench.contracts import Brief
-from erasebench.model import ClassifierFree, Context, Model
+from erasebench.model import ClassifierFree, Model
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,4 @@ class NegativePrompt:
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         context = model.encode(json.loads((artifact / "negative.json").read_text()))
-        mean = Context(context.hidden.mean(0, keepdim=True), context.ids[:1], context.ends[:1])
-        return model.changed(guidance=ClassifierFree(negative=mean))
+        return model.changed(guidance=ClassifierFree(negative=context.mean()))

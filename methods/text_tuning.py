@@ -24,6 +24,9 @@ class TextTuning:
     lr: float = 1e-5
     version: ClassVar[int] = 1
 
+    def skip(self, model: Model) -> str:
+        return "it trains one text encoder, and this model has two" if model.text_encoder_2 is not None else ""
+
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         pairs = [(filled(t, c.name), filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]

@@ -20,10 +20,17 @@ from erasebench.tasks import ObjectTask
 torch.set_num_threads(2)
 
 
-def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0) -> Path:
-    """Write a diffusers folder: 16x16 pixels, 4x4 latents, two U-Net levels with cross-attention, byte tokenizer."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl: bool = False) -> Path:
+    """Write a diffusers folder: 16x16 pixels, 4x4 latents, two U-Net levels with cross-attention, byte tokenizer.
+    `xl`: of SDXL's classes, with its second text encoder and its further conditions."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     torch.manual_seed(seed)
@@ -33,19 +40,24 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0) -> 
     (folder / "spare" / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "spare" / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "spare", model_max_length=24)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=len(words) - 2,
-            eos_token_id=len(words) - 1,
-            pad_token_id=len(words) - 1,
-        )
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        projection_dim=16,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
     )
+    text_encoder = CLIPTextModel(text)
+    conditions = {  # SDXL's: the second encoder's pooled output beside six sizes
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    }
     unet = UNet2DConditionModel(
         sample_size=4,
         in_channels=4,
@@ -54,9 +66,10 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0) -> 
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
+        cross_attention_dim=32 if xl else 16,
         attention_head_dim=2,
         norm_num_groups=4,
+        **(conditions if xl else {}),
     )
     for name, parameter in unet.named_parameters():  # random weights, but ones that listen to the prompt
         if "attn2" in name and parameter.ndim == 2:
@@ -78,16 +91,17 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0) -> 
         steps_offset=1,
         prediction_type=prediction,
     )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    if xl:
+        second = {
+            "text_encoder_2": CLIPTextModelWithProjection(text),
+            "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "spare", model_max_length=24, pad_token="!"),
+        }
+        StableDiffusionXLPipeline(**parts, **second, add_watermarker=False).save_pretrained(folder)
+    else:
+        StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        ).save_pretrained(folder)
     return folder
 
 
@@ -113,6 +127,7 @@ class Brightness:
 
     name: str = "brightness"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "none"
 
     def weights(self) -> dict[str, str]:
         return {}
@@ -179,7 +194,9 @@ WORLD = {
 def make_run(tiny_folder, tmp_path):
     """Build a Run of the toy world on the tiny model."""
 
-    def build(method, eraser, evaluators=None, folder=tiny_folder, target="airplane", images=None, **options):
+    def build(
+        method, eraser, evaluators=None, folder=tiny_folder, target="airplane", images=None, plan=None, **options
+    ):
         task = ObjectTask(evaluators=evaluators if evaluators is not None else {"redness": Redness()})
         return run_module.Run(
             method=method,
@@ -187,7 +204,7 @@ def make_run(tiny_folder, tmp_path):
             source=Source("tiny", folder),
             world="toy",
             target=target,
-            plan=task.plan(WORLD, None, target, images),
+            plan=plan or task.plan(WORLD, None, target, images),
             sampler=Sampler("ddim", 3, 4.0),
             results=tmp_path / "results",
             **options,

@@ -203,10 +203,10 @@ def test_refusals_are_counted(make_run):
 def test_out_of_memory_halves_the_batch_and_is_recorded(make_run, monkeypatch):
     whole = Model.sample
 
-    def small(self, texts, seeds, sampler):
+    def small(self, texts, seeds, sampler, scales):
         if len(texts) > 2:
             raise MemoryError
-        return whole(self, texts, seeds, sampler)
+        return whole(self, texts, seeds, sampler, scales)
 
     expected = execute(make_run("none", NoErasure()))
     monkeypatch.setenv("ERASEBENCH_HOME", os.environ["ERASEBENCH_HOME"] + "2")
