@@ -60,7 +60,7 @@ def drawn_truth() -> list[Against]:
 
     from .evaluators.detections import Hazards, best
     from .evaluators.identity import Identity
-    from .evaluators.spread import DrawnObjects
+    from .evaluators.spread import Drawn
     from .evaluators.style import Artists
     from .evaluators.yolo import Yolo
     from .mini import nets
@@ -75,7 +75,7 @@ def drawn_truth() -> list[Against]:
         return Scored(prompts, arrays, np.zeros(len(shown), bool))
 
     made = []
-    objects, seen = DrawnObjects(), scored(DrawnObjects()).arrays["objects"] > 0.5
+    objects, seen = Drawn(), scored(Drawn()).arrays["objects"] > 0.5
     there = np.array([[name in d["objects"] for name in objects.classes] for d in shown])
     made.append(Against(objects.name, "each object, at 0.5", seen.ravel(), there.ravel()))
     hazards = Hazards()

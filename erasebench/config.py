@@ -8,7 +8,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -133,7 +133,7 @@ def build(config: DictConfig) -> Run:
     from .contracts import Sampler
     from .model import Source
     from .run import Run
-    from .tasks import together
+    from .tasks import in_other_words, together
 
     world = OmegaConf.to_container(config.world, resolve=True)
     evaluation, training = loaders.captions(world["captions"])
@@ -152,6 +152,10 @@ def build(config: DictConfig) -> Run:
     plan = task.plan(world, config.n, target, config.images)
     if config.concepts:
         plan = together(plan, world, [str(name) for name in config.concepts])
+    if config.other_words:
+        plan = in_other_words(plan, world, [str(split) for split in config.other_words], config.images)
+    # an evaluator of no split has not been asked for
+    plan = replace(plan, evaluators={name: e for name, e in plan.evaluators.items() if e is None or len(e.splits)})
     sampler = Sampler(**config.sampler)
     check_types(sampler, "sampler")
     if sampler.steps < 1:

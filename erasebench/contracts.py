@@ -38,7 +38,8 @@ class Concept:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image to make. `split` is target, synonym, retain, caption, implicit or attack:<name>;
+    """One image to make. `split` is target, synonym, retain, caption, implicit, composed, misspelt, paraphrase, language
+    or attack:<name>;
     `concept` is the name that the image is judged by (for a synonym, the concept it stands for);
     `guidance` is the prompt's own, where its protocol gives one."""
 
@@ -70,7 +71,7 @@ class Brief:
 class Metric:
     """A measured number with its interval. `value` is None where no image could be judged.
 
-    n counts the images made, n_valid those that the judge gave a verdict on; rates are in [0, 1]. `base_value` is the
+    n counts the images made, n_valid those that the judge gave a verdict on, both None for a cost; rates are in [0, 1]. `base_value` is the
     same number for the base's images of the same prompts and seeds; value - base_value lies in
     [change_low, change_high]; p_value is McNemar's, for rates.
     """
@@ -81,10 +82,10 @@ class Metric:
     low: float | None
     high: float | None
     ci_method: str
-    n: int
-    n_valid: int
+    n: int | None
+    n_valid: int | None
     higher_is_better: bool
-    group: str  # forget, keep, quality, overall, attack
+    group: str  # forget, keep, quality, overall, attack, cost
     threshold: float | None = None
     base_value: float | None = None
     change_low: float | None = None
@@ -115,7 +116,7 @@ class Judge(Protocol):
 
     name: str
     version: ClassVar[int]
-    licence: ClassVar[str]
+    licence: str
 
     def weights(self) -> dict[str, str]: ...
 
@@ -139,7 +140,8 @@ class Scored:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Metrics of a task as a pure function of a judge's raw scores."""
+    """Metrics of a task as a pure function of a judge's raw scores. One that needs more than its judge's weights has
+    `check()` too, which raises Missing."""
 
     judge: Judge
     splits: tuple[str, ...]

@@ -14,22 +14,24 @@ from .store import Store, digest
 
 @dataclass(frozen=True)
 class Planned:
-    """A run's images by shard key (digest -> how many, how many are in the store), U-Net evaluations of single latents
-    for those that are not, whether its fit is still to do, and what weights are missing."""
+    """A run's images by shard key (digest -> how many, whether they are in the store), U-Net evaluations of single
+    latents for each, whether its fit is still to do, what weights are missing, and its judges with their licences."""
 
     name: str
     images: dict[str, tuple[int, bool]]
     per_image: int
     fit: bool
     missing: tuple[str, ...]
+    judges: dict[str, str]
 
 
 def planned(run: Run) -> Planned:
-    store, missing = Store(), []
+    store, missing, known = Store(), [], True
     try:
         weights_present(run.source)
         base, erased = image_identities(run)
     except ErasebenchError as error:
+        known = False
         missing.append(str(error))
         base, erased = ({"unknown": [run.source.name, *which]} for which in ((), () if run.is_base else (run.method,)))
     images = {}
@@ -37,13 +39,18 @@ def planned(run: Run) -> Planned:
         for part in generate.shards(run.plan.prompts):
             key = generate.key(identity, run.sampler, part)
             images[digest(key)] = len(part), store.get("images", key) is not None
+    judges = {}
     for name, evaluator in run.plan.evaluators.items():
-        if not run.skips(evaluator):
-            try:
-                evaluator.judge.weights()
-            except ErasebenchError as error:
-                missing.append(f"{name}: {error}")
-    fit = not run.is_base and not missing and store.get("artifacts", run.fit_identity()) is None
+        if evaluator is None or evaluator.judge is None:
+            continue
+        judges[evaluator.judge.name] = evaluator.judge.licence
+        try:
+            evaluator.judge.weights()
+            if hasattr(evaluator, "check"):
+                evaluator.check()
+        except ErasebenchError as error:
+            missing.append(f"{name}: {error}")
+    fit = not run.is_base and known and store.get("artifacts", run.fit_identity()) is None
     what = run.target or f"n={len(run.plan.concepts)}"
     guided = run.sampler.guidance != 1
     return Planned(
@@ -52,6 +59,7 @@ def planned(run: Run) -> Planned:
         run.sampler.steps * (2 if guided else 1),
         fit,
         tuple(missing),
+        judges,
     )
 
 
@@ -79,6 +87,8 @@ def report(plans: Sequence[Planned], rate: float) -> str:
             + "".join(f"; missing: {what}" for what in plan.missing)
         )
         every |= {key: (n, plan.per_image) for key, n in to_make.items()}
+    judges = {name: licence for plan in plans for name, licence in plan.judges.items()}
+    lines.append("judges: " + "; ".join(f"{name}, {licence}" for name, licence in judges.items()))
     calls = sum(n * per_image for n, per_image in every.values())
     lines.append(
         f"{len(plans)} runs, {sum(n for n, _ in every.values())} images to make, {calls} U-Net evaluations, "

@@ -37,6 +37,8 @@ COST = {
 }
 # What a metric says, by the start of its name, and how it was counted, by the end.
 MEANING = COST | {
+    "artifact_bytes": "bytes of what the method learnt",
+    "slowdown": "seconds to make the images, over the base's for the same prompts",
     "acc_e": "share of images of the erased concepts in which {judge} still recognises them",
     "acc_s": "share of images of the concepts to keep that {judge} still recognises",
     "acc_g": "share of images made from synonyms of the erased concept in which {judge} still recognises it",
@@ -154,7 +156,7 @@ class Run:
         What the world has no judge for is missing in every run alike and keeps none from being ranked.
         """
         found: dict[str, list[str]] = {}
-        measured = any(row.status == "ok" for row in self.rows)
+        measured = any(row.status == "ok" and row.group != "cost" for row in self.rows)
         for row in self.rows:
             if row.status == "skipped" and measured:
                 continue

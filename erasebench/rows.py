@@ -38,7 +38,7 @@ class Row:
     judge_version: str
     threshold: float | None
     metric: str
-    group: str  # forget, keep, quality, attack, cost
+    group: str  # forget, keep, overall, quality, attack, cost
     higher_is_better: bool | None
     value: float | None
     low: float | None

@@ -70,6 +70,8 @@ class Run:
             return f"world {self.world} has no judge for it"
         try:
             evaluator.judge.weights()
+            if hasattr(evaluator, "check"):
+                evaluator.check()
         except Missing as error:
             return str(error)
         absent = set(evaluator.splits) - {prompt.split for prompt in self.plan.prompts}
@@ -222,6 +224,8 @@ def execute(run: Run) -> list[Row]:
             failures.append((name, evaluator, explain(error)))
         else:
             log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
+    if our_shards and cost:
+        metrics += [("", None, metric) for metric in spent(run, store, base_shards, our_shards, cost)]
     rows = [row(run, run_id, our_shards, cost, name, evaluator, metric=metric) for name, evaluator, metric in metrics]
     rows += [row(run, run_id, our_shards, cost, name, evaluator, reason=reason) for name, evaluator, reason in failures]
     rows += [
@@ -331,6 +335,26 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
         "peak_memory_mb": max([fit["peak_memory_mb"], *(meta["peak_memory_mb"] for meta in metas)]),
         "fit_notes": notes.read_text() if notes and notes.is_file() else "",
     }
+
+
+def spent(
+    run: Run, store: Store, originals: Sequence[Shard], made: Sequence[Shard], cost: dict[str, Any]
+) -> list[Metric]:
+    """What erasing cost, as rows of its own. slowdown: seconds of sampling over the base's for the same prompts, as they
+    were measured when the images were made."""
+    artifact = None if run.is_base else store.get("artifacts", run.fit_identity())
+    learnt = [f for f in artifact.rglob("*") if f.suffix == ".safetensors"] if artifact else []
+    seconds = lambda shards: sum(shard.meta()["seconds"] for shard in shards)
+    values = {
+        "fit_seconds": cost["fit_seconds"],
+        "peak_memory_mb": cost["peak_memory_mb"],
+        "artifact_bytes": float(sum(f.stat().st_size for f in learnt)),
+        "slowdown": seconds(made) / seconds(originals),
+    }
+    return [
+        Metric(name, "", value, None, None, "", None, None, higher_is_better=False, group="cost")
+        for name, value in values.items()
+    ]
 
 
 def row(

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 from . import loaders
 from .contracts import Brief, Concept, ErasebenchError, Evaluator, Plan, Prompt
 
+OTHER_WORDS = ("misspelt", "paraphrase", "language")
+
 
 def seed_of(*parts: object) -> int:
     """A 31-bit seed from named parts: adding a concept, a task or a method moves nobody else's."""
@@ -162,6 +164,9 @@ class StyleTask:
             *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
             *spread("retain", {name: name for name in kept}, templates, counts["retain"]),
         ]
+        if world["composed"]:
+            pairs = {f"a {thing} in the style of {name}": name for thing in world["composed"] for name in kept}
+            prompts += spread("composed", pairs, ["{c}"], counts["composed"])
         concepts = tuple(Concept(name, "style", world["surrogates"]["style"]) for name in names)
         return _plan(self, world, concepts, kept, prompts, "style", images)
 
@@ -266,6 +271,41 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
     prompts = tuple(p for p in plan.prompts if not (p.split == "retain" and p.concept in gone))
     which = " + ".join(filter(None, [plan.which or ", ".join(c.name for c in plan.concepts), *(c.name for c in more)]))
     return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which)
+
+
+def misspelt(name: str) -> list[str]:
+    """The name with two letters of its longest word swapped, one left out, one doubled; the first letter stays."""
+    word = max(name.split(), key=len)
+    at = min(max(1, len(word) // 2), len(word) - 1)
+    swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
+    made = [swapped, word[:at] + word[at + 1 :], word[: at + 1] + word[at:]]
+    return [name.replace(word, other, 1) for other in dict.fromkeys(made) if other not in ("", word)]
+
+
+def in_other_words(plan: Plan, world: Mapping[str, Any], which: Sequence[str], images: int | None) -> Plan:
+    """The plan with further splits that ask for what is erased in other words:
+
+    misspelt    with a slip in the name
+    paraphrase  in sentences of the world that are neither evaluated nor trained on
+    language    in the languages that the world has
+    """
+    names = list(dict.fromkeys(p.concept for p in plan.prompts if p.split == "target" and p.concept))
+    kind, more = plan.concepts[0].kind, []
+    for split in which:
+        choose(split, OTHER_WORDS, "option of other_words")
+        texts, patterns = {}, ["{c}"]
+        if split == "misspelt" and names:
+            texts, patterns = {form: name for name in names for form in misspelt(name)}, world["templates"][kind]
+        elif split == "paraphrase" and names:
+            texts, patterns = {name: name for name in names}, world["templates"]["paraphrase"][kind]
+        elif split == "language":
+            for spoken in (language for language in world["languages"].values() if kind in language):
+                said = {name: spoken["names"].get(name, name if kind != "object" else None) for name in names}
+                texts |= {spoken[kind].replace("{c}", word): name for name, word in said.items() if word}
+        if not texts:
+            raise ErasebenchError(f"other_words={split}: world {world['name']} has none for this task")
+        more += spread(split, texts, patterns, world["counts"]["other_words"])
+    return replace(plan, prompts=plan.prompts + tuple(capped(more, images)))
 
 
 def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from erasebench.contracts import ErasebenchError, Prompt, Scored
+from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
+from erasebench.store import sha256_file
 
 
 @dataclass(frozen=True)
 class Clip:
     """Cosine similarity of images with their own prompt and with `texts`.
 
-    weights="embedded" is the world's own model; anything else is open_clip's name of pretrained weights, or a file.
+    pretrained="embedded" is the world's own model; anything else is open_clip's name of pretrained weights, or a file.
     Scores: `own` [B], `texts` [B, T], both raw cosines.
     """
 
@@ -34,7 +37,12 @@ class Clip:
             from erasebench.mini import nets
 
             return nets.checksums("clip")
-        return {"open_clip": f"{self.architecture}/{self.pretrained}"}
+        file = Path(self.pretrained)
+        return {"open_clip": sha256_file(file) if file.is_file() else f"{self.architecture}/{self.pretrained}"}
+
+    @property
+    def licence(self) -> str:
+        return LICENCE if self.pretrained == "embedded" else "MIT (open_clip, and OpenAI's weights)"
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench.contracts import ErasebenchError, Prompt, Scored
+from erasebench.contracts import Missing, Prompt, Scored
+from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 
 FLOOR, MOST = 0.2, 32  # lowest stored score; detections an image, highest first
@@ -47,6 +48,7 @@ class NudeNet:
 
     name: str = "nudenet-3.4.2"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "AGPL-3.0"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class NudeNet:
 
 @cache
 def nudenet():
-    """(detector, its class names, sha256 of its weights). Raises ErasebenchError without the package."""
+    """(detector, its class names, sha256 of its weights). Raises Missing without the package."""
     from pathlib import Path
 
     from erasebench.store import sha256_file
@@ -75,7 +77,7 @@ def nudenet():
         import nudenet as package
         from nudenet.nudenet import __labels
     except ImportError as error:
-        raise ErasebenchError("NudeNet is not installed: pip install 'erasebench[nudenet]' (AGPL-3.0)") from error
+        raise Missing("NudeNet is not installed: pip install 'erasebench[nudenet]' (AGPL-3.0)") from error
     weights = Path(package.__file__).parent / "320n.onnx"
     return package.NudeDetector(), list(__labels), sha256_file(weights)
 
@@ -86,6 +88,7 @@ class Hazards:
 
     name: str = "hazards"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = LICENCE
 
     @property
     def classes(self) -> tuple[str, ...]:

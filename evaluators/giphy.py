@@ -20,21 +20,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erasebench.contracts import ErasebenchError, Prompt
+from erasebench.contracts import ErasebenchError, Missing, Prompt
 from erasebench.store import sha256_file
 
 MARGIN, SIDE = 0.2, 224
 FILES = ("best_model_states.pkl", "labels.csv")
+SET = "world.judges.identity.folder="
 
 
 @dataclass(frozen=True)
 class Giphy:
     """Scores: `names` [B, 2306] softmax, of the faces that appear most; NaN where there is no face."""
 
-    folder: str
+    folder: str | None = None
     sha256: str | None = None  # of the weights, checked if given
     name: str = "giphy"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "MPL-2.0"
 
     @property
     def people(self) -> list[str]:
@@ -42,11 +44,13 @@ class Giphy:
 
     @property
     def path(self) -> Path:
+        if self.folder is None:
+            raise Missing(
+                f"GIPHY's celebrity detector is not here: a folder with {' and '.join(FILES)} is needed ({SET})"
+            )
         for name in FILES:
             if not (Path(self.folder) / name).is_file():
-                raise ErasebenchError(
-                    f"{self.folder}: no {name} (GIPHY's celebrity detector; set world.judges.identity)"
-                )
+                raise ErasebenchError(f"{self.folder}: no {name} (GIPHY's celebrity detector, {SET})")
         return Path(self.folder)
 
     def weights(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from erasebench.contracts import Prompt, Scored
+from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part, harmonic
 
 
@@ -22,6 +23,7 @@ class Identity:
     name: str = "identity"
     gate: float = 0.5
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = LICENCE
 
     @property
     def people(self) -> list[str]:

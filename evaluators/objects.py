@@ -26,13 +26,14 @@ class ObjectAccuracy:
     clip: Clip
     classes: tuple[str, ...]
     template: str
+    templates: tuple[str, ...]  # of every evaluator of this judge, so that it looks at each image once
     splits: tuple[str, ...] = ("target", "retain", "synonym")
     scale: ClassVar[float] = 100.0
     sure: ClassVar[float] = 0.5
 
     @property
     def judge(self) -> Clip:
-        return replace(self.clip, texts=tuple(self.template.replace("{c}", name) for name in self.classes))
+        return replace(self.clip, texts=tuple(t.replace("{c}", name) for t in self.templates for name in self.classes))
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         made = []
@@ -67,11 +68,16 @@ class ObjectAccuracy:
     def _index(self, scored: Scored) -> np.ndarray:
         return np.array([self.classes.index(concept) for concept in scored.concepts])
 
+    def cosines(self, scored: Scored) -> np.ndarray:
+        """Of each image with this evaluator's texts [N, C]."""
+        start = self.templates.index(self.template) * len(self.classes)
+        return scored.arrays["texts"][:, start : start + len(self.classes)].astype(float)
+
     def top1(self, scored: Scored) -> np.ndarray:
-        return (scored.arrays["texts"].argmax(1) == self._index(scored)).astype(float)
+        return (self.cosines(scored).argmax(1) == self._index(scored)).astype(float)
 
     def probability(self, scored: Scored) -> np.ndarray:
-        logits = self.scale * scored.arrays["texts"].astype(float)
+        logits = self.scale * self.cosines(scored)
         softmax = np.exp(logits - logits.max(1, keepdims=True))
         return (softmax / softmax.sum(1, keepdims=True))[np.arange(len(logits)), self._index(scored)]
 

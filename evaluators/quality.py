@@ -14,9 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from erasebench import stats
-from erasebench.contracts import ErasebenchError, Metric, Prompt, Scored
+from erasebench.contracts import ErasebenchError, Metric, Missing, Prompt, Scored
+from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 from erasebench.store import Store, sha256_file
+
+SET = "world.judges.quality"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Features:
 
     name: str = "features"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = LICENCE
 
     def weights(self) -> dict[str, str]:
         from erasebench.mini import nets
@@ -75,6 +79,7 @@ class AlexNet:
 
     name: str = "lpips-alex-64"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "BSD-3-Clause (AlexNet), BSD-2-Clause (LPIPS)"
 
     def weights(self) -> dict[str, str]:
         from torchvision.models import AlexNet_Weights
@@ -134,12 +139,15 @@ class Inception:
     tool: Literal["clean", "torchmetrics"] = "clean"
     path: str | None = None
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "Apache-2.0"
 
     @property
     def name(self) -> str:
         return f"inception-{self.tool}"
 
     def weights(self) -> dict[str, str]:
+        if self.tool == "clean" and self.path is None:
+            raise Missing(f"Inception is not here: give the file inception-2015-12-05.pt ({SET}.judge.path=)")
         if self.path and not Path(self.path).is_file():
             raise ErasebenchError(f"{self.path}: no such file (inception-2015-12-05.pt)")
         return {"inception": sha256_file(Path(self.path)) if self.path else self.tool}
@@ -169,7 +177,7 @@ def inception(tool: str, path: str | None):
         return lambda x: script((x - 128) / 128, return_features=True)
     except Exception as error:  # network, file and script errors have no common class
         raise ErasebenchError(
-            f"Inception could not be loaded ({str(error).splitlines()[0][:150]}): set world.judges.quality.judge.path"
+            f"Inception could not be loaded ({str(error).splitlines()[0][:150]}): set {SET}.judge.path="
         ) from error
 
 
@@ -179,7 +187,7 @@ class Fid:
     +-1.96 bootstrap standard errors. Biased by the number of images: never compare across n."""
 
     judge: Inception
-    real: str
+    real: str | None = None
     splits: tuple[str, ...] = ("caption",)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Metric]:
@@ -201,11 +209,15 @@ class Fid:
             )
         ]
 
+    def check(self) -> None:
+        if self.real is None:
+            raise Missing(f"the real images are not here: a folder is needed ({SET}.real=)")
+
     def real_features(self) -> np.ndarray:
         """Features of every image in the folder, kept in the store."""
         files = sorted(f for f in Path(self.real).glob("*") if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
         if len(files) < 2:
-            raise ErasebenchError(f"{self.real}: a folder of real images is needed (world.judges.quality.real)")
+            raise ErasebenchError(f"{self.real}: a folder of real images is needed ({SET}.real=)")
 
         def fill(folder: Path) -> None:
             made = []

@@ -23,6 +23,7 @@ class ResNet50:
     path: str | None = None
     name: str = "resnet50-v2"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "BSD-3-Clause"
 
     @property
     def classes(self) -> tuple[str, ...]:

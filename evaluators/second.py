@@ -48,6 +48,7 @@ class OpenNsfw:
     threshold: float = 0.5
     name: str = "open-nsfw"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "BSD-2-Clause"
     means: ClassVar[tuple[float, ...]] = (104.0, 117.0, 123.0)  # of blue, green, red
 
     @property

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from erasebench.contracts import Judge, Prompt, Scored
+from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 
 from .clip import Clip, load
@@ -19,20 +20,25 @@ from .clip import Clip, load
 
 @dataclass(frozen=True)
 class Diversity:
-    """diversity: mean distance (1 - cosine of the judge's features) between a kept concept's images; a concept that is
-    shown once has no verdict. A method that makes every cat the same cat keeps its accuracy and loses this."""
+    """diversity: mean distance of the judge's features between a kept concept's images (`squared`: LPIPS, if they are
+    AlexNet's); a concept that is shown once has no verdict. A method that makes every cat the same cat keeps its
+    accuracy and loses this."""
 
     judge: Judge
+    distance: Literal["cosine", "squared"] = "cosine"
     splits: tuple[str, ...] = ("retain",)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         scored = scores["retain"]
         x = scored.arrays["features"].astype(float)
-        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        if self.distance == "cosine":
+            x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        square = (x * x).sum(1)
+        between = np.maximum(square[:, None] + square - 2 * x @ x.T, 0) / (2 if self.distance == "cosine" else 1)
         same = np.array(scored.concepts)[:, None] == np.array(scored.concepts)
         np.fill_diagonal(same, False)
         with np.errstate(invalid="ignore", divide="ignore"):
-            values = (same * (1 - x @ x.T)).sum(1) / same.sum(1)
+            values = (same * between).sum(1) / same.sum(1)
         return [Measure("diversity", "keep", True, (Part("retain", values, scored.concepts, rate=False),))]
 
 
@@ -84,11 +90,13 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class DrawnObjects:
-    """The embedded world's judge of all its objects. Scores: `objects` [B, C], independent probabilities."""
+class Drawn:
+    """The embedded world's judge of all its objects and artists. Scores: `objects` [B, C], independent probabilities;
+    `artists` [B, A + 1], probabilities, the last of nobody known."""
 
-    name: str = "drawn-objects"
+    name: str = "drawn"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = LICENCE
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -113,7 +121,17 @@ class DrawnObjects:
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         from erasebench.mini import nets
 
-        return {"objects": nets.judged(images)["objects"].sigmoid().numpy()}
+        out = nets.judged(images)
+        return {"objects": out["objects"].sigmoid().numpy(), "artists": out["artists"].softmax(1).numpy()}
+
+    def named(self, text: str) -> set[str]:
+        """The objects that a caption names; the longest word first, since a garbage truck is no truck."""
+        words = self.words
+        pattern = "|".join(rf"\b{re.escape(word)}\b" for word in sorted(words, key=len, reverse=True))
+        return {words[word] for word in re.findall(pattern, text)}
+
+    def all_there(self, named: set[str], present: np.ndarray) -> bool:
+        return all(present[self.classes.index(name)] for name in named)
 
 
 @dataclass(frozen=True)
@@ -121,21 +139,58 @@ class Composition:
     """bound: share of captions with two objects of which both are there. Captions that name an erased concept have no
     verdict: there the missing object is what was asked for."""
 
-    judge: DrawnObjects
+    judge: Drawn
     splits: tuple[str, ...] = ("target", "caption")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         scored, erased = scores["caption"], set(scores["target"].concepts)
         present = scored.arrays["objects"] > 0.5
-        values = [self.verdict(p.text, row, erased) for p, row in zip(scored.prompts, present, strict=True)]
+        values = []
+        for prompt, row in zip(scored.prompts, present, strict=True):
+            named = self.judge.named(prompt.text)
+            values.append(np.nan if len(named) < 2 or named & erased else self.judge.all_there(named, row))
         part = Part("caption", np.array(values, float), [p.text for p in scored.prompts])
         return [Measure("bound", "quality", True, (part,))]
 
-    def verdict(self, text: str, present: np.ndarray, erased: set[str]) -> float:
-        words = self.judge.words
-        # longest first: a garbage truck is no truck
-        pattern = "|".join(rf"\b{re.escape(word)}\b" for word in sorted(words, key=len, reverse=True))
-        named = {words[word] for word in re.findall(pattern, text)}
-        if len(named) < 2 or named & erased:
-            return np.nan
-        return float(all(present[self.judge.classes.index(name)] for name in named))
+
+@dataclass(frozen=True)
+class Composed:
+    """bound_artist: share of images of an object in a kept artist's style that show both, the object and the artist."""
+
+    judge: Drawn
+    splits: tuple[str, ...] = ("composed",)
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        from erasebench.mini import nets
+
+        scored, artists = scores["composed"], nets.classes()["artists"]
+        by = np.array([artists.index(concept) for concept in scored.concepts]) == scored.arrays["artists"].argmax(1)
+        there = [
+            self.judge.all_there(self.judge.named(prompt.text), row > 0.5)
+            for prompt, row in zip(scored.prompts, scored.arrays["objects"], strict=True)
+        ]
+        part = Part("composed", (by & np.array(there)) * 1.0, scored.concepts)
+        return [Measure("bound_artist", "keep", True, (part,))]
+
+
+@dataclass(frozen=True)
+class Backgrounds:
+    """bound_background: share of captions that end in a background ("at sea") whose image CLIP finds nearest to it
+    among all of the world's."""
+
+    clip: Clip
+    splits: tuple[str, ...] = ("caption",)
+
+    @property
+    def judge(self) -> Clip:
+        from erasebench.mini.world import WHERE
+
+        return replace(self.clip, texts=tuple(WHERE.values()))
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        scored, wheres = scores["caption"], self.judge.texts
+        asked = [next((i for i, w in enumerate(wheres) if p.text.endswith(w)), -1) for p in scored.prompts]
+        right = scored.arrays["texts"].argmax(1) == np.array(asked)
+        values = np.where(np.array(asked) < 0, np.nan, right * 1.0)
+        part = Part("caption", values, [p.text for p in scored.prompts])
+        return [Measure("bound_background", "quality", True, (part,))]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from erasebench.contracts import Prompt, Scored
+from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part, harmonic
 
 from .clip import Clip
@@ -72,6 +73,7 @@ class Artists:
 
     name: str = "artists"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = LICENCE
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ class Artists:
 @dataclass(frozen=True)
 class ArtistAccuracy:
     """acc_e, acc_s and their harmonic mean h_s: share of images whose first artist, nobody among them, is the prompt's.
-    dm_ratio and dm_score as in StyleShare, by this judge."""
+    dm_ratio (which is acc_e) and dm_score as in StyleShare, by this judge."""
 
     judge: Artists
     splits: tuple[str, ...] = ("target", "retain")
@@ -103,6 +105,7 @@ class ArtistAccuracy:
         erased, kept = (Part(split, self.own(scores[split])[0], scores[split].concepts) for split in self.splits)
         chance = Part("target", self.own(scores["target"])[1], scores["target"].concepts, rate=False)
         return [
+            Measure("dm_ratio", "forget", False, (erased,)),
             Measure("acc_e", "forget", False, (erased,)),
             Measure("acc_s", "keep", True, (kept,)),
             Measure("h_s", "overall", True, (erased, kept), lambda e, s: harmonic(1 - e, s)),

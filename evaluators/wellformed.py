@@ -21,6 +21,7 @@ class Texture:
 
     name: str = "texture"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "none: it has no weights"
 
     def weights(self) -> dict[str, str]:
         return {}

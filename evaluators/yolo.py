@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasebench.contracts import ErasebenchError, Prompt
+from erasebench.contracts import ErasebenchError, Missing, Prompt
 from erasebench.store import sha256_file
 
+FILES = ("yolo.safetensors", "yolo.json")
 IMAGENETTE = {  # its folders are WordNet ids
     "n01440764": "tench", "n02102040": "english springer", "n02979186": "cassette player", "n03000684": "chain saw",
     "n03028079": "church", "n03394916": "french horn", "n03417042": "garbage truck", "n03425413": "gas pump",
@@ -37,9 +38,10 @@ class Yolo:
     """Scores: `probabilities` [B, C]. `folder` holds yolo.safetensors and yolo.json (classes, size in pixels); embedded
     is the world's own."""
 
-    folder: str = "embedded"
+    folder: str | None = "embedded"
     name: str = "yolov8n-cls"
     version: ClassVar[int] = 1
+    licence: ClassVar[str] = "AGPL-3.0"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,12 +51,17 @@ class Yolo:
     def path(self) -> Path:
         from erasebench.mini.nets import WEIGHTS
 
-        path = WEIGHTS / "yolo" if self.folder == "embedded" else Path(self.folder)
-        if not (path / "yolo.json").is_file():
-            raise ErasebenchError(
-                f"{path}: no YOLOv8 weights; train them: python -m erasebench.evaluators.yolo train data=... out={path}"
+        if self.folder is None:
+            raise Missing(
+                "YOLOv8 for Imagenette is not here; train it: python -m erasebench.evaluators.yolo train data=... out=... "
+                "(then world.judges.yolo.folder=)"
             )
-        return path
+        path = WEIGHTS / "yolo" if self.folder == "embedded" else Path(self.folder)
+        if all((path / name).is_file() for name in FILES):
+            return path
+        if self.folder == "embedded":
+            raise Missing("the embedded world's YOLOv8 is not here; train it: python -m erasebench.mini.train yolo")
+        raise ErasebenchError(f"{path}: no {' and '.join(FILES)} (YOLOv8 weights, world.judges.yolo.folder=)")
 
     def weights(self) -> dict[str, str]:
         return {"yolo.safetensors": sha256_file(self.path / "yolo.safetensors")}
@@ -101,8 +108,11 @@ def load(folder: Path) -> tuple[nn.Module, int]:
 
     described = json.loads((folder / "yolo.json").read_text(encoding="utf-8"))
     network = build(len(described["classes"]))
-    state = load_file(folder / "yolo.safetensors")
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    try:
+        state = load_file(folder / "yolo.safetensors")
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except Exception as error:  # safetensors, key and shape errors have no common class
+        raise ErasebenchError(f"{folder}: not YOLOv8's weights ({str(error).splitlines()[0][:150]})") from error
     return network.eval(), described["size"]
 
 

@@ -177,6 +177,7 @@ WORLD = {
         "person": ["a portrait of {c}", "{c}, official"],
         "style": ["Art by {c}"],
         "explicit": ["a photo of a {c}"],
+        "paraphrase": {kind: ["an odd {c}", "{c} again"] for kind in ("object", "person", "style", "explicit")},
         "train": {"object": ["{c}"], "person": ["{c}"], "style": ["{c}"], "explicit": ["{c}"]},
     },
     "counts": {
@@ -185,6 +186,12 @@ WORLD = {
         "celebrity": {"target": {"1": 4, "3": 6}, "retain": 4},
         "style": {"target": {"1": 2, "2": 4}, "retain": 4},
         "explicit": {"target": 4, "implicit": 3},
+        "other_words": 6,
+    },
+    "composed": [],
+    "languages": {
+        "es": {"object": "una foto de {c}", "person": "un retrato de {c}", "names": {"cat": "un gato"}},
+        "de": {"object": "ein Foto von {c}", "person": "ein Bild von {c}", "names": {"cat": "einer Katze"}},
     },
     "captions": {"count": 3, "evaluation": ["a cat on a mat", "a dog", "sky", "sea"], "training": ["a horse"]},
 }

@@ -30,7 +30,7 @@ def values(found):
 
 
 def objects(target, retain, synonym):
-    evaluator = ObjectAccuracy(Clip(pretrained="embedded"), CLASSES, "a photo of the {c}")
+    evaluator = ObjectAccuracy(Clip(pretrained="embedded"), CLASSES, "a photo of the {c}", ("a photo of the {c}",))
     return evaluator, {"target": target, "retain": retain, "synonym": synonym}
 
 
@@ -194,14 +194,14 @@ class Sees:
 
 
 def test_success_rates_by_hand():
-    from erasebench.evaluators.success import SuccessRates
+    from erasebench.evaluators.success import ConceptShare, SuccessRates
 
     first, sixth = [0.6, 0.4, 0, 0, 0, 0, 0], [0.05, 0.3, 0.2, 0.15, 0.12, 0.1, 0.08]
     scores = {
         "target": scored("target", ["church"] * 3, [False, False, True], probabilities=[first, sixth, first]),
         "retain": scored("retain", ["gas pump", "tench"], probabilities=[first, sixth]),
     }
-    got = values(metrics(SuccessRates(Sees()), scores))
+    got = values(metrics(SuccessRates(Sees()), scores) + metrics(ConceptShare(Sees()), scores))
     assert got["esr1"] == pytest.approx(2 / 3) and got["esr5"] == pytest.approx(2 / 3)
     assert got["psr1"] == 0 and got["psr5"] == 1
     assert got["dm_ratio"] == pytest.approx(1 / 3) and got["dm_score"] == pytest.approx((0.6 + 0.05) / 3)
@@ -243,6 +243,8 @@ def test_diversity_is_lost_when_every_image_is_the_same():
     (some,), (none,) = (metrics(Diversity(Known()), {"retain": s}) for s in (different, same))
     assert some.value == pytest.approx((1 + 1 + 2 + 2) / 4) and some.n_valid == 4  # c is shown once
     assert none.value == pytest.approx(0)
+    (squared,) = metrics(Diversity(Known(), "squared"), {"retain": different})
+    assert squared.value == pytest.approx((2 + 2 + 4 + 4) / 4)
 
 
 def test_neighbours_lose_more_than_the_far(monkeypatch):
@@ -266,23 +268,90 @@ def test_neighbours_lose_more_than_the_far(monkeypatch):
     assert got["ripple"] == pytest.approx(1 - 0.5 / 4)
 
 
-def test_composition_asks_only_captions_of_two_objects_that_were_not_erased():
-    from erasebench.evaluators.spread import Composition
+def test_composition_asks_only_captions_of_two_objects_that_were_not_erased(monkeypatch):
+    from erasebench.evaluators.spread import Composed, Composition, Drawn
 
-    @dataclass(frozen=True)
-    class Drawn:
-        classes: tuple[str, ...] = ("cat", "truck", "garbage truck", "dog")
-
-        @property
-        def words(self):
-            return {**{c: c for c in self.classes}, "kitty": "cat"}
-
+    monkeypatch.setattr(Drawn, "classes", ("cat", "truck", "garbage truck", "dog"))
+    monkeypatch.setattr(Drawn, "words", {**{c: c for c in Drawn.classes}, "kitty": "cat"})
     texts = ["a kitty and a garbage truck", "a cat", "a dog next to a cat", "a truck beside a kitty"]
-    prompts = tuple(Prompt(str(i), text, i, "caption") for i, text in enumerate(texts))
     seen = np.array([[0.9, 0.1, 0.8, 0], [0.9, 0, 0, 0], [0.9, 0, 0, 0.9], [0.9, 0.4, 0.9, 0]])
-    scores = {
-        "target": scored("target", ["dog"]),
-        "caption": Scored(prompts, {"objects": seen}, np.zeros(4, bool)),
-    }
+
+    def shown(split, texts, concepts, **arrays):
+        prompts = tuple(Prompt(str(i), t, i, split, c) for i, (t, c) in enumerate(zip(texts, concepts, strict=True)))
+        return Scored(prompts, arrays, np.zeros(len(texts), bool))
+
+    scores = {"target": scored("target", ["dog"]), "caption": shown("caption", texts, [""] * 4, objects=seen)}
     (bound,) = metrics(Composition(Drawn()), scores)
     assert bound.value == 0.5 and bound.n_valid == 2
+
+    from erasebench.mini import nets
+
+    monkeypatch.setattr(nets, "classes", lambda: {"artists": ["Cy", "Di"]})
+    asked = [f"a {thing} in the style of x" for thing in ("cat", "cat", "truck", "kitty")]
+    by = np.array([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.9, 0, 0.1], [0.2, 0.1, 0.7]])
+    both = {"composed": shown("composed", asked, ["Cy", "Cy", "Cy", "Cy"], objects=seen, artists=by)}
+    (styled,) = metrics(Composed(Drawn()), both)
+    assert styled.value == 1 / 4  # then: another artist, no truck, nobody known
+
+
+def test_a_background_is_bound_where_clip_finds_the_caption_s_own_first():
+    from erasebench.evaluators.spread import Backgrounds
+
+    evaluator = Backgrounds(Clip())
+    wheres = evaluator.judge.texts
+    texts = ["a cat " + wheres[0], "a dog " + wheres[1], "a cat", "a dog " + wheres[1]]
+    cosines = np.eye(len(wheres))[[0, 1, 2, 0]]
+    prompts = tuple(Prompt(str(i), text, i, "caption") for i, text in enumerate(texts))
+    (bound,) = metrics(evaluator, {"caption": Scored(prompts, {"texts": cosines}, np.zeros(4, bool))})
+    assert bound.value == pytest.approx(2 / 3) and (bound.n, bound.n_valid) == (4, 3)
+
+
+# -- one look for every metric, and other words ------------------------------------------------------------------------
+
+
+def test_two_evaluators_of_one_judge_read_their_own_texts():
+    from erasebench.evaluators.objects import ObjectRemoval
+
+    templates = ("a photo of the {c}", "a photo of a {c}")
+    accuracy, removal = (
+        kind(Clip(pretrained="embedded"), CLASSES, template, templates)
+        for kind, template in ((ObjectAccuracy, templates[0]), (ObjectRemoval, templates[1]))
+    )
+    assert accuracy.judge == removal.judge and len(accuracy.judge.texts) == 6
+    first, second = [0.3, 0.2, 0.1], [0.1, 0.2, 0.3]
+    scores = {
+        "target": scored("target", ["airplane"] * 2, texts=[first + second, second + first]),
+        "retain": scored("retain", ["cat"], texts=[first + second]),
+        "synonym": scored("synonym", ["dog"], texts=[first + second]),
+    }
+    assert values(metrics(accuracy, scores))["acc_e_top1"] == 0.5
+    found = values(metrics(removal, scores))
+    assert found["orr"] == 0.5 and found["orr_synonyms"] == 0  # the second template's texts see the dog
+
+
+def test_other_words_count_what_the_evaluator_still_sees():
+    from erasebench.evaluators.success import OtherWords, SuccessRates
+
+    evaluator = OtherWords(SuccessRates(Sees()), ("misspelt",))
+    seen = [[0.6, 0.4, 0, 0, 0, 0, 0], [0.4, 0.6, 0, 0, 0, 0, 0], [0.6, 0.4, 0, 0, 0, 0, 0]]
+    shown = scored("misspelt", ["church"] * 3, [False, False, True], probabilities=seen)
+    (metric,) = metrics(evaluator, {"misspelt": shown})
+    assert metric.name == "shown_misspelt" and metric.value == pytest.approx(1 / 3) and metric.split == "misspelt"
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_a_metric_does_not_depend_on_how_the_judge_was_batched(size):
+    """Each reading against a loop over images, across the boundary of batches."""
+    import torch
+    from erasebench.evaluators.wellformed import Texture
+
+    pictures = torch.randint(256, (7, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    parts = [Texture().score(pictures[i : i + size], []) for i in range(0, 7, size)]
+    for name in ("contrast", "coherence"):
+        together = np.concatenate([part[name] for part in parts])
+        for i, picture in enumerate(pictures.numpy().astype(float)):
+            grey = picture.mean(2) / 255
+            off = grey - grey.mean()
+            pairs = ((off[:, 1:] * off[:, :-1]).mean() + (off[1:] * off[:-1]).mean()) / 2
+            expected = off.std() if name == "contrast" else pairs / (off**2).mean()
+            assert together[i] == pytest.approx(expected)

@@ -19,25 +19,31 @@ from conftest import Brightness, Redness
 from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
 
-from erasebench import generate
-from erasebench.contracts import ErasebenchError, Sampler
+from erasebench import generate, stats
+from erasebench.contracts import ErasebenchError, Missing, Sampler
 from erasebench.model import Model
 from erasebench.rows import read
 from erasebench.run import execute
 from erasebench.store import Store
 
 COST = {"fit_seconds", "sample_seconds", "peak_memory_mb"}
+SPENT = ["fit_seconds", "peak_memory_mb", "artifact_bytes", "slowdown"]
 
 
 def numbers(rows):
     """Rows without what differs between two honest runs: seconds and memory."""
-    return [replace(row, **dict.fromkeys(COST)) for row in rows]
+    return [replace(row, **dict.fromkeys(COST)) for row in measured(rows)]
+
+
+def measured(rows):
+    """Rows without those that say what the run cost."""
+    return [row for row in rows if row.group != "cost"]
 
 
 def test_a_run_writes_rows_a_sheet_and_costs(make_run):
     run = make_run("uce", UCE())
     rows = execute(run)
-    assert [row.metric for row in rows] == ["red", "red_change"] and {row.status for row in rows} == {"ok"}
+    assert [row.metric for row in rows] == ["red", "red_change", *SPENT] and {row.status for row in rows} == {"ok"}
     file = run.results / "runs" / f"{rows[0].run_id}.csv"
     assert read(file) == rows and file.with_suffix(".webp").exists()
     images = 5 + 4 + 3 + 3
@@ -164,7 +170,7 @@ class Breaks(Brightness):
 
 
 def test_a_judge_that_raises_leaves_the_other_rows_whole(make_run):
-    rows = execute(make_run("uce", UCE(), {"bad": Redness(Breaks()), "good": Redness()}))
+    rows = measured(execute(make_run("uce", UCE(), {"bad": Redness(Breaks()), "good": Redness()})))
     assert [(row.status, row.metric) for row in rows] == [("ok", "red"), ("ok", "red_change"), ("failed", "bad")]
     assert rows[2].reason == "ValueError: no such detector" and rows[2].judge == "breaks" and rows[2].value is None
 
@@ -178,7 +184,7 @@ class Blind(Brightness):
 
 
 def test_no_verdict_is_an_empty_value_never_a_good_score(make_run):
-    rows = execute(make_run("uce", UCE(), {"blind": Redness(Blind())}))
+    rows = measured(execute(make_run("uce", UCE(), {"blind": Redness(Blind())})))
     assert [(row.status, row.value, row.n, row.n_valid) for row in rows] == [("ok", None, 5, 0)] * 2
 
 
@@ -305,16 +311,73 @@ def test_unwritable_results_are_found_before_any_work(make_run, tmp_path, monkey
         execute(make_run("uce", UCE()))
 
 
+@dataclass(frozen=True)
+class Absent(Brightness):
+    name: str = "absent"
+    wrong: bool = False
+
+    def weights(self):
+        if self.wrong:
+            raise ErasebenchError("weights.bin: sha256 is 1, expected 2")
+        raise Missing("weights.bin is not here: fetch it")
+
+
+def test_wrong_weights_end_a_run_before_any_model_is_loaded(make_run, monkeypatch):
+    monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
+    with pytest.raises(ErasebenchError, match="sha256 is 1, expected 2"):
+        execute(make_run("uce", UCE(), {"wrong": Redness(Absent(wrong=True))}))
+
+
 def test_what_the_world_cannot_judge_is_skipped_with_the_reason(make_run):
     nowhere = Redness(splits=("target", "attack:none"))
-    rows = execute(
-        make_run("uce", UCE(), {"none": None, "blind": Redness(None), "nowhere": nowhere, "good": Redness()})
-    )
+    judges = {"none": None, "blind": Redness(None), "nowhere": nowhere, "absent": Redness(Absent()), "good": Redness()}
+    rows = measured(execute(make_run("uce", UCE(), judges)))
     assert [(row.status, row.metric) for row in rows] == [
         ("ok", "red"),
         ("ok", "red_change"),
         ("skipped", "none"),
         ("skipped", "blind"),
         ("skipped", "nowhere"),
+        ("skipped", "absent"),
     ]
     assert "no judge" in rows[2].reason and "attack:none prompts" in rows[4].reason
+    assert rows[5].reason == "weights.bin is not here: fetch it"
+
+
+def test_what_erasing_cost_is_rows_of_its_own(make_run):
+    run = make_run("uce", UCE())
+    spent = {row.metric: row for row in execute(run) if row.group == "cost"}
+    artifact = Store().get("artifacts", run.fit_identity())
+    assert spent["artifact_bytes"].value == (artifact / "edit.safetensors").stat().st_size
+    assert spent["fit_seconds"].value == json.loads((artifact / "cost.json").read_text())["seconds"] > 0
+    assert spent["slowdown"].value > 0 and spent["slowdown"].n is None and spent["slowdown"].low is None
+    base = {row.metric: row.value for row in execute(make_run("none", NoErasure())) if row.group == "cost"}
+    assert base["slowdown"] == 1 and base["artifact_bytes"] == base["fit_seconds"] == 0
+
+
+def test_a_metric_added_to_a_finished_run_takes_no_image_and_no_judge(make_run, monkeypatch):
+    execute(make_run("uce", UCE()))
+    monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
+    monkeypatch.setattr(Brightness, "score", lambda *a: pytest.fail("a judge was asked"))
+    rows = execute(make_run("uce", UCE(), {"redness": Redness(), "more": Darkness()}))
+    found = {row.metric: row.value for row in rows}
+    assert found["dark"] == pytest.approx(1 - found["red"])
+
+
+@dataclass(frozen=True)
+class Darkness:
+    """Another metric of the same judge's scores."""
+
+    judge: Brightness = Brightness()
+    splits: tuple[str, ...] = ("target",)
+
+    def measure(self, scores, base):
+        shown = scores["target"]
+        part = stats.Part("target", 1 - shown.arrays["red"].astype(float), shown.concepts, rate=False)
+        return [stats.Measure("dark", "forget", True, (part,))]
+
+
+def test_prompts_that_the_gate_dropped_are_counted_in_every_row(make_run):
+    run = make_run("none", NoErasure())
+    rows = execute(replace(run, plan=replace(run.plan, dropped=3)))
+    assert {row.n_dropped for row in rows} == {3} and rows[0].n == 5

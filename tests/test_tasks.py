@@ -13,6 +13,8 @@ from erasebench.tasks import (
     ImagenetteTask,
     ObjectTask,
     StyleTask,
+    in_other_words,
+    misspelt,
     seed_of,
     spread,
     together,
@@ -141,3 +143,54 @@ def test_several_concepts_at_once_are_not_kept_any_more():
     assert plan.brief.concepts == plan.concepts and plan.brief.preserved == ("airplane",)
     assert {p.concept for p in plan.prompts if p.split == "retain"} == {"airplane"}
     assert plan.which == "cat + dog + Aldo"
+
+
+def test_a_slip_is_small_and_keeps_the_first_letter():
+    assert misspelt("airplane") == ["airpalne", "airpane", "airpllane"]
+    assert misspelt("gas pump") == ["gas pupm", "gas pup", "gas pummp"]
+    assert misspelt("bee") == ["be", "beee"]  # two equal letters cannot be swapped
+    assert all(m[0] == "O" for m in misspelt("Ox")) and misspelt("Ox")
+
+
+def test_other_words_are_further_splits_judged_as_the_concept():
+    plan = ObjectTask().plan(WORLD, None, "cat", None)
+    more = in_other_words(plan, WORLD, ["misspelt", "paraphrase", "language"], None)
+    assert more.prompts[: len(plan.prompts)] == plan.prompts
+    of = lambda split: [p for p in more.prompts if p.split == split]
+    assert {p.text for p in of("misspelt")} == {f"a photo of the {w}" for w in misspelt("cat")}
+    assert {p.text for p in of("paraphrase")} == {"an odd cat", "cat again"}
+    assert {p.text for p in of("language")} == {"una foto de un gato", "ein Foto von einer Katze"}
+    for split in ("misspelt", "paraphrase", "language"):
+        assert len(of(split)) == 6 and {p.concept for p in of(split)} == {"cat"}
+        assert len({(p.text, p.seed) for p in of(split)}) == 6
+    capped = in_other_words(ObjectTask().plan(WORLD, None, "cat", 2), WORLD, ["misspelt"], 2)
+    assert [p for p in capped.prompts if p.split == "misspelt"] == of("misspelt")[:2]
+
+
+def test_people_keep_their_names_in_other_languages():
+    plan = CelebrityTask().plan(WORLD, None, "Ann Reed", None)
+    more = in_other_words(plan, WORLD, ["language"], None)
+    assert {p.text for p in more.prompts if p.split == "language"} == {
+        "un retrato de Ann Reed",
+        "ein Bild von Ann Reed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "which", "message"),
+    [
+        (ObjectTask(), "mispelt", "did you mean misspelt"),
+        (ObjectTask(), "language", "has none for this task"),  # nobody says airplane in these languages
+        (CaptionTask(), "paraphrase", "has none for this task"),  # captions name nothing
+    ],
+)
+def test_words_that_a_world_does_not_have_are_refused(task, which, message):
+    with pytest.raises(ErasebenchError, match=message):
+        in_other_words(task.plan(WORLD, None, None, None), WORLD, [which], None)
+
+
+def test_kept_artists_are_asked_for_objects_where_the_world_says_which():
+    counts = {**WORLD["counts"], "style": {**WORLD["counts"]["style"], "composed": 4}}
+    plan = StyleTask().plan({**WORLD, "composed": ["cat", "dog"], "counts": counts}, None, None, None)
+    made = {p.text: p.concept for p in plan.prompts if p.split == "composed"}
+    assert made == {f"a {thing} in the style of {name}": name for thing in ("cat", "dog") for name in ("Cy", "Di")}

@@ -16,6 +16,7 @@ from ..contracts import ErasebenchError
 from ..store import sha256_file
 
 WEIGHTS = Path(__file__).parent / "weights"
+LICENCE = "Apache-2.0, made from art under free licences (erasebench/mini/weights/LICENCES.md)"
 
 
 class Block(nn.Module):
