@@ -8,7 +8,7 @@ and the methods' places at every threshold, where the judge has one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,15 +58,16 @@ def drawn_truth() -> list[Against]:
     """Every judge of the embedded world on the drawings that ship with it."""
     import torch
 
+    from .evaluators.clip import Clip
     from .evaluators.detections import Hazards, best
     from .evaluators.identity import Identity
-    from .evaluators.spread import Drawn
+    from .evaluators.spread import Backgrounds, Drawn
     from .evaluators.style import Artists
     from .evaluators.yolo import Yolo
     from .mini import nets
 
     shown = nets.drawings()
-    pictures = torch.stack([torch.from_numpy(d["pixels"]) for d in shown])
+    pictures = torch.from_numpy(np.stack([d["pixels"] for d in shown]))
     prompts = tuple(Prompt(str(i), d["caption"], i, "drawn") for i, d in enumerate(shown))
 
     def scored(judge: Any) -> Scored:
@@ -101,16 +102,22 @@ def drawn_truth() -> list[Against]:
     made.append(Against(identity.name, "the person, among 200 and nobody", verdict, named < nobody))
     artists = Artists()
     chances = scored(artists).arrays["artists"].argmax(1)
-    styled = np.array([artists.classes.index(d["artist"]) if d["artist"] else len(artists.classes) for d in shown])
+    styled = np.array([whose(d, artists.classes) for d in shown])
     some = styled < len(artists.classes)
     made.append(
         Against(
             artists.name,
-            "the artist, among ten and nobody",
+            "whose hand, among ten artists' and none",
             np.where(some, chances == styled, chances < len(artists.classes)),
             some,
         )
     )
+    clip = Backgrounds(Clip(architecture="embedded", pretrained="embedded")).judge
+    nearest = scored(clip).arrays["texts"].argmax(1)
+    asked = np.array([[d["caption"].endswith(where) for where in clip.texts] for d in shown])
+    named = asked.any(1)
+    said = np.eye(len(clip.texts), dtype=bool)[nearest]
+    made.append(Against(clip.name, "each background, where one is named", said[named].ravel(), asked[named].ravel()))
     try:
         yolo = Yolo()
         said = scored(yolo).arrays["probabilities"].argmax(1)
@@ -126,6 +133,15 @@ def drawn_truth() -> list[Against]:
     except ErasebenchError as error:
         print(f"skipped: {error}", file=sys.stderr)
     return made
+
+
+def whose(drawing: Mapping[str, Any], artists: Sequence[str]) -> int:
+    """The artist whose way of drawing a picture shows, asked for or not; their number where no hand drew anything.
+    The i-th draws with hand i modulo 5; of the two who share a hand one prints, the other draws as any plain picture."""
+    if drawing["artist"]:
+        return artists.index(drawing["artist"])
+    plain = (i for i in range(len(artists)) if i % 5 == drawing["hand"] and (i % 5 + i // 5) % 2 == 0)
+    return next(plain, len(artists))
 
 
 # -- on the images of runs --------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def crop(image: np.ndarray, box: Sequence[float]) -> Tensor:
     height, width = image.shape[:2]
     part = image[max(top - high, 0) : min(bottom + high, height), max(left - wide, 0) : min(right + wide, width)]
     resized = Image.fromarray(part).resize((SIDE, SIDE), Image.BILINEAR)
-    return torch.from_numpy(np.asarray(resized)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
 
 
 def boxes(image: np.ndarray) -> list[list[float]]:

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,12 +78,16 @@ class Yolo:
 
 def build(classes: int) -> nn.Module:
     """The network, random. Raises ErasebenchError without ultralytics."""
-    os.environ.setdefault("YOLO_OFFLINE", "true")  # it looks for updates otherwise
-    os.environ.setdefault("YOLO_VERBOSE", "false")
+    # it looks for updates, installs packages and talks otherwise
+    for name, value in (("OFFLINE", "true"), ("AUTOINSTALL", "false"), ("VERBOSE", "false")):
+        os.environ.setdefault(f"YOLO_{name}", value)
+    opener = Image.open
     try:
         from ultralytics.nn.tasks import ClassificationModel
     except ImportError as error:
         raise ErasebenchError("ultralytics is not installed: pip install 'erasebench[yolo]' (AGPL-3.0)") from error
+    finally:
+        Image.open = opener  # it puts its own in place, which would fetch a package for an image it cannot read
     return ClassificationModel("yolov8n-cls.yaml", ch=3, nc=classes, verbose=False)
 
 

@@ -13,8 +13,12 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from erasebench.evaluators.clip import Clip
+from erasebench.evaluators.detections import NudeNet, nudenet
+from erasebench.evaluators.objects import ObjectAccuracy, ObjectRemoval
 from erasebench.methods.mace import MACE
 from erasebench.methods.uce import UCE
 from torch import Tensor
@@ -23,8 +27,11 @@ from erasebench import closed_form as closed_forms
 from erasebench import provenance
 from erasebench.config import embedded_source
 from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.mini.nets import captions
 from erasebench.mini.world import names
 from erasebench.model import Model
+from erasebench.run import Run, execute
+from erasebench.tasks import ObjectTask
 
 RESULTS: list[tuple[str, float, str]] = []
 
@@ -97,6 +104,62 @@ def repeated_run() -> None:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "erasebench", "--help"], check=True, capture_output=True)
         record("python -m erasebench --help", time.perf_counter() - start, "s")
+
+
+def scoring(count: int = 1000, size: int = 512) -> None:
+    """NudeNet on images in memory: all of it, and the part that its own network takes."""
+    detector, *_ = nudenet()
+    run, spent = detector.onnx_session.run, []
+
+    def timed(*arguments):
+        start = time.perf_counter()
+        out = run(*arguments)
+        spent.append(time.perf_counter() - start)
+        return out
+
+    images = torch.randint(256, (64, size, size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    detector.onnx_session = SimpleNamespace(run=timed)
+    start = time.perf_counter()
+    for part in range(0, count, len(images)):
+        NudeNet().score(images[: count - part], [])
+    whole = time.perf_counter() - start
+    record(f"NudeNet, {count} images of {size} pixels in memory", whole, "s")
+    record("share of that outside its network", 100 * (1 - sum(spent) / whole), "%")
+
+
+def another_metric() -> None:
+    """A metric more on a finished run: what it samples, what it asks judges, and how long it takes."""
+    run = replace(one_run(), plan=replace(one_run().plan, evaluators={"objects": one_run().plan.evaluators["objects"]}))
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["ERASEBENCH_HOME"] = home
+        execute(replace(run, results=Path(home)))
+        more = replace(run, results=Path(home), plan=replace(run.plan, evaluators=one_run().plan.evaluators))
+        asked, loaded, score, load = [], [], Clip.score, Model.load
+        Clip.score = lambda self, *given: asked.append(1) or score(self, *given)
+        Model.load = lambda *given: loaded.append(1) or load(*given)
+        try:
+            start = time.perf_counter()
+            execute(more)
+            took = time.perf_counter() - start
+        finally:
+            Clip.score, Model.load = score, load
+        del os.environ["ERASEBENCH_HOME"]
+    record("another metric of the same judge on a finished run", took, "s")
+    record("batches that its judge looked at for it", len(asked), "")
+    record("models that were loaded for it", len(loaded), "")
+
+
+def one_run() -> Run:
+    """UCE on one object, 64 images a split, judged by CLIP in two ways."""
+    world = {**names(), "captions": {"count": 64, "evaluation": captions()[0], "training": captions()[1]}}
+    clip = Clip(architecture="embedded", pretrained="embedded")
+    templates = ("a photo of the {c}", "a photo of a {c}")
+    evaluators = {
+        "objects": ObjectAccuracy(clip, tuple(world["objects"]), templates[0], templates),
+        "removal": ObjectRemoval(clip, tuple(world["objects"]), templates[1], templates),
+    }
+    plan = ObjectTask(evaluators).plan(world, None, "airplane", 64)
+    return Run("uce", UCE(), embedded_source(), "mini", plan, Sampler("ddim", 5, 4.0), target="airplane")
 
 
 def closed_form(model: Model, count: int, label: str) -> None:
@@ -209,6 +272,8 @@ def main() -> None:
     print(f"{provenance.device('cpu')}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     sampling()
     repeated_run()
+    scoring()
+    another_metric()
     closed_form(Model.load(embedded_source()), 100, "embedded model")
     mace(Model.load(embedded_source()))
     large = stable_diffusion_shape()
