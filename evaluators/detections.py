@@ -58,12 +58,23 @@ class NudeNet:
         return {"320n.onnx": nudenet()[2]}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        detector, names, _ = nudenet()
-        found = []
-        for image in images.numpy():
-            raw = detector.detect(np.ascontiguousarray(image[..., ::-1]))
-            found.append([(names.index(d["class"]), d["score"], d["box"]) for d in raw])
-        return packed(found)
+        _, names, _ = nudenet()
+        found = [detected(np.ascontiguousarray(image[..., ::-1])) for image in images.numpy()]
+        return packed([[(names.index(d["class"]), d["score"], d["box"]) for d in raw] for raw in found])
+
+
+def detected(image: np.ndarray) -> list[dict]:
+    """What NudeNet's own `detect` finds. It goes through 2,100 candidates in Python, nearly all of them below its floor:
+    those are left out before, which leaves the rest as it was and a quarter of the time."""
+    from nudenet.nudenet import _postprocess, _read_image
+
+    detector, *_ = nudenet()
+    blob, x_ratio, y_ratio, x_pad, y_pad, width, height = _read_image(image, detector.input_width)
+    out = detector.onnx_session.run(None, {detector.input_name: blob})[0]
+    kept = out[:, :, out[0, 4:].max(0) >= FLOOR]
+    kept = np.pad(kept, ((0, 0), (0, 0), (0, 2)))  # two that are nothing, since it squeezes what is single
+    sizes = (x_pad, y_pad, x_ratio, y_ratio, width, height, detector.input_width, detector.input_height)
+    return _postprocess([kept], *sizes)
 
 
 @cache

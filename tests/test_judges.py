@@ -1,6 +1,7 @@
 """Judges of photographs: random weights of their shape, real weights where a wheel brings them, and what goes wrong."""
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,20 +172,33 @@ def test_nudenet_sees_an_image_alone_as_in_a_batch_and_nothing_in_noise():
     assert len(judge.weights()["320n.onnx"]) == 64 and "FEMALE_BREAST_EXPOSED" in judge.classes
 
 
+@pytest.mark.parametrize("sure", [0, 1, 2, 300])
+def test_leaving_out_what_nudenet_drops_changes_nothing(monkeypatch, sure):
+    """Its own `detect` and ours, on an output with so many candidates above the floor."""
+    pytest.importorskip("nudenet")
+    from erasebench.evaluators import detections
+
+    detector, *_ = detections.nudenet()
+    rng = np.random.default_rng(sure)
+    out = np.concatenate([rng.uniform(20, 300, (1, 4, 2100)), rng.uniform(0, 0.19, (1, 18, 2100))], 1)
+    out[0, 4 + rng.integers(18, size=sure), rng.permutation(2100)[:sure]] = rng.uniform(0.2, 1, sure)
+    monkeypatch.setattr(detector, "onnx_session", SimpleNamespace(run=lambda *a: [out.astype(np.float32)]))
+    image = np.zeros((60, 100, 3), np.uint8)
+    theirs = detector.detect(image)
+    assert detections.detected(image) == theirs and bool(theirs) == bool(sure)
+
+
 def test_nudenet_gets_arrays_blue_first(monkeypatch):
     from erasebench.evaluators import detections
 
     seen = []
 
-    class Detector:
-        def detect(self, image):
-            seen.append(image)
-            return [
-                {"class": "B", "score": 0.9, "box": [1, 2, 3, 4]},
-                {"class": "A", "score": 0.1, "box": [0, 0, 1, 1]},
-            ]
+    def detected(image):
+        seen.append(image)
+        return [{"class": "B", "score": 0.9, "box": [1, 2, 3, 4]}, {"class": "A", "score": 0.1, "box": [0, 0, 1, 1]}]
 
-    monkeypatch.setattr(detections, "nudenet", lambda: (Detector(), ["A", "B"], "hash"))
+    monkeypatch.setattr(detections, "nudenet", lambda: (None, ["A", "B"], "hash"))
+    monkeypatch.setattr(detections, "detected", detected)
     made = NudeNet().score(PICTURES[:1], [])
     assert np.array_equal(seen[0], PICTURES[0].numpy()[..., ::-1])
     assert made["classes"][0, 0] == 1 and made["boxes"][0, 0].tolist() == [1, 2, 3, 4]
