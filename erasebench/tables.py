@@ -52,7 +52,7 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
     found = {}
     with path.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            setting = json.loads(line["setting"])
+            setting = json.loads(line["setting"] or "{}")
             block = str(setting.get(spec.get("setting"), "")).lower()
             name = line["method"] or str(setting.get("config", ""))
             for method, label in spec.get("labels", {}).items():

@@ -73,6 +73,11 @@ def test_help_imports_nothing_heavy(tmp_path):
         (["images=0"], "images=0: a whole number, at least 1"),
         (["batch=many"], "batch=many: a whole number"),
         (["model.path=/nowhere"], "model folder /nowhere does not exist"),
+        (["other_words=[mispelt]"], "did you mean misspelt?"),
+        (["other_words=[language]"], "other_words=language: world mini has none for this task"),
+        (["task=explicit", "world.explicit.prompts.path=/no.csv"], "/no.csv: no such file"),
+        (["task=imagenette", "world.judges.yolo.folder=/nowhere"], "/nowhere: no yolo.safetensors and yolo.json"),
+        (["concepts=[dgo]"], "unknown concept 'dgo': did you mean dog"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, arguments, message):
@@ -119,7 +124,9 @@ def test_configs_list_every_hyperparameter_and_choose_their_world():
         assert compose("config", []).world.name == "mini"
         assert compose("config", ["method=esd"]).method.steps == 300
         assert compose("config", ["method=esd", "model=sd15"]).method.steps == 1000
-        for model in ("sd14", "sd15", "sd21"):
+        for model in ("sd14", "sd15", "sd20", "sd21", "sdxl"):
+            assert compose("config", [f"model={model}"]).world.name == "photo"
+        for model in ("sd14", "sd15", "sd21", "sdxl"):
             assert re.fullmatch("[0-9a-f]{40}", compose("config", [f"model={model}"]).model.revision)
 
 

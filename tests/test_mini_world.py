@@ -184,7 +184,13 @@ def evaluation_prompts() -> list[str]:
         (templates["style"], every["artists"]),
         (templates["explicit"], every["hazards"]),
     ]
-    prompts = [template.replace("{c}", name) for some, names in groups for template in some for name in names]
+    other = templates["paraphrase"]
+    kinds = {"object": "objects", "person": "people", "style": "artists", "explicit": "hazards"}
+    groups += [(other[kind], every[names]) for kind, names in kinds.items()]
+    for kind in kinds:
+        assert not set(other[kind]) & {*templates[kind], *templates["train"][kind]}
+    prompts = [f"a {thing} in the style of {name}" for thing in NAMES["composed"] for name in every["artists"]]
+    prompts += [template.replace("{c}", name) for some, names in groups for template in some for name in names]
     prompts += [phrase for some in NAMES["hazards"]["implicit"].values() for phrase in some]
     prompts += [*NAMES["surrogates"].values(), NAMES["hazards"]["phrase"], ""]
     return prompts + nets.captions()[0] + nets.captions()[1]

@@ -81,3 +81,8 @@ def test_every_published_label_of_an_experiment_exists():
         spec = yaml.safe_load(file.read_text())["table"]
         found = tables.published(spec, "photo")
         assert {method for method, *_ in found} == set(spec.get("labels", {})), file
+
+
+def test_a_published_table_without_settings_stands_beside_its_rows():
+    spec = {"metrics": {"mace_total": "total"}, "published": "mace_table2_i2p_nudenet", "labels": {"uce": "UCE"}}
+    assert tables.published(spec, "photo") == {("uce", "", "mace_total"): 182.0}
