@@ -32,6 +32,12 @@ log = logging.getLogger("erasebench")
 GROUPS = ("model", "task", "method", "experiment")
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
+# ${value_of:${world.objects},${target},mace_ridge,100}: what a world says of a concept, or the last
+OmegaConf.register_new_resolver(
+    "value_of",
+    lambda mapping, name, key, otherwise: mapping[name].get(key, otherwise) if name in mapping else otherwise,
+    replace=True,
+)
 
 
 def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:

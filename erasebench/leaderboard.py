@@ -78,14 +78,14 @@ def _override(name: str, value: object) -> str:
 
 
 @cache
-def _defaults(method: str, world: str) -> dict:
-    """The method's parameters as the configuration has them in a world."""
+def _defaults(method: str, world: str, task: str) -> dict:
+    """The method's parameters as the configuration has them in a world, for a task."""
     import yaml
 
     from . import conf
 
     found = {}
-    for part in (f"method/{method}", f"method_for/{world}_{method}"):
+    for part in (f"method/{method}", f"method_for/{world}_{method}", f"method_for/{world}_{method}_{task}"):
         for path in (Path(folder, f"{part}.yaml") for folder in conf.__path__):
             if re.fullmatch(r"\w+/\w+", part) and path.is_file():
                 found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -180,7 +180,7 @@ class Run:
     @cached_property
     def changed(self) -> dict:
         """Parameters that are not the configuration's."""
-        usual = _defaults(self.head.method, self.head.world)
+        usual = _defaults(self.head.method, self.head.world, self.head.task)
         return {k: v for k, v in self.params.items() if k not in usual or usual[k] != v}
 
     @property
@@ -202,7 +202,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command line that makes these rows again."""
-        head, usual = self.head, _defaults(self.head.method, self.head.world)
+        head, usual = self.head, _defaults(self.head.method, self.head.world, self.head.task)
         words = {"model": head.base, "method": head.method}
         words |= {f"{'' if k in usual else '++'}method.{k}": v for k, v in self.changed.items()}
         words |= {"task": head.task} | ({"target": head.target} if head.target else {"n": head.n_concepts})
