@@ -67,6 +67,7 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
     except ErasebenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    sys.argv[1:] = arguments  # where Hydra looks for them
     one()
     for name, (spec, results) in tables.items():
         show(name, spec, measured, results)
