@@ -71,6 +71,7 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
     except ErasebenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    sys.argv[1:] = arguments  # where Hydra looks for them
     one()
     if dry:
         from .dry import planned, report

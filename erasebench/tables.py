@@ -149,6 +149,8 @@ def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Pat
 def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path) -> None:
     """Print the table; write it as <results>/<name>.md and .csv, and its figure."""
     made = layout(spec, rows)
+    if not made:
+        log.warning("table %s is empty: no run measured %s", name, ", ".join(spec["metrics"]))
     (results / f"{name}.md").write_text(text(spec, made), encoding="utf-8")
     with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(

@@ -109,6 +109,23 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_non_zero_exit(tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "results"]
 
 
+def test_an_experiment_ends_with_its_table_and_two_methods_are_compared(tmp_path, tiny_model):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "small.yaml").write_text(
+        "# @package _global_\nimages: 2\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {method: 'none,uce'}\n"
+        "table: {name: small, title: A small one, across: target, metrics: {acc_e_top1: acc_e}}\n"
+    )
+    common = [f"model.path={tiny_model}", "sampler.steps=1"]
+    environment = {"ERASEBENCH_HOME": str(tmp_path / "home")}
+    done = erasebench("--config-dir", "conf", "experiment=small", *common, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "results" / "small.md").read_text()
+    assert table.startswith("# A small one") and "| none | " in table and "| uce | " in table
+    assert {row.n for row in read_all(tmp_path / "results" / "runs") if row.metric == "acc_e_top1"} == {2}
+    done = erasebench("method=none,uce", "images=2", *common, cwd=tmp_path, module="erasebench.compare", **environment)
+    assert done.returncode == 0 and "acc_e_top1" in done.stdout, done.stderr
+
+
 def test_configs_list_every_hyperparameter_and_choose_their_world():
     from hydra import compose, initialize_config_module
     from hydra.utils import instantiate
@@ -123,6 +140,10 @@ def test_configs_list_every_hyperparameter_and_choose_their_world():
         assert compose("config", ["model=sd14"]).world.name == "photo"
         assert compose("config", []).world.name == "mini"
         assert compose("config", ["method=esd"]).method.steps == 300
+        assert compose("config", ["model=sd14", "method=mace", "target=ship"]).method.ridge == 1000
+        assert compose("config", ["model=sd14", "method=mace"]).method.ridge == 100
+        assert compose("config", ["model=sd14", "method=mace", "task=celebrity"]).method.ridge == 0
+        assert compose("config", ["experiment=mace_table4"], return_hydra_config=True).n == 100
         assert compose("config", ["method=esd", "model=sd15"]).method.steps == 1000
         for model in ("sd14", "sd15", "sd20", "sd21", "sdxl"):
             assert compose("config", [f"model={model}"]).world.name == "photo"
