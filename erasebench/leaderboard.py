@@ -79,15 +79,28 @@ def _override(name: str, value: object) -> str:
 def _defaults(method: str, world: str, task: str) -> dict:
     """The method's parameters as the configuration has them in a world, for a task."""
     import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from . import conf
 
-    found = {}
-    for part in (f"method/{method}", f"method_for/{world}_{method}", f"method_for/{world}_{method}_{task}"):
+    def read(part: str) -> dict:
+        found = {}
         for path in (Path(folder, f"{part}.yaml") for folder in conf.__path__):
             if re.fullmatch(r"\w+/\w+", part) and path.is_file():
                 found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return {name: value for name, value in found.items() if not str(value).startswith("${")}
+        return found
+
+    given = (
+        read(f"method/{method}") | read(f"method_for/{world}_{method}") | read(f"method_for/{world}_{method}_{task}")
+    )
+    whole, values = OmegaConf.create({"world": read(f"world/{world}"), "method": given}), {}
+    for name in given:
+        try:  # what depends on more than the world has no usual value
+            values[name] = OmegaConf.to_container(OmegaConf.create({name: whole.method[name]}), resolve=True)[name]
+        except OmegaConfBaseException:
+            continue
+    return values
 
 
 @dataclass(frozen=True)
