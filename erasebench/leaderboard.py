@@ -18,7 +18,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def _override(name: str, value: object) -> str:
 @cache
 def _defaults(method: str, world: str, task: str) -> dict:
     """The method's parameters as the configuration has them in a world, for a task."""
-    import yaml
+    from hydra.utils import get_class
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -88,7 +88,7 @@ def _defaults(method: str, world: str, task: str) -> dict:
         found = {}
         for path in (Path(folder, f"{part}.yaml") for folder in conf.__path__):
             if re.fullmatch(r"\w+/\w+", part) and path.is_file():
-                found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+                found |= OmegaConf.to_container(OmegaConf.load(path))
         return found
 
     given = (
@@ -100,6 +100,11 @@ def _defaults(method: str, world: str, task: str) -> dict:
             values[name] = OmegaConf.to_container(OmegaConf.create({name: whole.method[name]}), resolve=True)[name]
         except OmegaConfBaseException:
             continue
+    if None in values.values():  # a value that the method chooses by its others
+        plugin = get_class(values["_target_"])
+        known = {part.name for part in fields(plugin)}
+        chosen = vars(plugin(**{k: v for k, v in values.items() if k in known}))
+        values |= {k: chosen[k] for k, v in values.items() if v is None}
     return values
 
 
