@@ -18,7 +18,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -80,16 +80,34 @@ def _override(name: str, value: object) -> str:
 @cache
 def _defaults(method: str, world: str, task: str) -> dict:
     """The method's parameters as the configuration has them in a world, for a task."""
-    import yaml
+    from hydra.utils import get_class
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from . import conf
 
-    found = {}
-    for part in (f"method/{method}", f"method_for/{world}_{method}", f"method_for/{world}_{method}_{task}"):
+    def read(part: str) -> dict:
+        found = {}
         for path in (Path(folder, f"{part}.yaml") for folder in conf.__path__):
             if re.fullmatch(r"\w+/\w+", part) and path.is_file():
-                found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return {name: value for name, value in found.items() if not str(value).startswith("${")}
+                found |= OmegaConf.to_container(OmegaConf.load(path))
+        return found
+
+    given = (
+        read(f"method/{method}") | read(f"method_for/{world}_{method}") | read(f"method_for/{world}_{method}_{task}")
+    )
+    whole, values = OmegaConf.create({"world": read(f"world/{world}"), "method": given}), {}
+    for name in given:
+        try:  # what depends on more than the world has no usual value
+            values[name] = OmegaConf.to_container(OmegaConf.create({name: whole.method[name]}), resolve=True)[name]
+        except OmegaConfBaseException:
+            continue
+    if None in values.values():  # a value that the method chooses by its others
+        plugin = get_class(values["_target_"])
+        known = {part.name for part in fields(plugin)}
+        chosen = vars(plugin(**{k: v for k, v in values.items() if k in known}))
+        values |= {k: chosen[k] for k, v in values.items() if v is None}
+    return values
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class MACE:
     prior_power  how often prior_scale multiplies the prior in step 1 (the released code does it twice)
     pixels       normalisation of the training images: `vae` (-1 to 1) or `imagenet` (mean and deviation of another network)
 
-    prior_scale weighs the prior (captions once, preserved names preserved_weight times) against one row of a concept.
+    prior_scale weighs the prior (captions once, preserved names preserved_weight times) against one row of a concept,
+    fusion_prior_scale does so in step 3 (None: as in step 1).
     refine, adapt and fusion switch the steps off (Table 4): fusion `closed_form`, or `naive`, the sum of the adapters.
     importance: t drawn by Eq. 5 between t1 and t2, else uniform. templates: a file with one template a line, in place
     of the world's. `images` of each concept are sampled with image_sampler, the first template and image_guidance.
@@ -85,6 +86,7 @@ class MACE:
     gamma: float = 0.05
     ridge: float = 0.0
     prior_scale: float = 1e-4
+    fusion_prior_scale: float | None = None
     preserved_weight: float = 8e4
     masks: Literal["whole", "attention", "grounded", "drawn"] = "grounded"
     templates: str | tuple[str, ...] | None = None
@@ -102,6 +104,8 @@ class MACE:
         for name, value in DEPARTURES.get(self.variant, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.fusion_prior_scale is None:
+            object.__setattr__(self, "fusion_prior_scale", self.prior_scale)
         if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
             object.__setattr__(self, "templates", lines(Path(self.templates)))
 
@@ -153,7 +157,7 @@ class MACE:
             }, {}
         rows = lambda name: encoded(model, [filled(template, name) for template in brief.templates]).values()
         grams = torch.stack([gram(torch.stack([row for row, _ in rows(concept.name)])) for concept in brief.concepts])
-        together, prior_ = grams.sum(0), self.prior_scale * kept
+        together, prior_ = grams.sum(0), self.fusion_prior_scale * kept
         made = factor(together + prior_, self.ridge)
         fused = {}
         for name, weight in refined.items():

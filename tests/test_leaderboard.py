@@ -561,3 +561,10 @@ def test_tooltips_sheets_and_published_values(page, main_group):
 def test_the_page_escapes_in_its_source(results):
     source = leaderboard.build(results)[1].read_text(encoding="utf-8")
     assert EVIL not in source and html.escape(EVIL) in source
+
+
+def test_only_parameters_that_were_changed_are_shown():
+    """Values that a world gives (25 steps), and those that MACE chooses by its variant, are its usual ones."""
+    usual = leaderboard._defaults("mace", "mini", "celebrity")
+    assert usual["preserved_weight"] == 2e5 and usual["image_steps"] == 25
+    assert usual["pixels"] == "vae" and usual["refined"] == "all_but_concept"

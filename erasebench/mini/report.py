@@ -369,7 +369,7 @@ holds every name.
 
 - VAE: 64x64x3 to 8x8x{channels}, {vae_size:.2f} M parameters.
 - U-Net ({unet_size:.2f} M) and text encoder ({text_size:.2f} M), trained together on captions and latents; epsilon prediction, loss weighted by SNR, EMA.
-- The text encoder, trained at width 128, was then distilled to width {width} in what the K and V projections see of it, its rows from EOS on telling linearly what is named, as those of a CLIP do: otherwise no edit that is linear in the embeddings can tell 100 people from 100 others with the same first and last names.
+- The text encoder, trained at width 128, was then distilled to width {width} in what the K and V projections see of it, its rows from EOS on telling linearly what is named: closed forms are linear in the embeddings, and must tell people apart who share first and last names.
 - Tokenizer: byte-level BPE of {tokens} tokens, in which every word of the world is one; any other text can be encoded too.
   Context {context}, padding is EOS, as in Stable Diffusion.
 - Judge: one trunk with heads for objects, people, face, artists and hazards ({judge_size:.2f} M); a tenth of its training
