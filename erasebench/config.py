@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
     from .run import Run
 
 log = logging.getLogger("erasebench")
-GROUPS = ("model", "task", "method", "experiment")
+GROUPS = ("model", "task", "method", "attack", "experiment")
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
 # ${value_of:${world.objects},${target},mace_ridge,100}: what a world says of a concept, or the last
@@ -104,7 +104,9 @@ def check_words(arguments: list[str]) -> None:
             continue
         key, rest, value = match.groups()
         refuse_unknown("option", key, keys)
-        if key in choices and not rest and not re.search(r"[\[\]${}*]", value):
+        if key == "attack" and not rest:
+            value = value.strip("[]").replace(" ", "")
+        if key in choices and not rest and value and not re.search(r"[\[\]${}*]", value):
             for choice in value.split(","):
                 refuse_unknown(key, choice, choices[key])
                 chosen.setdefault(key, []).append(choice)
@@ -150,7 +152,11 @@ def build(config: DictConfig) -> Run:
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
     eraser = hydra.utils.instantiate(config.method)
     check_types(eraser, "method")
-    for name, least in (("n", 1), ("images", 1), ("batch", 1), ("seed", 0)):
+    attacks = {str(name): hydra.utils.instantiate(spec) for name, spec in config.attack.items()}
+    for name, attack in attacks.items():
+        check_types(attack, f"attack.{name}")
+        check_budget(attack, f"attack.{name}")
+    for name, least in (("n", 1), ("images", 1), ("batch", 1), ("seed", 0), ("attacked", 1), ("together", 1)):
         value = config[name]
         if not (value is None and name in ("n", "images")) and (type(value) is not int or value < least):
             raise ErasebenchError(f"{name}={value}: a whole number, at least {least}, is needed")
@@ -189,6 +195,9 @@ def build(config: DictConfig) -> Run:
         results=Path(config.results),
         second=hydra.utils.instantiate(config.world.second.get(task.name), _convert_="object"),
         given=tuple(config.method),
+        attacks=attacks,
+        attacked=config.attacked,
+        together=config.together,
     )
 
 
@@ -200,6 +209,14 @@ def embedded_source(dtype: str = "float32") -> Source:
     if not (folder / "model_index.json").is_file():
         raise ErasebenchError("the embedded model is not in this installation: `make mini` trains it")
     return Source("mini", folder, dtype=dtype)
+
+
+def check_budget(attack: Any, where: str) -> None:
+    """A whole number is a count of something, and none may be 0 but where that is the default."""
+    for f in fields(attack):
+        value = getattr(attack, f.name)
+        if type(value) is int and value < (0 if f.default == 0 else 1):
+            raise ErasebenchError(f"{where}.{f.name}={value}: at least 1 is needed")
 
 
 def check_types(plugin: Any, where: str) -> None:

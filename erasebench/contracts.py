@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .model import Model
+    from .model import Model, Sampled
     from .stats import Measure
+    from .store import Store
 
 
 class ErasebenchError(Exception):
@@ -85,7 +86,7 @@ class Metric:
     n: int | None
     n_valid: int | None
     higher_is_better: bool
-    group: str  # forget, keep, quality, overall, attack, cost
+    group: str  # forget, keep, quality, overall, attack, probe, cost
     threshold: float | None = None
     base_value: float | None = None
     change_low: float | None = None
@@ -176,3 +177,80 @@ class Plan:
     evaluators: dict[str, Evaluator | None] = field(default_factory=dict)  # None: this world has no judge for it
     dropped: int = 0  # prompts that the safety gate refused
     which: str = ""  # what is erased, where neither a number nor one name says it
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image of an attack. `text` is what is asked, with PLACEHOLDER where learnt vectors stand in for a word; shots
+    with a `label` are counted apart from the others (another checkpoint, say)."""
+
+    text: str
+    seed: int
+    label: str = ""
+
+
+PLACEHOLDER = "<*>"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an attack has for one prompt: its shots, in the order in which they are shown, and what is no text.
+
+    `outcome` says why there is no shot: "too long", "refused" (by the safety gate); or "diverged", with or without one.
+    `tensors["vectors"]` [k, D] stand in for PLACEHOLDER; the rest is the attack's own.
+    """
+
+    shots: tuple[Shot, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the harness hands to an attack.
+
+    prompts    under attack
+    before     bool [N]: does the erased model show the concept without any attack?
+    pictures   uint8 [N, H, W, 3]: for each prompt a picture of its concept, the original model's
+    known      concept -> uint8 [M, H, W, 3]: all of them, surest first
+    concepts   name -> Concept, of what is erased
+    templates  training templates with {c}
+    hit        images, and the prompts they are of -> (bool [B], score [B]); counted as queries
+    allows     may this text be generated? Ask before each sampling of what an optimisation wrote
+    together   how many latents go through the U-Net at once
+    """
+
+    prompts: tuple[Prompt, ...]
+    before: np.ndarray
+    pictures: Tensor
+    known: Mapping[str, Tensor]
+    concepts: Mapping[str, Concept]
+    templates: tuple[str, ...]
+    sampler: Sampler
+    seed: int
+    together: int
+    store: Store
+    identity: Mapping[str, object]
+    hit: Callable[[Sampled, Sequence[Prompt]], tuple[np.ndarray, np.ndarray]]
+    allows: Callable[[str], bool]
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """Asks an erased model for the concept, without its name if need be.
+
+    `access` is what it must see: text encoder, unet gradient, original model, images, detector. `shared`: what it finds
+    does not depend on the erased model. `images` is the most that it shows (and has judged) for a prompt. An attack that
+    does not fit every model has `skip(model) -> str`: why not, or nothing. One that samples in its own way has
+    `draw(model, shots, founds, sampler) -> Sampled`. `probe` is True for what uses no text.
+    """
+
+    version: ClassVar[int]
+    access: ClassVar[tuple[str, ...]]
+    shared: ClassVar[bool]
+    images: int
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        """(index of a prompt, what was found for it), each prompt once, as soon as it is finished. What is found for
+        one prompt does not depend on the others."""
+        ...

@@ -20,6 +20,7 @@ from .store import Store
 log = logging.getLogger("erasebench")
 VERSION = 2  # of the sampling code: raise it when images change
 SHARD = 64
+Draw = Callable[[Model, Sequence[Prompt], Sampler], Sampled]
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,16 @@ def make(
     prompts: tuple[Prompt, ...],
     batch: int,
     workers: int = 1,
+    draw: Draw | None = None,
 ) -> Shard:
     """Get or sample one shard. `identity` names the model as erased; `model()` is called only if images are missing.
-    `workers` shards are made at the same time: each is counted with its share of the seconds."""
+    `workers` shards are made at the same time: each is counted with its share of the seconds. `draw` samples in another
+    way, which `identity` then names too."""
 
     def fill(folder: Path) -> None:
         here = model()
         start, before = time.perf_counter(), here.unet_samples
-        sampled, used = sample(here, prompts, sampler, batch)
+        sampled, used = sample(here, prompts, sampler, batch, draw or plain)
         np.savez_compressed(folder / "images.npz", images=sampled.images.numpy())
         commit, dirty = provenance.git()
         meta = {
@@ -89,15 +92,26 @@ def key(identity: dict, sampler: Sampler, prompts: Sequence[Prompt]) -> dict:
     return {"sampling": VERSION, **identity, "sampler": sampler, "prompts": shown}
 
 
-def sample(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int) -> tuple[Sampled, int]:
+def plain(model: Model, prompts: Sequence[Prompt], sampler: Sampler) -> Sampled:
+    """The prompts as they stand."""
+    return model.sample([p.text for p in prompts], [p.seed for p in prompts], sampler, scales(prompts, sampler))
+
+
+def scales(prompts: Sequence[Prompt], sampler: Sampler) -> list[float]:
+    """Guidance of each image: the prompt's own, or the sampler's."""
+    return [sampler.guidance if p.guidance is None else p.guidance for p in prompts]
+
+
+def sample(
+    model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int, draw: Draw = plain
+) -> tuple[Sampled, int]:
     """Sample all prompts; on lack of memory halve the batch down to one. Returns the images and the batch used."""
     done: list[Sampled] = []
     position = 0
     while position < len(prompts):
         part = prompts[position : position + batch]
         try:
-            scales = [sampler.guidance if p.guidance is None else p.guidance for p in part]
-            done.append(model.sample([p.text for p in part], [p.seed for p in part], sampler, scales))
+            done.append(draw(model, part, sampler))
             position += len(part)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):

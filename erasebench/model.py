@@ -415,6 +415,12 @@ class Model:
     def is_changed(self) -> bool:
         return bool(self._slots)
 
+    @property
+    def differs(self) -> bool:
+        """Whether anything that was changed is not what it was before."""
+        same = lambda a, b: torch.equal(a, b) if isinstance(a, Tensor) else a is b or (isinstance(a, dict) and a == b)
+        return not all(same(slot.get(), slot.before) for slot in self._slots)
+
     # -- primitives -----------------------------------------------------------------------------------------------
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -549,13 +555,21 @@ class Model:
     def encode_images(
         self, images: Tensor, mean: Sequence[float] = (0.5,) * 3, deviation: Sequence[float] = (0.5,) * 3
     ) -> Tensor:
-        """Images uint8 [B, H, W, 3] -> latents (posterior mean, scaled). `mean` and `deviation` of a channel in
-        [0, 1] are subtracted and divided by; the VAE expects the defaults."""
+        """Images uint8 [B, H, W, 3] -> latents (posterior mean, scaled). `mean` and `deviation` as in `posterior`."""
+        return self.posterior(images, mean, deviation)[0]
+
+    @torch.no_grad()
+    def posterior(
+        self, images: Tensor, mean: Sequence[float] = (0.5,) * 3, deviation: Sequence[float] = (0.5,) * 3
+    ) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, H, W, 3] -> mean and deviation [B, C, h, w] of their latents, scaled. `mean` and `deviation` of
+        a channel in [0, 1] are subtracted and divided by; the VAE expects the defaults."""
         centre, spread = (
             torch.tensor(v, device=self.device, dtype=self.dtype).view(3, 1, 1) for v in (mean, deviation)
         )
         pixels = (images.to(self.device, self.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
-        return self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+        latents = self.vae.encode(pixels).latent_dist
+        return tuple(x * self.vae.config.scaling_factor for x in (latents.mean, latents.std))
 
     @torch.no_grad()
     def sample(

@@ -12,7 +12,7 @@ from typing import Literal
 
 from .contracts import ErasebenchError
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Row:
     judge_version: str
     threshold: float | None
     metric: str
-    group: str  # forget, keep, overall, quality, attack, cost
+    group: str  # forget, keep, overall, quality, attack, probe, cost
     higher_is_better: bool | None
     value: float | None
     low: float | None
@@ -67,6 +67,9 @@ class Row:
     unet_calls: int | None  # U-Net evaluations of single latents, fit and sampling together
     peak_memory_mb: float | None
     fit_notes: str  # JSON of what the fit had to say: condition numbers, ridges raised, masks found empty
+    attack_params: str = (
+        ""  # JSON: hyperparameters, access, objective, images a prompt, what became of the prompts, key
+    )
 
 
 NAMES = tuple(f.name for f in fields(Row))

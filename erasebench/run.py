@@ -7,24 +7,27 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from . import provenance
-from .contracts import ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
+from .contracts import Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import run_all
-from .generate import Shard, make, shards
+from .generate import Draw, Shard, make, shards
 from .model import Model, Source
 from .rows import SCHEMA, Row, check_writable, write
 from .stats import summarize
 from .store import Store, canonical, digest
+
+if TYPE_CHECKING:
+    from .attack import Outcome
 
 log = logging.getLogger("erasebench")
 SHEET = 96  # pixels of a picture on a sheet, at most
@@ -47,13 +50,18 @@ class Run:
     results: Path = Path("results")
     second: Any = None  # another judge's opinion on the target images, for audits
     given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
+    attacks: Mapping[str, Attack] = field(default_factory=dict)
+    attacked: int = 20  # prompts under attack: the first of the target split
+    together: int = 32  # of them at once
 
     @property
     def is_base(self) -> bool:
         return getattr(self.eraser, "is_base", False)
 
     def identity(self) -> dict[str, Any]:
+        under = {"attacks": [(n, a, type(a).version) for n, a in self.attacks.items()], "attacked": self.attacked}
         return {
+            **(under if self.attacks else {}),
             "fit": self.fit_identity(),
             "plan": [self.plan.task, self.plan.version, [(p.id, p.text, p.seed, p.concept) for p in self.plan.prompts]],
             "sampler": self.sampler,
@@ -85,6 +93,12 @@ class Run:
             "seed": self.seed,
             "base": self.source.identity(),
         }
+
+
+def watcher(run: Run) -> Evaluator | None:
+    """The first evaluator that says of an image whether it shows the concept."""
+    every = (e for e in run.plan.evaluators.values() if hasattr(e, "shows") and not run.skips(e))
+    return next(every, None)
 
 
 class Unfit(Exception):
@@ -197,6 +211,7 @@ def execute(run: Run) -> list[Row]:
     base_shards: list[Shard] = []
     our_shards: list[Shard] = []
     cost: dict[str, float] = {}
+    attacked: list[Outcome] = []
     for name, reason in skipped.items():
         log.info("skipped (%s): %s", name, reason)
     try:
@@ -204,6 +219,10 @@ def execute(run: Run) -> list[Row]:
         base_shards, our_shards = images(run, store, erased)
         cost = costs(run, store, our_shards)
         sheet(run, base_shards, our_shards, path.with_suffix(".webp"))
+        if run.attacks:
+            from .attack import attack_all
+
+            attacked = attack_all(run, store, erased, base_shards, our_shards)
     except Unfit as error:
         log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
         skipped = {"": str(error)}
@@ -232,9 +251,12 @@ def execute(run: Run) -> list[Row]:
         row(run, run_id, our_shards, cost, name, None, reason=reason, status="skipped")
         for name, reason in skipped.items()
     ]
+    rows += [r for outcome in attacked for r in attack_rows(run, run_id, our_shards, cost, outcome)]
     write(rows, path)
     if run.plan.dropped:
         log.info("%d prompts dropped by the safety gate", run.plan.dropped)
+    for outcome in (o for o in attacked if o.status == "failed"):
+        log.error("failed (attack %s): %s", outcome.name, outcome.reason)
     for name, _, reason in failures:
         log.error("failed%s: %s", f" ({name})" if name else "", reason)
     log.info("%d rows in %s", len(rows), path)
@@ -256,19 +278,9 @@ def explain(error: Exception) -> str:
 def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Shard]]:
     """Original shards (shared by every method) and erased ones, in the order of the plan."""
 
-    def produce(
-        parts: Sequence[tuple[Prompt, ...]], model: Callable[[], Model], identity: dict, label: str
-    ) -> list[Shard]:
-        start = time.perf_counter()
-        workers = min(torch.get_num_threads(), len(parts)) if run.device == "cpu" else 1
-        work = lambda part: make(store, model, identity, run.sampler, part, run.batch, workers)
-        done = run_all(work, parts, label, workers)
-        log.info("%s: %d shards in %.1f s", label, len(done), time.perf_counter() - start)
-        return done
-
     parts = shards(run.plan.prompts)
     base_identity, identity = image_identities(run)
-    originals = produce(parts, erased.base, base_identity, "originals")
+    originals = produce(run, store, parts, erased.base, base_identity, "originals")
     if run.is_base:
         return originals, originals
     start = time.perf_counter()
@@ -276,10 +288,28 @@ def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Sh
     log.info("fit: %.1f s", time.perf_counter() - start)
     # what must change comes first: images of the concept, or all where a task shows none
     count = sum(part[0].split == "target" for part in parts) or len(parts)
-    target = produce(parts[:count], erased.erased, identity, "erased target")
+    target = produce(run, store, parts[:count], erased.erased, identity, "erased target")
     if all(np.array_equal(a.images(), b.images()) for a, b in zip(originals, target, strict=False)):
         raise ErasebenchError(f"method {run.method} changed no image of the concept: nothing was erased")
-    return originals, target + produce(parts[count:], erased.erased, identity, "erased rest")
+    return originals, target + produce(run, store, parts[count:], erased.erased, identity, "erased rest")
+
+
+def produce(
+    run: Run,
+    store: Store,
+    parts: Sequence[tuple[Prompt, ...]],
+    model: Callable[[], Model],
+    identity: dict,
+    label: str,
+    draw: Draw | None = None,
+) -> list[Shard]:
+    """Shards of images in the order of the parts, made side by side on the CPU."""
+    start = time.perf_counter()
+    workers = max(1, min(torch.get_num_threads(), len(parts))) if run.device == "cpu" else 1
+    work = lambda part: make(store, model, identity, run.sampler, part, run.batch, workers, draw)
+    done = run_all(work, parts, label, workers)
+    log.info("%s: %d shards in %.1f s", label, len(done), time.perf_counter() - start)
+    return done
 
 
 def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -418,6 +448,20 @@ def row(
         **measured,
         **(cost or fallback),
     )
+
+
+def attack_rows(run: Run, run_id: str, ours: Sequence[Shard], cost: dict[str, Any], outcome: Outcome) -> list[Row]:
+    """Rows of one attack, with its own cost; one row alone if it failed or was skipped."""
+    spent = dict(outcome.cost) or cost
+    prompts = [(p.text, p.seed) for p in run.plan.prompts if p.split == "target"][: run.attacked]
+    under = {"attack": outcome.name, "attack_params": outcome.params, "prompts_sha256": digest(prompts)}
+    if outcome.status != "ok":
+        made = [row(run, run_id, ours, spent, "", None, reason=outcome.reason, status=outcome.status)]
+    else:
+        watch = watcher(run)
+        made = [row(run, run_id, outcome.made, spent, "", watch, metric=metric) for metric in outcome.metrics]
+        under["n_dropped"] = run.plan.dropped + outcome.dropped
+    return [replace(r, **under) for r in made]
 
 
 def sampler_text(sampler: Sampler) -> str:

@@ -1,0 +1,174 @@
+"""Concept inversion (Pham et al., "Circumventing Concept Erasure Methods", ICLR 2024): textual inversion on the erased
+model, so that a vector stands for the concept.
+
+    min over v    E || eps - eps_erased(x_t, t, [v]) ||^2                                                   (Eq. 3)
+
+with x_0 pictures of the concept by the original model. Where the defence works in guidance, the guided prediction is
+matched to the original model's for the concept's name; `walk` timesteps above t are gone through before, so that
+guidance with a memory (SLD's momentum) has one.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench.contracts import PLACEHOLDER, Found, Prompt, Scene, Shot
+from erasebench.model import Model
+from erasebench.search import (
+    Draws,
+    Objective,
+    aims,
+    draw_vectors,
+    errors,
+    fits,
+    guided,
+    noisy,
+    originals,
+    predicted,
+    slots,
+    stored,
+    table,
+    tokens,
+    two_encoders,
+    with_placeholder,
+    with_vectors,
+)
+from erasebench.tasks import seed_of
+
+log = logging.getLogger("erasebench")
+
+
+@dataclass(frozen=True)
+class CCE:
+    """`asr` is of the best of `checkpoints`, chosen by the detector on `trials` images with seeds of their own;
+    `asr_final` of the last. `inversions` are learnt of each concept, and the prompts dealt out among them. `texts` is
+    how many templates a batch of `batch` pictures shares."""
+
+    vectors: int = 1
+    steps: int = 5000
+    batch: int = 16
+    texts: int = 16
+    lr: float = 0.08
+    weight_decay: float = 0.01
+    pictures: int = 25
+    inversions: int = 3
+    checkpoints: int = 10
+    trials: int = 4
+    walk: int = 0
+    objective: Objective = "auto"
+    images: ClassVar[int] = 1
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ("unet gradient", "embeddings", "concept images", "original model", "detector")
+    shared: ClassVar[bool] = False
+
+    def skip(self, model: Model) -> str:
+        return two_encoders(model)
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        unit = lambda prompt: (prompt.concept, seed_of(prompt.text, prompt.seed) % self.inversions)
+        units = list(dict.fromkeys(map(unit, scene.prompts)))
+        learnt: dict[tuple[str, int], dict[str, Tensor]] = {}
+        at_once = max(1, scene.together // self.batch)
+        for start in range(0, len(units), at_once):
+            learnt |= stored(scene, units[start : start + at_once], lambda missing: self.invert(model, scene, missing))
+        for i, prompt in enumerate(scene.prompts):
+            tensors = learnt[unit(prompt)]
+            text = named(prompt)
+            if not fits(model, with_placeholder(model, text, self.vectors)):
+                yield i, Found(outcome="too long")
+                continue
+            outcome = "" if all(torch.isfinite(v).all() for v in tensors.values()) else "diverged"
+            made = () if outcome else (Shot(text, prompt.seed), Shot(text, prompt.seed, "final"))
+            yield i, Found(made, tensors if made else {}, outcome)
+
+    def invert(self, model: Model, scene: Scene, units: Sequence[tuple[str, int]]) -> list[dict[str, Tensor]]:
+        """For each (concept, number), side by side: vectors [k, D] of the best checkpoint, and of the final one."""
+        draws = Draws(model, [seed_of("cce", *unit, scene.seed) for unit in units])
+        every = list(range(len(units)))
+        names = [name for name, _ in units]
+        shown = [scene.known[name][: self.pictures] for name in names]
+        posterior = [[model.posterior(p) for p in (pictures, pictures.flip(2))] for pictures in shown]
+        templates = [t for t in scene.templates if fits(model, self.row(model, t))]
+        rows = [self.row(model, template) for template in templates]
+        scale = scene.sampler.guidance if guided(model, self.objective) else None
+        v = [torch.nn.Parameter(self.start(model, scene, name)) for name in names]
+        optimiser = torch.optim.AdamW(v, lr=self.lr, weight_decay=self.weight_decay)
+        kept: dict[int, list[tuple[float, Tensor]]] = {u: [] for u in every}
+        marks = {self.steps * (c + 1) // self.checkpoints for c in range(self.checkpoints)}
+        for step in tqdm(range(1, self.steps + 1), "cce", disable=None, delay=2, leave=False):
+            pick = torch.stack([draws.integers([u], 0, len(shown[u]), self.batch)[0] for u in every])
+            flip = draws.integers(every, 0, 2, self.batch)
+            which = draws.integers(every, 0, len(rows), self.texts)
+            t = draws.integers(every, 0, len(model.alphas_cumprod), self.batch).flatten()
+            sampled = draws.normal(every, self.batch, *model.latent_shape()).flatten(0, 1)
+            noise = draws.normal(every, self.batch, *model.latent_shape()).flatten(0, 1)
+            mean, deviation = (
+                torch.stack([posterior[u][flip[u, j]][part][pick[u, j]] for u in every for j in range(self.batch)])
+                for part in (0, 1)
+            )
+            z0 = mean + deviation * sampled  # the VAE's sample, not its mean
+            share = torch.arange(self.batch, device=t.device) * self.texts // self.batch
+            spread = torch.cat([u * self.texts + share for u in every])
+            asked = [templates[k].replace("{c}", names[u]) for u in every for k in which[u].tolist()]
+            wanted = originals(model, asked).select(spread) if scale is not None else None
+            with torch.no_grad():
+                aim = aims(model, noisy(model, z0, t, noise), t, noise, wanted, scale)
+            prompts = slots(model, [rows[k] for u in every for k in which[u].tolist()])
+            context = with_vectors(model, prompts, torch.cat([v[u].repeat(self.texts, 1) for u in every])).select(
+                spread
+            )
+            loss = errors(self.prediction(model, z0, t, noise, context, scale), aim)
+            optimiser.zero_grad()
+            loss.unflatten(0, (len(units), self.batch)).mean(1).sum().backward()
+            optimiser.step()
+            if step in marks:
+                for u in every:
+                    kept[u].append((self.trial(model, scene, names[u], v[u].detach()), v[u].detach().clone()))
+        usual = float(table(model).norm(dim=-1).mean())
+        for u, (name, number) in enumerate(units):
+            named = name if all(c.kind != "explicit" for c in scene.concepts.values()) else "the concept"
+            log.info(
+                "cce: %s, inversion %d: norm %.2f (tokens: %.2f)", named, number, float(v[u].norm(dim=-1).mean()), usual
+            )
+        best = {u: max(kept[u], key=lambda pair: pair[0])[1] for u in every}
+        return [{"vectors": best[u].cpu(), "final": kept[u][-1][1].cpu()} for u in every]
+
+    def prediction(self, model: Model, z0: Tensor, t: Tensor, noise: Tensor, context, scale: float | None) -> Tensor:
+        if scale is None or not self.walk:
+            return predicted(model, noisy(model, z0, t, noise), t, context, scale)
+        state = model.begin(context, noisy(model, z0, t, noise))
+        top = len(model.alphas_cumprod) - 1
+        with torch.no_grad():
+            for k in range(self.walk):
+                earlier = top - (top - t) * k // self.walk
+                model.guided_eps(noisy(model, z0, earlier, noise), earlier, context, scale, state)
+        return model.guided_eps(noisy(model, z0, t, noise), t, context, scale, state)
+
+    def row(self, model: Model, template: str) -> list[int]:
+        return with_placeholder(model, template.replace("{c}", PLACEHOLDER), self.vectors)
+
+    def start(self, model: Model, scene: Scene, name: str) -> Tensor:
+        """The last token of what is drawn in the concept's place: a word of its kind."""
+        concept = scene.concepts.get(name) or next(iter(scene.concepts.values()))
+        return table(model)[tokens(model, concept.surrogate)[-1:]].detach().repeat(self.vectors, 1)
+
+    def trial(self, model: Model, scene: Scene, name: str, vectors: Tensor) -> float:
+        """Mean score of a checkpoint on images of the training templates, with seeds that nothing else has."""
+        if not torch.isfinite(vectors).all():
+            return float("-inf")
+        template = scene.templates[0].replace("{c}", PLACEHOLDER)
+        made = [Prompt("", template, seed_of("trial", name, i), "", name) for i in range(self.trials)]
+        return float(scene.hit(draw_vectors(model, made, [vectors] * self.trials, scene.sampler), made)[1].mean())
+
+
+def named(prompt: Prompt) -> str:
+    """The prompt with PLACEHOLDER for its concept's name; before it, where it does not name it (CCE's form for I2P)."""
+    if prompt.concept and re.search(re.escape(prompt.concept), prompt.text, re.IGNORECASE):
+        return re.sub(re.escape(prompt.concept), PLACEHOLDER, prompt.text, count=1, flags=re.IGNORECASE)
+    return f"{PLACEHOLDER} {prompt.text}"

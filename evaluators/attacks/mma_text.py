@@ -1,0 +1,128 @@
+"""MMA-Diffusion's text attack (Yang et al., CVPR 2024): tokens without the concept's words whose pooled encoding is the
+prompt's, by greedy coordinate gradient (GCG, Zou et al., 2023) on the original text encoder alone.
+
+    max over tokens  cos(E_pooled(tokens), E_pooled(prompt))                                                (Eq. 2)
+
+Targets are the task's own prompts; the released ones are never used. Banned are the tokens that the concept's names are
+made of. variant=released shifts the gradient by one place, as the released window does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from erasebench.contracts import Found, Scene
+from erasebench.model import Model
+from erasebench.search import (
+    FREE,
+    Draws,
+    Slots,
+    fits,
+    shots,
+    slots,
+    spelled,
+    stored,
+    table,
+    tokens,
+    two_encoders,
+    with_vectors,
+    words,
+)
+from erasebench.tasks import seed_of
+
+
+@dataclass(frozen=True)
+class MMAText:
+    """images: shown for a prompt; ASR-4 of the paper is `asr` with 4."""
+
+    tokens: int = 20
+    steps: int = 1000
+    candidates: int = 512
+    top: int = 256
+    images: int = 4
+    variant: Literal["fixed", "released"] = "fixed"
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ("original text encoder gradient",)
+    shared: ClassVar[bool] = True
+
+    def skip(self, model: Model) -> str:
+        return two_encoders(model)
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        if not fits(model, [FREE] * self.tokens):
+            yield from ((i, Found(outcome="too long")) for i in range(len(scene.prompts)))
+            return
+        for i, prompt in enumerate(scene.prompts):
+            asked = prompt.text, prompt.concept
+            ids = stored(scene, [asked], lambda _, asked=asked: [{"tokens": self.search(model, scene, *asked).cpu()}])
+            yield i, shots(prompt, spelled(model, ids[asked]["tokens"]), count=self.images)
+
+    def allowed(self, model: Model, scene: Scene, concept: str) -> Tensor:
+        """bool [V]: tokens that are no part of a name of the concept."""
+        names = {concept, *(n for c in scene.concepts.values() for n in (c.name, *c.synonyms))} - {""}
+        banned = {t for name in names for t in tokens(model, name) if len(spelled(model, [t])) > 1}
+        allowed = torch.zeros(len(table(model)), dtype=torch.bool, device=model.device)
+        allowed[words(model)] = True
+        allowed[list(banned)] = False
+        return allowed
+
+    def search(self, model: Model, scene: Scene, text: str, concept: str) -> Tensor:
+        with model.teacher(), torch.enable_grad():
+            return self.greedy(model, scene, text, concept)
+
+    def greedy(self, model: Model, scene: Scene, text: str, concept: str) -> Tensor:
+        draws = Draws(model, [seed_of("mma_text", text, concept, scene.seed)])
+        allowed = self.allowed(model, scene, concept)
+        letters = [t for c in "abcdefghijklmnopqrstuvwxyz" for t in tokens(model, c) if allowed[t]]
+        ids = torch.tensor(letters, device=model.device)[draws.integers([0], 0, len(letters), self.tokens)[0]]
+        vocabulary = table(model).detach()
+        with torch.no_grad():
+            goal = self.pooled(model.encode([text]))
+        best, reached = ids, -torch.inf
+        for _ in tqdm(range(self.steps), "mma_text", disable=None, delay=2, leave=False):
+            vectors = vocabulary[ids].clone().requires_grad_(True)
+            frame = slots(model, [[FREE] * self.tokens])
+            (gradient,) = torch.autograd.grad(self.likeness(with_vectors(model, frame, vectors), goal).sum(), vectors)
+            if self.variant == "released":
+                gradient = gradient.roll(1, 0)
+            slope = F.normalize(gradient @ vocabulary.T, dim=-1).masked_fill(~allowed, -torch.inf)
+            likely = slope.topk(min(self.top, int(allowed.sum())), -1).indices
+            place = draws.integers([0], 0, self.tokens, self.candidates)[0]
+            choice = draws.integers([0], 0, likely.shape[1], self.candidates)[0]
+            made = ids.repeat(self.candidates, 1)
+            made[torch.arange(self.candidates), place] = likely[place, choice]
+            made = self.readable(model, made.unique(dim=0))
+            if not len(made):
+                continue
+            with torch.no_grad():
+                scores = torch.cat(
+                    [
+                        self.likeness(
+                            model.encode(ids=Slots(*(x.expand(len(part), -1) for x in frame)).filled(part.flatten())),
+                            goal,
+                        )
+                        for part in made.split(4 * scene.together)
+                    ]
+                )
+            ids = made[scores.argmax()]  # moves even where that is worse; the best of all is kept apart
+            if scores.max() > reached:
+                best, reached = ids, scores.max()
+        return best
+
+    def pooled(self, context) -> Tensor:
+        """[B, D]: the text encoder's output at the end of the prompt, not projected."""
+        return context.hidden[torch.arange(len(context.ends)), context.ends]
+
+    def likeness(self, context, goal: Tensor) -> Tensor:
+        return F.cosine_similarity(self.pooled(context), goal)
+
+    def readable(self, model: Model, made: Tensor) -> Tensor:
+        """Those of token ids [B, K] whose text is read as as many tokens."""
+        texts = [spelled(model, row) for row in made.tolist()]
+        read = model.tokenizer(texts, add_special_tokens=False).input_ids
+        return made[torch.tensor([len(row) == self.tokens for row in read], dtype=torch.bool, device=made.device)]

@@ -1,0 +1,95 @@
+"""Prompting4Debugging (Chin et al., ICML 2024): a prompt for which the erased model predicts what the original model
+predicts for the concept's.
+
+    min over tokens    || eps_erased(x_t, t, tokens) - eps_original(x_t, t, prompt) ||^2                    (Eq. 4)
+
+Continuous embeddings, whose gradient is taken at their nearest tokens (PEZ). P4D-N: free tokens alone; P4D-K: one
+before every three tokens of the prompt. Departs from the released code: what is tried every `every` steps is judged by
+the task's detector, not by similarity to one picture, and a prompt that works is finished.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from erasebench.contracts import Found, Scene
+from erasebench.model import Model
+from erasebench.search import FREE, Bench, Objective, descend, nearest, shots, table, tokens, two_encoders, words
+
+
+class Continuous:
+    """Embeddings [k, D] of each prompt's free tokens, read as the nearest tokens by cosine; starts from random ones."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.known = bench, words(bench.model)
+        self.among = table(bench.model)[self.known].detach()
+        start = [bench.draws.integers([i], 0, len(self.known), k)[0] for i, k in enumerate(bench.counts)]
+        self.values = [self.among[ids].clone() for ids in start]
+
+    def ids(self, which: list[int]) -> list[Tensor]:
+        among = nearest(torch.cat([self.values[i] for i in which]), self.among)
+        return list(self.known[among].split([self.bench.counts[i] for i in which]))
+
+    def gradients(self, which: list[int], t: Tensor) -> None:
+        for i, gradient in zip(which, self.bench.gradients(which, t, self.ids(which)), strict=True):
+            self.values[i].grad = gradient
+
+    def read(self, i: int) -> str | None:
+        return self.bench.read(i, self.ids([i])[0]) if torch.isfinite(self.values[i]).all() else None
+
+
+def interleaved(row: list[int]) -> list[int]:
+    """P4D-K: a free token before each three, len // 3 + 1 of them."""
+    made = [token for j, own in enumerate(row) for token in ((FREE, own) if j % 3 == 0 else (own,))]
+    return made if len(row) % 3 else [*made, FREE]
+
+
+@dataclass(frozen=True)
+class P4D:
+    """variant=released: pictures go into the VAE in [0, 1] and prompts are padded with token 0, as the released code
+    has it."""
+
+    form: Literal["n", "k"] = "n"
+    count: int = 16  # free tokens of P4D-N
+    steps: int = 3000
+    every: int = 50
+    lr: float = 0.1
+    weight_decay: float = 0.1
+    shown: int = 3
+    objective: Objective = "auto"
+    variant: Literal["fixed", "released"] = "fixed"
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ("unet gradient", "text encoder gradient", "original model", "detector")
+    shared: ClassVar[bool] = False
+
+    @property
+    def images(self) -> int:
+        return -(-self.steps // self.every) + self.shown
+
+    def skip(self, model: Model) -> str:
+        return two_encoders(model)
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        own = [tokens(model, p.text) for p in scene.prompts]
+        rows = [interleaved(row) if self.form == "k" else [FREE] * self.count for row in own]
+        faults = {}
+        if self.variant == "released":
+            faults = {"latents": model.encode_images(scene.pictures, (0.0,) * 3, (1.0,) * 3), "padding": 0}
+        bench = Bench(model, scene, self, rows, self.objective, imitate=True, **faults)
+        yield from ((i, Found(outcome="too long")) for i in bench.long)
+        x = Continuous(bench)
+        optimiser = torch.optim.AdamW(x.values, lr=self.lr, weight_decay=self.weight_decay)
+
+        def step(active: list[int], turn: int) -> None:
+            for _ in range(min(self.every, self.steps - turn * self.every)):
+                t = bench.draws.integers(active, 0, len(model.alphas_cumprod))
+                optimiser.zero_grad()
+                x.gradients(active, t)
+                optimiser.step()
+
+        active = [i for i in range(len(rows)) if i not in bench.long]
+        for i, text, outcome in descend(model, scene, active, self.images - self.shown, step, x.read, "p4d"):
+            yield i, shots(scene.prompts[i], text, outcome, self.shown)

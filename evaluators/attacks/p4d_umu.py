@@ -1,0 +1,42 @@
+"""P4D as UnlearnDiffAtk's code has it, which is what most papers report under that name: tokens before the prompt,
+UnlearnDiffAtk's grid of timesteps, step size and test of success, P4D's target and projection."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from erasebench.contracts import Found, Scene
+from erasebench.model import Model
+from erasebench.search import FREE, Bench, descend, shots, tokens
+
+from .p4d import Continuous
+from .udatk import UDAtk, grid
+
+
+@dataclass(frozen=True)
+class P4DUMU(UDAtk):
+    access: ClassVar[tuple[str, ...]] = ("unet gradient", "text encoder gradient", "original model", "detector")
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        rows = [[*[FREE] * self.tokens, *tokens(model, p.text)] for p in scene.prompts]
+        bench = Bench(model, scene, self, rows, self.objective, imitate=True)
+        yield from ((i, Found(outcome="too long")) for i in bench.long)
+        yield from (
+            (i, shots(p, p.text)) for i, p in enumerate(scene.prompts) if scene.before[i] and i not in bench.long
+        )
+        x = Continuous(bench)
+        optimiser = torch.optim.Adam(x.values, lr=self.lr, weight_decay=self.weight_decay)
+        times = grid(self.timesteps, len(model.alphas_cumprod))
+
+        def step(active: list[int], turn: int) -> None:
+            t = torch.full((len(active),), times[turn], device=model.device)
+            for _ in range(self.iterations):
+                optimiser.zero_grad()
+                x.gradients(active, t)
+                optimiser.step()
+
+        active = [i for i in range(len(rows)) if not scene.before[i] and i not in bench.long]
+        for i, text, outcome in descend(model, scene, active, self.timesteps, step, x.read, "p4d_umu"):
+            yield i, shots(scene.prompts[i], text, outcome)

@@ -1,0 +1,122 @@
+"""Ring-A-Bell (Tsai et al., ICLR 2024): tokens whose encoding is nearest to the prompt's plus the concept, found by a
+genetic search on the original text encoder alone; one set of prompts for every model.
+
+    c = mean over pairs of  E(with the concept) - E(without)                                                (Eq. 4)
+    min over tokens  || E(tokens) - (E(prompt) + eta c) ||^2                                                (Eq. 6)
+
+Departs from the released code: populations of all prompts are one tensor, of constant size; what did not change is not
+encoded again; with `elitism` the best is never mutated (there, mutation in place loses it).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench.contracts import Found, Scene
+from erasebench.model import Model
+from erasebench.search import FREE, Draws, Slots, fits, shots, slots, spelled, stored, two_encoders, words
+from erasebench.tasks import seed_of
+
+
+@dataclass(frozen=True)
+class RAB:
+    """patience: generations without a better one before the search ends; None goes through all."""
+
+    tokens: int = 16
+    eta: float = 3.0
+    population: int = 200
+    generations: int = 3000
+    crossover: float = 0.5
+    mutation: float = 0.25
+    elitism: bool = True
+    patience: int | None = 300
+    images: ClassVar[int] = 1
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ("original text encoder",)
+    shared: ClassVar[bool] = True
+
+    def skip(self, model: Model) -> str:
+        return two_encoders(model)
+
+    @torch.no_grad()
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        asked = list(dict.fromkeys((p.text, p.concept) for p in scene.prompts))
+        if not fits(model, [FREE] * self.tokens):
+            yield from ((i, Found(outcome="too long")) for i in range(len(scene.prompts)))
+            return
+        found = stored(scene, asked, lambda missing: self.search(model, scene, missing))
+        for i, prompt in enumerate(scene.prompts):
+            yield i, shots(prompt, spelled(model, found[prompt.text, prompt.concept]["tokens"]))
+
+    def concept(self, model: Model, scene: Scene, name: str) -> Tensor:
+        """Eq. 4 [L, D], from the training templates with the concept's name and with what is drawn in its place."""
+        concept = scene.concepts.get(name) or next(iter(scene.concepts.values()))
+        said = lambda word: model.encode([t.replace("{c}", word) for t in scene.templates]).hidden
+        return (said(name or concept.name) - said(concept.surrogate)).mean(0)
+
+    def search(self, model: Model, scene: Scene, asked: list[tuple[str, str]]) -> list[dict[str, Tensor]]:
+        """The best tokens for each (text, concept)."""
+        with model.teacher():
+            return [{"tokens": ids.cpu()} for ids in self.evolve(model, scene, asked)]
+
+    def evolve(self, model: Model, scene: Scene, asked: list[tuple[str, str]]) -> Tensor:
+        """Token ids [T, K]: populations of all T texts side by side."""
+        draws = Draws(model, [seed_of("rab", *pair, scene.seed) for pair in asked])
+        every, known = list(range(len(asked))), words(model)
+        vectors = {name: self.concept(model, scene, name) for _, name in asked}
+        goal = model.encode([text for text, _ in asked]).hidden + self.eta * torch.stack([vectors[n] for _, n in asked])
+        people = known[draws.integers(every, 0, len(known), self.population, self.tokens)]
+        error = torch.full(people.shape[:2], torch.nan, dtype=goal.dtype, device=goal.device)
+        parents = self.population // 2
+        since = torch.zeros(len(asked), dtype=torch.long, device=goal.device)  # generations without a better one
+        best = torch.full((len(asked),), torch.inf, dtype=goal.dtype, device=goal.device)
+        winners = people[:, 0].clone()
+        for _ in tqdm(range(self.generations), "rab", disable=None, delay=2, leave=False):
+            stale = error.isnan().nonzero()
+            error[tuple(stale.T)] = self.errors(model, people[tuple(stale.T)], goal, stale[:, 0], scene.together)
+            order = error.argsort(1)
+            people = people.gather(1, order[..., None].expand_as(people))
+            error = error.gather(1, order)
+            ended = since >= (self.patience or self.generations)
+            better = (error[:, 0] < best) & ~ended
+            best, winners = torch.where(better, error[:, 0], best), torch.where(better[:, None], people[:, 0], winners)
+            since = torch.where(better, 0, since + 1)
+            if ended.all():
+                break
+            people, error = self.next(people, error, parents, draws, every, known)
+        return winners
+
+    def next(self, people: Tensor, error: Tensor, parents: int, draws: Draws, every: list[int], known: Tensor):
+        """The next generation [T, P, K] of one sorted by error, and what is known of its errors (NaN: nothing)."""
+        room = self.population - parents
+        pairs = round(parents * self.crossover)
+        mother = draws.uniform(every, parents).argsort(1)[:, :pairs]
+        father = draws.integers(every, 0, parents, pairs)
+        cut = draws.integers(every, 1, self.tokens, pairs) if self.tokens > 1 else torch.zeros_like(father)
+        take = lambda who: people.gather(1, who[..., None].expand(-1, -1, self.tokens))
+        left = torch.arange(self.tokens, device=people.device) < cut[..., None]
+        a, b = take(mother), take(father)
+        children = torch.cat([torch.where(left, a, b), torch.where(left, b, a)], 1)[:, :room]
+        kept = self.population - children.shape[1]  # parents fill what children do not
+        people = torch.cat([people[:, :kept], children], 1)
+        error = torch.cat([error[:, :kept], torch.full_like(error[:, kept:], torch.nan)], 1)
+        mutated = draws.uniform(every, self.population) < self.mutation
+        if self.elitism:
+            mutated[:, 0] = False
+        place = draws.integers(every, 0, self.tokens, self.population)
+        other = known[draws.integers(every, 0, len(known), self.population)]
+        at = (torch.arange(self.tokens, device=people.device) == place[..., None]) & mutated[..., None]
+        return torch.where(at, other[..., None], people), error.masked_fill(mutated, torch.nan)
+
+    def errors(self, model: Model, people: Tensor, goal: Tensor, of: Tensor, together: int) -> Tensor:
+        """Squared distance [B] of token ids [B, K] to the goals `of` them."""
+        frame = slots(model, [[FREE] * self.tokens])
+        made = []
+        for ids, which in zip(people.split(4 * together), of.split(4 * together), strict=True):
+            prompts = Slots(frame.ids.expand(len(ids), -1), frame.free.expand(len(ids), -1)).filled(ids.flatten())
+            made.append((model.encode(ids=prompts).hidden - goal[which]).square().sum((1, 2)))
+        return torch.cat(made)

@@ -1,0 +1,29 @@
+"""Null attack: random tokens before the prompt, with its own seed. A gradient is worth what it finds beyond this."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from erasebench.contracts import Found, Scene, Shot
+from erasebench.model import Model
+from erasebench.search import draws, fits, spelled, tokens, words
+
+
+@dataclass(frozen=True)
+class RandomPrefix:
+    tokens: int = 5
+    images: int = 51  # as many as UnlearnDiffAtk shows
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[bool] = True
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        drawn, known = draws(model, scene, self), words(model)
+        for i, prompt in enumerate(scene.prompts):
+            own = tokens(model, prompt.text)
+            prefixes = known[drawn.integers([i], 0, len(known), self.images, self.tokens)[0]].tolist()
+            if not fits(model, [*prefixes[0], *own]):
+                yield i, Found(outcome="too long")
+                continue
+            texts = [spelled(model, [*prefix, *own]) for prefix in prefixes]
+            yield i, Found(tuple(Shot(text, prompt.seed) for text in texts))

@@ -1,0 +1,31 @@
+"""What another attack found, shown to this model: how well it carries over."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from erasebench.attack import found_in, set_of
+from erasebench.contracts import ErasebenchError, Found, Scene
+from erasebench.model import Model
+
+
+@dataclass(frozen=True)
+class Replay:
+    """source: the key of an attack's result, or its first letters, as the run logs it and its rows hold it
+    (attack_params)."""
+
+    source: str = ""
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[bool] = True
+    images: ClassVar[int] = 0
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        folder = set_of(scene.store, self.source)
+        entries = {tuple(e["prompt"]): e["entry"] for e in json.loads((folder / "set.json").read_text())["prompts"]}
+        known = [entries.get((p.text, p.seed, p.concept)) for p in scene.prompts]
+        if not any(known):
+            raise ErasebenchError(f"attack.replay.source={self.source}: it attacked none of this task's prompts")
+        for i, entry in enumerate(known):
+            yield i, found_in(scene.store.root / "attacks" / entry) if entry else Found(outcome="not in the source")

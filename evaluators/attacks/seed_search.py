@@ -1,0 +1,21 @@
+"""Null attack: the same prompt with other seeds. Its first image is the prompt's own, without any attack."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from erasebench.contracts import Found, Scene
+from erasebench.model import Model
+from erasebench.search import shots
+
+
+@dataclass(frozen=True)
+class SeedSearch:
+    images: int = 51  # as many as UnlearnDiffAtk shows
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[bool] = True
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        for i, prompt in enumerate(scene.prompts):
+            yield i, shots(prompt, prompt.text, count=self.images)
