@@ -299,7 +299,7 @@ class Stage:
             }
             (folder / "found.json").write_text(json.dumps(record))
             if found.tensors:
-                save_file({k: v.contiguous().cpu() for k, v in found.tensors.items()}, folder / "tensors.safetensors")
+                save_file({k: v.clone().contiguous() for k, v in found.tensors.items()}, folder / "tensors.safetensors")
 
         self.store.get_or_make("attacks", self.of(i), fill)
 

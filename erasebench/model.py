@@ -176,7 +176,8 @@ class ClassifierFree:
     def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
         """eps(neg) and eps(prompt), each [B, C, h, w], in one call of the U-Net."""
         joined = once("joined", lambda: join(state["negative"], context), state["negative"].hidden, context.hidden)
-        return model.eps(torch.cat([z, z]), t, joined, state).chunk(2)
+        both = torch.cat([t, t]) if t.ndim else t  # one timestep for all, or one for each
+        return model.eps(torch.cat([z, z]), both, joined, state).chunk(2)
 
 
 class Guard(Protocol):

@@ -60,7 +60,9 @@ def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequen
     made = dict(zip(missing, make(missing), strict=True)) if missing else {}
     found = {}
     for key in keys:
-        fill = lambda folder, key=key: save_file(made[key], folder / "found.safetensors")
+        fill = lambda folder, key=key: save_file(
+            {k: v.clone() for k, v in made[key].items()}, folder / "found.safetensors"
+        )
         found[key] = load_file(scene.store.get_or_make("searches", identity(key), fill) / "found.safetensors")
     return found
 
@@ -154,7 +156,8 @@ def simplex(u: Tensor) -> Tensor:
     excess = falling.cumsum(-1) - 1
     count = torch.arange(1, u.shape[-1] + 1, device=u.device, dtype=u.dtype)
     support = (falling - excess / count > 0).sum(-1, keepdim=True)
-    return (u - excess.gather(-1, support - 1) / support).clamp(min=0)
+    threshold = excess.gather(-1, (support - 1).clamp(min=0)) / support  # no support at all where u is NaN
+    return (u - threshold).clamp(min=0)
 
 
 def nearest(x: Tensor, among: Tensor) -> Tensor:

@@ -134,7 +134,11 @@ class CCE:
         for u, (name, number) in enumerate(units):
             named = name if all(c.kind != "explicit" for c in scene.concepts.values()) else "the concept"
             log.info(
-                "cce: %s, inversion %d: norm %.2f (tokens: %.2f)", named, number, float(v[u].norm(dim=-1).mean()), usual
+                "cce: %s, inversion %d: norm %.2f (tokens: %.2f)",
+                named,
+                number,
+                float(v[u].detach().norm(dim=-1).mean()),
+                usual,
             )
         best = {u: max(kept[u], key=lambda pair: pair[0])[1] for u in every}
         return [{"vectors": best[u].cpu(), "final": kept[u][-1][1].cpu()} for u in every]
