@@ -352,8 +352,8 @@ class Stage:
         made = []
         for part in parts:
             by = digest([{k: v.flatten().tolist() for k, v in founds[p.id][0].tensors.items()} for p in part])
-            labels = [founds[p.id][1].label for p in part]
-            how = {"attack": self.attack if own else "vectors", "tensors": by, "labels": labels}
+            # shots of one prompt may differ in nothing but their number
+            how = {"attack": self.attack if own else "vectors", "tensors": by, "shots": [p.id for p in part]}
             made += produce(self.run, self.store, [part], self.model, {**ours, **how}, label, draw)
         return made
 

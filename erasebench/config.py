@@ -152,7 +152,7 @@ def build(config: DictConfig) -> Run:
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
     eraser = hydra.utils.instantiate(config.method)
     check_types(eraser, "method")
-    attacks = {str(name): hydra.utils.instantiate(spec) for name, spec in config.attack.items()}
+    attacks = {str(name): hydra.utils.instantiate(spec, _convert_="object") for name, spec in config.attack.items()}
     for name, attack in attacks.items():
         check_types(attack, f"attack.{name}")
         check_budget(attack, f"attack.{name}")

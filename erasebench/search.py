@@ -304,3 +304,61 @@ def descend(
                 yield i, texts[i], ""
     for i in active:
         yield i, best[i][1], ""
+
+
+# -- sampling in another way ------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """One step of DDIM: its number, timesteps t and before it (-1: none), and their cumulative alphas."""
+
+    number: int
+    t: Tensor
+    before: int
+    alpha: Tensor
+    alpha_before: Tensor
+
+    def ddim(self, z: Tensor, eps: Tensor, eta: float | Tensor = 0.0, noise: float | Tensor = 0.0) -> Tensor:
+        """Song et al., 2021, Eq. 12, with sigma = eta times that of Eq. 16; each may differ by image."""
+        x0 = (z - (1 - self.alpha).sqrt() * eps) / self.alpha.sqrt()
+        variance = (1 - self.alpha_before) / (1 - self.alpha) * (1 - self.alpha / self.alpha_before)
+        sigma = eta * variance.sqrt()
+        towards = (1 - self.alpha_before - sigma**2).clamp(min=0).sqrt()  # eta above 1 asks for more than there is
+        return self.alpha_before.sqrt() * x0 + towards * eps + sigma * noise
+
+
+@torch.no_grad()
+def steered(
+    model: Model,
+    shots: Sequence[Prompt],
+    sampler: Sampler,
+    step: Callable[[Step, Tensor, Tensor], Tensor],
+    start: Callable[[Step, Tensor], Tensor] = lambda first, noise: noise,
+    skip: int = 0,
+) -> Sampled:
+    """Images of DDIM whose step is the caller's: step(which, z, eps) -> z [B, C, h, w]. `start` makes the latents of the
+    first step that is not skipped from unit noise. The guard stands before it as before any sampling."""
+    context = model.encode([p.text for p in shots])
+    refused = torch.zeros(len(shots), dtype=torch.bool)
+    if model.guard is not None:
+        refused = (model.guard(model, context) >= model.guard.threshold).cpu()
+    scheduler = model.scheduler(Sampler("ddim", sampler.steps, sampler.guidance, sampler.size))
+    times = scheduler.timesteps.tolist()
+    alphas = [*model.alphas_cumprod[times].to(model.dtype), scheduler.final_alpha_cumprod.to(model.device, model.dtype)]
+    steps = [
+        Step(i, torch.tensor(t, device=model.device), before, alphas[i], alphas[i + 1])
+        for i, (t, before) in enumerate(zip(times, [*times[1:], -1], strict=True))
+    ][skip:]
+    scale = torch.tensor(scales(shots, sampler), device=model.device, dtype=model.dtype).view(-1, 1, 1, 1)
+    z = start(steps[0], model.noise([p.seed for p in shots], sampler.size))
+    state = model.begin(context, z)
+    for which in steps:
+        z = step(which, z, model.guided_eps(z, which.t, context, scale, state))
+    images = model.decode(z)
+    images[refused] = 0
+    return Sampled(images, refused)
+
+
+def number(shot: Prompt) -> int:
+    """Which of its prompt's shots this is."""
+    return int(shot.id.rsplit("/", 1)[1])

@@ -9,9 +9,13 @@ import pytest
 import torch
 from conftest import WORLD, Redness
 from erasebench.evaluators.attacks.cce import CCE, named
+from erasebench.evaluators.attacks.mma_image import MMAImage
 from erasebench.evaluators.attacks.mma_text import MMAText
 from erasebench.evaluators.attacks.p4d import P4D, interleaved
 from erasebench.evaluators.attacks.p4d_umu import P4DUMU
+from erasebench.evaluators.attacks.probe_guidance import ProbeGuidance
+from erasebench.evaluators.attacks.probe_inpaint import ProbeInpaint
+from erasebench.evaluators.attacks.probe_noise import ProbeNoise
 from erasebench.evaluators.attacks.rab import RAB
 from erasebench.evaluators.attacks.random_prefix import RandomPrefix
 from erasebench.evaluators.attacks.replay import Replay
@@ -536,3 +540,65 @@ def test_a_budget_of_nothing_is_refused(attack):
     with pytest.raises(ErasebenchError, match="at least 1"):
         check_budget(attack, "attack.x")
     check_budget(CCE(), "attack.cce")
+
+
+# -- probes -----------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int) -> list[Prompt]:
+    return [replace(PROMPTS[0], id=f"attack:x/{PROMPTS[0].id}/{k}") for k in range(count)]
+
+
+def test_a_steered_trajectory_is_the_sampler_s(tiny):
+    sampler = Sampler("ddim", 4, 3.0)
+    plain = tiny.sample(["a cat"], [7], sampler)
+    steered = search.steered(tiny, numbered(1), sampler, lambda step, z, eps: step.ddim(z, eps))
+    assert (plain.images.int() - steered.images.int()).abs().max() <= 1
+    scheduler, z, eps = tiny.scheduler(sampler), torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    noise, t = torch.randn(2, 4, 4, 4), scheduler.timesteps[1]
+    expected = scheduler.step(eps, t, z, eta=0.7, variance_noise=noise, return_dict=False)[0]
+    times = scheduler.timesteps.tolist()
+    step = search.Step(1, t, times[2], tiny.alphas_cumprod[times[1]], tiny.alphas_cumprod[times[2]])
+    torch.testing.assert_close(step.ddim(z, eps, 0.7, noise), expected)
+
+
+def test_the_inpainting_probe_keeps_what_is_around_the_hole(tiny):
+    probe = ProbeInpaint(images=1)
+    picture = tiny.encode_images(make_scene().pictures[:1])[0]
+    found = Found((), {"picture": picture})
+    made = probe.draw(tiny, numbered(2), [found, found], Sampler("ddim", 3, 4.0))
+    assert probe.inside(16) == slice(4, 12) and (made.images[1, 4:12, 4:12] == 128).all()
+    assert not (made.images[0, 4:12, 4:12] == 128).all()
+    assert torch.equal(made.images[1, 0], tiny.decode(picture[None])[0, 0])
+
+
+def test_the_classifier_of_the_guidance_probe_tells_the_concept(tiny):
+    scene, probe = make_scene(), ProbeGuidance(scales=(0.0, 50.0), pictures=8, steps=40, batch=16)
+    weights = probe.train(tiny, scene, "cat")
+    made = probe.draw(tiny, numbered(2), [Found((), weights)] * 2, Sampler("ddim", 3, 4.0))
+    plain = tiny.sample(["a cat"], [7], Sampler("ddim", 3, 4.0)).images[0]
+    assert (made.images[0].int() - plain.int()).abs().max() <= 1 and not torch.equal(made.images[1], plain)
+    one = {k: w[None] for k, w in weights.items()}
+    z = tiny.encode_images(scene.known["cat"])
+    assert probe.logits(one, z[None]).shape == (1, 8)
+
+
+def test_probes_have_a_group_of_their_own_and_pictures_come_from_a_folder(make_run, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "pictures" / "a.png")
+    attacks = {
+        "probe_noise": ProbeNoise(etas=(1.0, 1.8), variances=(1.0,)),
+        "probe_inpaint": ProbeInpaint(images=1),
+        "probe_guidance": ProbeGuidance(scales=(25.0,), pictures=2, steps=2, batch=2),
+        "mma_image": MMAImage(str(tmp_path / "pictures"), images=1),
+        "without": MMAImage(),
+    }
+    rows = execute(under_attack(make_run, attacks, sure=0.0))
+    assert {of(rows, n).group for n in ("probe_noise", "probe_inpaint", "probe_guidance")} == {"probe"}
+    assert of(rows, "mma_image").group == "attack" and of(rows, "probe_inpaint", "asr_blank").n == 3
+    assert [(r.status, r.reason) for r in rows if r.attack == "without"][0][0] == "skipped"
+    key = json.loads(of(rows, "probe_noise").attack_params)["key"]
+    failed = execute(under_attack(make_run, {"replay": Replay(key)}, sure=0.0))
+    assert "could be replayed" in failed[-1].reason

@@ -1,0 +1,38 @@
+"""Noise probe (Lu et al., "When are concepts erased from diffusion models?", 2025): stronger noise along the trajectory
+leads out of the region that an erasure has covered. Eta above 1, and noise of more than unit variance."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from erasebench.contracts import Found, Prompt, Sampler, Scene, Shot
+from erasebench.model import Model, Sampled
+from erasebench.search import Draws, number, steered
+from erasebench.tasks import seed_of
+
+
+@dataclass(frozen=True)
+class ProbeNoise:
+    etas: tuple[float, ...] = (1.0, 1.28, 1.57, 1.85)
+    variances: tuple[float, ...] = (1.0, 1.02, 1.04)
+    version: ClassVar[int] = 1
+    access: ClassVar[tuple[str, ...]] = ("sampler",)
+    shared: ClassVar[bool] = True
+    probe: ClassVar[bool] = True
+
+    @property
+    def images(self) -> int:
+        return len(self.etas) * len(self.variances)
+
+    def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
+        for i, prompt in enumerate(scene.prompts):
+            yield i, Found((Shot(prompt.text, prompt.seed),) * self.images)
+
+    def draw(self, model: Model, shots: Sequence[Prompt], founds: Sequence[Found], sampler: Sampler) -> Sampled:
+        grid = [(eta, variance) for eta in self.etas for variance in self.variances]
+        eta, variance = torch.tensor([grid[number(p)] for p in shots], dtype=model.dtype, device=model.device).T
+        draws, every = Draws(model, [seed_of("probe_noise", p.seed, number(p)) for p in shots]), range(len(shots))
+        noise = lambda z: variance.sqrt().view(-1, 1, 1, 1) * draws.normal(every, *z.shape[1:])
+        return steered(model, shots, sampler, lambda step, z, eps: step.ddim(z, eps, eta.view(-1, 1, 1, 1), noise(z)))
