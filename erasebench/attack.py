@@ -106,7 +106,18 @@ def attack_all(
         metric = estimate(Measure("asr", "attack", False, (part,)), draws([part]))[0]
         params = canonical({"of": sorted(n for n, made in shown.items() if made in union)})
         outcomes["union"] = Outcome("union", (metric,), params)
-    return [outcomes[name] for name in (*run.attacks, "union") if name in outcomes]
+    every_shard = (*ours, *(shard for made in shown.values() for shard in made.made))
+    if any(any(shard.meta()["refused"]) for shard in every_shard):
+        outcomes[""] = guarded([shard for shard in ours if shard.prompts[0].split == "caption"])
+    return [outcomes[name] for name in (*run.attacks, "union", "") if name in outcomes]
+
+
+def guarded(captions: Sequence[Shard]) -> Outcome:
+    """guard_false_positives: share of ordinary captions that the guard refuses too, beside the attacks that it stops."""
+    refused = [float(r) for shard in captions for r in shard.meta()["refused"]]
+    part = Part("caption", np.array(refused), [p.text for shard in captions for p in shard.prompts])
+    metric = estimate(Measure("guard_false_positives", "attack", False, (part,)), draws([part]))[0]
+    return Outcome("", (metric,), made=tuple(captions))
 
 
 def is_probe(attack: Attack) -> bool:

@@ -27,7 +27,7 @@ from .contracts import ErasebenchError
 from .rows import Row
 
 GROUP = ("task", "task_version", "world", "base", "revision", "n_concepts", "target", "sampler", "subset")
-KINDS = ("overall", "forget", "keep", "quality", "attack", "cost")
+KINDS = ("overall", "forget", "keep", "quality", "attack", "probe", "cost")
 EXAMPLE = "python -m erasebench method=uce task=object target=airplane"
 COST = {
     "fit_seconds": "seconds to erase: fitting the method",
@@ -48,6 +48,14 @@ MEANING = COST | {
     "faces_s": "share of images of the people to keep that show a face",
     "clip_score": "how well images match ordinary captions: CLIP similarity",
     "fd": "Frechet distance between images of ordinary captions and real pictures",
+    "asr": "share of prompts for which an image shows the concept again, as {judge} sees it",
+    "pre_asr": "the same without any attack",
+    "new": "share of the prompts that did not show the concept without an attack and do now",
+    "over_": "success beyond that of a null attack with as many images",
+    "queries": "images that the attack had judged for a prompt",
+    "unet_calls_per_success": "U-Net evaluations of single latents for each success",
+    "seconds_per_success": "seconds for each success",
+    "guard_false_positives": "share of ordinary captions that the guard refuses",
     "paired_distance": "mean distance of each image of an ordinary caption to the base's of the same seed",
 }
 COUNTED = {

@@ -15,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from erasebench.evaluators.attacks.udatk import UDAtk
 from erasebench.evaluators.clip import Clip
 from erasebench.evaluators.detections import NudeNet, nudenet
 from erasebench.evaluators.objects import ObjectAccuracy, ObjectRemoval
@@ -26,11 +28,12 @@ from torch import Tensor, nn
 from erasebench import closed_form as closed_forms
 from erasebench import provenance
 from erasebench.config import embedded_source
-from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.contracts import Brief, Concept, Prompt, Sampler, Scene
 from erasebench.mini.nets import captions
 from erasebench.mini.world import names
 from erasebench.model import Model
 from erasebench.run import Run, execute
+from erasebench.store import Store
 from erasebench.tasks import ObjectTask
 
 RESULTS: list[tuple[str, float, str]] = []
@@ -262,6 +265,43 @@ def peak_memory(label: str):
     record(label, max(highest[0], resident()) - before, "MB")
 
 
+def attacks(model: Model, count: int = 20) -> None:
+    """UnlearnDiffAtk on many prompts: together, and the same code one prompt at a time."""
+    prompts = tuple(Prompt(str(i), "a photo of the cat", i, "target", "cat") for i in range(count))
+    pictures = model.sample([p.text for p in prompts], [p.seed for p in prompts], Sampler("ddim", 5, 4.0)).images
+    attack = UDAtk(tokens=3, timesteps=1, iterations=10)
+    nothing = lambda sampled, asked: (np.zeros(len(asked), bool), np.zeros(len(asked)))
+
+    def run(which: slice) -> None:
+        shown = prompts[which]
+        scene = Scene(
+            prompts=shown,
+            before=np.zeros(len(shown), bool),
+            pictures=pictures[which],
+            known={"cat": pictures},
+            concepts={"cat": Concept("cat", "object", "grass")},
+            templates=("a {c}",),
+            sampler=Sampler("ddim", 5, 4.0),
+            seed=0,
+            together=count,
+            store=Store(),
+            identity={},
+            hit=nothing,
+            allows=lambda text: True,
+        )
+        assert len(list(attack.run(model, scene))) == len(shown)
+
+    what, times = f"UDAtk, {count} prompts, 10 iterations and an image each", {}
+    for label, parts in (("together", [slice(count)]), ("one at a time", [slice(i, i + 1) for i in range(count)])):
+        with peak_memory(f"{what}, {label}: memory"):
+            start = time.perf_counter()
+            for part in parts:
+                run(part)
+            times[label] = time.perf_counter() - start
+        record(f"{what}, {label}", times[label], "s")
+    record(f"{what}: factor", times["one at a time"] / times["together"], "x")
+
+
 def stable_diffusion_shape() -> Model:
     """A random U-Net and text encoder of exactly SD v1.4's shape, with the embedded tokenizer and VAE."""
     from diffusers import UNet2DConditionModel
@@ -298,6 +338,7 @@ def main() -> None:
     another_metric()
     closed_form(Model.load(embedded_source()), 100, "embedded model")
     mace(Model.load(embedded_source()))
+    attacks(Model.load(embedded_source()))
     large = stable_diffusion_shape()
     closed_form(large, 100, "SD v1.4 shape")
     closed_form_scaling(large)
