@@ -109,9 +109,10 @@ class CelebrityTask:
             if n not in self.sizes:
                 raise ErasebenchError(f"n={n}: task=celebrity erases {', '.join(map(str, self.sizes))} people")
             names = people[-1:] if n == 1 else people[:n]
-        counts, templates = world["counts"]["celebrity"], world["templates"]["person"]
+        counts = {split: of[str(len(names))] for split, of in world["counts"]["celebrity"].items()}
+        templates = world["templates"]["person"]
         prompts = [
-            *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
+            *spread("target", {name: name for name in names}, templates, counts["target"]),
             *spread("retain", {name: name for name in kept}, templates, counts["retain"]),
         ]
         concepts = tuple(Concept(name, "person", world["surrogates"]["person"]) for name in names)

@@ -153,7 +153,7 @@ WORLD = {
     },
     "counts": {
         "object": {"target": 5, "retain": 4, "synonym": 3},
-        "celebrity": {"target": {"1": 4, "3": 6}, "retain": 4},
+        "celebrity": {"target": {"1": 4, "3": 6}, "retain": {"1": 4, "3": 4}},
     },
     "captions": {"count": 3, "evaluation": ["a cat on a mat", "a dog", "sky", "sea"], "training": ["a horse"]},
 }
