@@ -133,9 +133,10 @@ class CelebrityTask:
         names = chosen(people, 10 if n is None and target is None else n, target, self.sizes, "people")
         if n == 1 and target is None:
             names = people[-1:]
-        counts, templates = world["counts"]["celebrity"], world["templates"]["person"]
+        counts = {split: of[str(len(names))] for split, of in world["counts"]["celebrity"].items()}
+        templates = world["templates"]["person"]
         prompts = [
-            *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
+            *spread("target", {name: name for name in names}, templates, counts["target"]),
             *spread("retain", {name: name for name in kept}, templates, counts["retain"]),
         ]
         concepts = tuple(Concept(name, "person", world["surrogates"]["person"]) for name in names)

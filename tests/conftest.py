@@ -183,7 +183,7 @@ WORLD = {
     "counts": {
         "object": {"target": 5, "retain": 4, "synonym": 3},
         "imagenette": {"target": {"1": 2, "2": 4}, "retain": {"1": 3, "2": 4}},
-        "celebrity": {"target": {"1": 4, "3": 6}, "retain": 4},
+        "celebrity": {"target": {"1": 4, "3": 6}, "retain": {"1": 4, "3": 4}},
         "style": {"target": {"1": 2, "2": 4}, "retain": 4},
         "explicit": {"target": 4, "implicit": 3},
         "other_words": 6,
