@@ -16,6 +16,7 @@ COLUMNS = {  # ours -> the dataset's own name, and the name in the widely copied
     "text": ("prompt",),
     "seed": ("sd_seed", "evaluation_seed", "seed"),
     "guidance": ("sd_guidance_scale", "evaluation_guidance", "guidance"),
+    "concept": ("concept", "class", "artist"),
 }
 
 
@@ -26,6 +27,7 @@ class PromptRow(NamedTuple):
     text: str
     seed: int
     guidance: float | None
+    concept: str | None = None
 
 
 def prompts(spec: Mapping[str, Any]) -> tuple[list[PromptRow], int]:
@@ -57,7 +59,7 @@ def row(where: str, number: int, record: Mapping[str, Any], names: Mapping[str, 
     if not 0 <= seed < 2**63 or seed != int(seed):
         raise ErasebenchError(f"{where}, row {number}: {names['seed']} = {record[names['seed']]} is not a seed")
     guidance = names["guidance"] and numeric(where, number, names["guidance"], record[names["guidance"]])
-    return PromptRow(number, text, int(seed), guidance)
+    return PromptRow(number, text, int(seed), guidance, names["concept"] and str(record[names["concept"]]).strip())
 
 
 def numeric(where: str, number: int, name: str, value: Any) -> float:

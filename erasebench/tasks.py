@@ -93,6 +93,30 @@ class ObjectTask:
 
 
 @dataclass(frozen=True)
+class TermsTask:
+    """Erase one object by its name (target=), ask for it by that and by two synonyms, and for others by theirs (GIE,
+    Table 2)."""
+
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
+    name: str = "orr"
+    version: ClassVar[int] = 1
+
+    def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
+        if n not in (None, 1):
+            raise ErasebenchError(f"n={n}: task=orr erases one object; choose which with target=")
+        groups = {terms[0]: (terms, name) for name, terms in world["terms"].items()}
+        erased = choose(target or next(iter(groups)), list(groups), "target")
+        counts, templates = world["counts"]["orr"], world["templates"]["orr"]
+        asked = {
+            split: {t: t for g in groups if (g == erased) == (split == "target") for t in groups[g][0]}
+            for split in counts
+        }
+        prompts = [p for split, terms in asked.items() for p in spread(split, terms, templates, counts[split])]
+        concept = Concept(erased, "object", world["objects"][groups[erased][1]]["surrogate"])
+        return _plan(self, world, (concept,), [g for g in groups if g != erased], prompts, "object", images)
+
+
+@dataclass(frozen=True)
 class ImagenetteTask:
     """Erase five Imagenette classes (`split` 0 to 3, AP's) or one (target=), keep the others (AP, section 5.1; AGE)."""
 
@@ -272,6 +296,31 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
     prompts = tuple(p for p in plan.prompts if not (p.split == "retain" and p.concept in gone))
     which = " + ".join(filter(None, [plan.which or ", ".join(c.name for c in plan.concepts), *(c.name for c in more)]))
     return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which)
+
+
+def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
+    """The plan with prompts of one's own in place of those that ask for the same: a table with the columns prompt and
+    concept (one that is erased or kept), perhaps with seeds; `each` is how many images a prompt gets (Dark Miner's
+    captions, AP's prompts of artists). Raises ErasebenchError naming the row whose concept is neither."""
+    rows, dropped = loaders.prompts(spec)
+    splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
+    for row in rows:
+        if row.concept not in splits:
+            raise ErasebenchError(
+                f"{spec['path']}, row {row.number}: concept {row.concept!r} is neither erased nor kept in task={plan.task}"
+            )
+    own = [
+        Prompt(
+            f"{split}/own/{row.number}/{i}", row.text, row.seed if i == 0 else seed_of(row.seed, i), split, row.concept
+        )
+        for split in ("target", "retain")
+        for i in range(spec["each"])
+        for row in rows
+        if splits[row.concept] == split
+    ]
+    replaced = {p.split for p in own}
+    prompts = (*capped(own, images), *(p for p in plan.prompts if p.split not in replaced))
+    return replace(plan, prompts=prompts, dropped=plan.dropped + dropped)
 
 
 def misspelt(name: str) -> list[str]:
