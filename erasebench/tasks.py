@@ -302,7 +302,12 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
     """The plan with prompts of one's own in place of those that ask for the same: a table with the columns prompt and
     concept (one that is erased or kept), perhaps with seeds; `each` is how many images a prompt gets (Dark Miner's
     captions, AP's prompts of artists). Raises ErasebenchError naming the row whose concept is neither."""
-    rows, dropped = loaders.prompts(spec)
+    if type(spec["each"]) is not int or spec["each"] < 1:
+        raise ErasebenchError(f"prompts.each={spec['each']}: a whole number, at least 1, is needed")
+    rows, dropped = loaders.prompts(spec, ("text", "concept"))
+    seed = lambda row, i: (
+        row.seed if i == 0 and row.seed is not None else seed_of(row.text if row.seed is None else row.seed, i)
+    )
     splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
     for row in rows:
         if row.concept not in splits:
@@ -310,9 +315,7 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
                 f"{spec['path']}, row {row.number}: concept {row.concept!r} is neither erased nor kept in task={plan.task}"
             )
     own = [
-        Prompt(
-            f"{split}/own/{row.number}/{i}", row.text, row.seed if i == 0 else seed_of(row.seed, i), split, row.concept
-        )
+        Prompt(f"{split}/own/{row.number}/{i}", row.text, seed(row, i), split, row.concept)
         for split in ("target", "retain")
         for i in range(spec["each"])
         for row in rows
