@@ -566,5 +566,5 @@ def test_the_page_escapes_in_its_source(results):
 def test_only_parameters_that_were_changed_are_shown():
     """Values that a world gives (25 steps), and those that MACE chooses by its variant, are its usual ones."""
     usual = leaderboard._defaults("mace", "mini", "celebrity")
-    assert usual["preserved_weight"] == 2e5 and usual["image_steps"] == 25
+    assert usual["preserved_weight"] == 2.5e4 and usual["image_steps"] == 25
     assert usual["pixels"] == "vae" and usual["refined"] == "all_but_concept"
