@@ -92,6 +92,6 @@ def report(plans: Sequence[Planned], rate: float) -> str:
     calls = sum(n * per_image for n, per_image in every.values())
     lines.append(
         f"{len(plans)} runs, {sum(n for n, _ in every.values())} images to make, {calls} U-Net evaluations, "
-        f"{calls / rate / 3600:.1f} GPU hours at {rate:g} a second (fits not counted)"
+        f"{calls / rate / 3600:.1f} GPU hours at {rate:g} a second (fits and attacks not counted)"
     )
     return "\n".join(lines)
