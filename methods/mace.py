@@ -35,7 +35,8 @@ from erasebench.closed_form import (
     span,
     write_notes,
 )
-from erasebench.contracts import Brief, ErasebenchError, Sampler
+from erasebench.contracts import Brief, Sampler
+from erasebench.loaders import lines
 from erasebench.model import Context, Model
 from erasebench.tasks import seed_of
 
@@ -107,7 +108,7 @@ class MACE:
         if self.fusion_prior_scale is None:
             object.__setattr__(self, "fusion_prior_scale", self.prior_scale)
         if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
-            object.__setattr__(self, "templates", lines(Path(self.templates)))
+            object.__setattr__(self, "templates", lines(self.templates, "method.templates"))
 
     # -- the three steps ------------------------------------------------------------------------------------------
 
@@ -258,12 +259,6 @@ class MACE:
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return model.changed(weights=load_file(artifact / "weights.safetensors"))
-
-
-def lines(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        raise ErasebenchError(f"method.templates={path}: no such file (one template with {{c}} a line)")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
 class Silencing(NamedTuple):
