@@ -202,7 +202,8 @@ class MACE:
         optimiser = torch.optim.AdamW(weights, lr=self.lr, weight_decay=0.01)
         chances = self.timesteps(len(model.alphas_cumprod))
         of_layer = {
-            name: tuple(adapters[projection(name, which)] for which in "kv") for name in attention.layers(model)
+            name: tuple(adapters[attention.projection(name, which)] for which in "kv")
+            for name in attention.layers(model)
         }
         for _ in range(self.steps):
             t = torch.cat([torch.multinomial(chances, 1, generator=g) for g in draws]).to(model.device)
@@ -268,11 +269,6 @@ class Silencing(NamedTuple):
     shown: Tensor
     context: Context
     silenced: Tensor
-
-
-def projection(layer: str, which: str) -> str:
-    """The K or V projection of a cross-attention processor."""
-    return f"unet.{layer.removesuffix('.processor')}.to_{which}.weight"
 
 
 def clip_each(weights: Sequence[Tensor], largest: float = 1.0) -> None:
