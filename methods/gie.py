@@ -118,16 +118,15 @@ class GIE:
         others = [say(name) for name in dict.fromkeys([*(c.surrogate for c in brief.concepts), *brief.preserved])]
         judge = Clip(self.clip.name, self.clip.architecture, self.clip.pretrained, (*erased, *others))
         rest = [Prompt(p.id, " ".join(p.text.replace(p.concept, "").split()), p.seed, p.split) for p in prompts]
-        shown, kept = [], []
-        for scale in tqdm((0.0, *self.scales), "gie labels", disable=None, delay=2):
+        shown, kept = {}, {}
+        for scale in tqdm(dict.fromkeys((0.0, *self.scales)), "gie labels", disable=None, delay=2):
             with self.inhibited(model, inhibitors, scale):
                 images = drawn(model, prompts, Sampler("ddim", self.ddim_steps, self.guidance))
             scores = judge.score(images, rest)
-            shown.append((100 * torch.tensor(scores["texts"])).softmax(1)[:, : len(erased)].sum(1))
-            kept.append(torch.tensor(scores["own"]))
-        return best(
-            torch.tensor(self.scales), torch.stack(shown[1:]), torch.stack(kept[1:]), kept[0], self.shown, self.floor
-        )
+            shown[scale] = (100 * torch.tensor(scores["texts"])).softmax(1)[:, : len(erased)].sum(1)
+            kept[scale] = torch.tensor(scores["own"])
+        at = lambda found: torch.stack([found[scale] for scale in self.scales])
+        return best(torch.tensor(self.scales), at(shown), at(kept), kept[0.0], self.shown, self.floor)
 
     def train(
         self, model: Model, names: Sequence[str], prompts: Sequence[Prompt], labels: Tensor, seed: int
