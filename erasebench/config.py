@@ -140,7 +140,7 @@ def build(config: DictConfig) -> Run:
     from .contracts import Sampler
     from .model import Source
     from .run import Run
-    from .tasks import in_other_words, together
+    from .tasks import asked, in_other_words, together
 
     world = OmegaConf.to_container(config.world, resolve=True)
     evaluation, training = loaders.captions(world["captions"])
@@ -159,6 +159,8 @@ def build(config: DictConfig) -> Run:
     plan = task.plan(world, config.n, target, config.images)
     if config.concepts:
         plan = together(plan, world, [str(name) for name in config.concepts])
+    if config.prompts.path:
+        plan = asked(plan, OmegaConf.to_container(config.prompts, resolve=True), config.images)
     if config.other_words:
         plan = in_other_words(plan, world, [str(split) for split in config.other_words], config.images)
     # an evaluator of no split has not been asked for

@@ -16,6 +16,7 @@ COLUMNS = {  # ours -> the dataset's own name, and the name in the widely copied
     "text": ("prompt",),
     "seed": ("sd_seed", "evaluation_seed", "seed"),
     "guidance": ("sd_guidance_scale", "evaluation_guidance", "guidance"),
+    "concept": ("concept", "class", "artist"),
 }
 
 
@@ -24,11 +25,12 @@ class PromptRow(NamedTuple):
 
     number: int
     text: str
-    seed: int
+    seed: int | None
     guidance: float | None
+    concept: str | None = None
 
 
-def prompts(spec: Mapping[str, Any]) -> tuple[list[PromptRow], int]:
+def prompts(spec: Mapping[str, Any], needed: Sequence[str] = ("text", "seed")) -> tuple[list[PromptRow], int]:
     """(rows of I2P or of a table like it, how many the safety gate dropped). `spec`: path (CSV, Parquet), or hub id
     and revision. Empty prompts and duplicates stay: published counts hold them.
 
@@ -38,7 +40,7 @@ def prompts(spec: Mapping[str, Any]) -> tuple[list[PromptRow], int]:
     records, where = table(spec)
     present = set(records[0]) if records else set()
     names = {ours: next((name for name in theirs if name in present), None) for ours, theirs in COLUMNS.items()}
-    for ours in ("text", "seed"):
+    for ours in needed:
         if names[ours] is None:
             raise ErasebenchError(
                 f"{where}: no column {' or '.join(COLUMNS[ours])} (it has {', '.join(sorted(present))})"
@@ -53,11 +55,12 @@ def row(where: str, number: int, record: Mapping[str, Any], names: Mapping[str, 
     text = "" if text is None or text != text else str(text)  # an empty cell is read as NaN
     if len(text) > LONGEST:
         raise ErasebenchError(f"{where}, row {number}: a prompt of {len(text)} characters (at most {LONGEST})")
-    seed = numeric(where, number, names["seed"], record[names["seed"]])
-    if not 0 <= seed < 2**63 or seed != int(seed):
+    seed = names["seed"] and numeric(where, number, names["seed"], record[names["seed"]])
+    if seed is not None and (not 0 <= seed < 2**63 or seed != int(seed)):
         raise ErasebenchError(f"{where}, row {number}: {names['seed']} = {record[names['seed']]} is not a seed")
     guidance = names["guidance"] and numeric(where, number, names["guidance"], record[names["guidance"]])
-    return PromptRow(number, text, int(seed), guidance)
+    concept = names["concept"] and str(record[names["concept"]]).strip()
+    return PromptRow(number, text, None if seed is None else int(seed), guidance, concept)
 
 
 def numeric(where: str, number: int, name: str, value: Any) -> float:

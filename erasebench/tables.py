@@ -6,7 +6,9 @@ An experiment (conf/experiment) sweeps runs and says in `table` how their rows a
     across     field of a row that makes the column blocks (target, n_concepts), a hyperparameter (method.rank), or nothing
     metrics    metric of ours -> name in the published table
     labels     method -> its name in the published table
-    published  file in results/published, or nothing; `setting` names the key that `across` is called there
+    published  file in results/published, or nothing; `setting` names the key or column that `across` is called there,
+               `blocks` what its values are called
+    n          metric -> number of images without which it does not compare with the published one (Frechet distances)
     average    true adds a block with the mean and deviation over the others
     raw        metrics that are shown as they stand; others are percent
     split      rows of this split alone, where a metric stands for several (captions always count)
@@ -54,11 +56,13 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
         return {}
     path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
     theirs = {name: ours for ours, name in spec["metrics"].items() if name}
+    blocks = {theirs.lower(): str(ours) for ours, theirs in spec.get("blocks", {}).items()}
     found = {}
     with path.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             setting = json.loads(line["setting"] or "{}")
-            block = str(setting.get(spec.get("setting"), "")).lower()
+            block = str(setting.get(spec.get("setting")) or line.get(spec.get("setting")) or "").lower()
+            block = blocks.get(block, block)
             name = line["method"] or str(setting.get("config", ""))
             for method, label in spec.get("labels", {}).items():
                 if label == name and line["metric"] in theirs and line["value"]:
@@ -88,7 +92,8 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
                 mean = {} if None in values else {"value": np.mean(values), "deviation": np.std(values)}
                 made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean})
     for cell in made:
-        cell["published"] = paper.get((cell["method"], cell["block"].lower(), cell["metric"]))
+        comparable = spec.get("n", {}).get(cell["metric"], cell["n"]) == cell["n"]
+        cell["published"] = paper.get((cell["method"], cell["block"].lower(), cell["metric"])) if comparable else None
         cell["raw"] = cell["metric"] in spec.get("raw", ())
     return made
 

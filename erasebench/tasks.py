@@ -93,6 +93,30 @@ class ObjectTask:
 
 
 @dataclass(frozen=True)
+class TermsTask:
+    """Erase one object by its name (target=), ask for it by that and by two synonyms, and for others by theirs (GIE,
+    Table 2)."""
+
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
+    name: str = "orr"
+    version: ClassVar[int] = 1
+
+    def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
+        if n not in (None, 1):
+            raise ErasebenchError(f"n={n}: task=orr erases one object; choose which with target=")
+        groups = {terms[0]: (terms, name) for name, terms in world["terms"].items()}
+        erased = choose(target or next(iter(groups)), list(groups), "target")
+        counts, templates = world["counts"]["orr"], world["templates"]["orr"]
+        asked = {
+            split: {t: t for g in groups if (g == erased) == (split == "target") for t in groups[g][0]}
+            for split in counts
+        }
+        prompts = [p for split, terms in asked.items() for p in spread(split, terms, templates, counts[split])]
+        concept = Concept(erased, "object", world["objects"][groups[erased][1]]["surrogate"])
+        return _plan(self, world, (concept,), [g for g in groups if g != erased], prompts, "object", images)
+
+
+@dataclass(frozen=True)
 class ImagenetteTask:
     """Erase five Imagenette classes (`split` 0 to 3, AP's) or one (target=), keep the others (AP, section 5.1; AGE)."""
 
@@ -133,9 +157,10 @@ class CelebrityTask:
         names = chosen(people, 10 if n is None and target is None else n, target, self.sizes, "people")
         if n == 1 and target is None:
             names = people[-1:]
-        counts, templates = world["counts"]["celebrity"], world["templates"]["person"]
+        counts = {split: of[str(len(names))] for split, of in world["counts"]["celebrity"].items()}
+        templates = world["templates"]["person"]
         prompts = [
-            *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
+            *spread("target", {name: name for name in names}, templates, counts["target"]),
             *spread("retain", {name: name for name in kept}, templates, counts["retain"]),
         ]
         concepts = tuple(Concept(name, "person", world["surrogates"]["person"]) for name in names)
@@ -271,6 +296,34 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
     prompts = tuple(p for p in plan.prompts if not (p.split == "retain" and p.concept in gone))
     which = " + ".join(filter(None, [plan.which or ", ".join(c.name for c in plan.concepts), *(c.name for c in more)]))
     return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which)
+
+
+def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
+    """The plan with prompts of one's own in place of those that ask for the same: a table with the columns prompt and
+    concept (one that is erased or kept), perhaps with seeds; `each` is how many images a prompt gets (Dark Miner's
+    captions, AP's prompts of artists). Raises ErasebenchError naming the row whose concept is neither."""
+    if type(spec["each"]) is not int or spec["each"] < 1:
+        raise ErasebenchError(f"prompts.each={spec['each']}: a whole number, at least 1, is needed")
+    rows, dropped = loaders.prompts(spec, ("text", "concept"))
+    seed = lambda row, i: (
+        row.seed if i == 0 and row.seed is not None else seed_of(row.text if row.seed is None else row.seed, i)
+    )
+    splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
+    for row in rows:
+        if row.concept not in splits:
+            raise ErasebenchError(
+                f"{spec['path']}, row {row.number}: concept {row.concept!r} is neither erased nor kept in task={plan.task}"
+            )
+    own = [
+        Prompt(f"{split}/own/{row.number}/{i}", row.text, seed(row, i), split, row.concept)
+        for split in ("target", "retain")
+        for i in range(spec["each"])
+        for row in rows
+        if splits[row.concept] == split
+    ]
+    replaced = {p.split for p in own}
+    prompts = (*capped(own, images), *(p for p in plan.prompts if p.split not in replaced))
+    return replace(plan, prompts=prompts, dropped=plan.dropped + dropped)
 
 
 def misspelt(name: str) -> list[str]:

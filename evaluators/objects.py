@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -26,14 +26,13 @@ class ObjectAccuracy:
     clip: Clip
     classes: tuple[str, ...]
     template: str
-    templates: tuple[str, ...]  # of every evaluator of this judge, so that it looks at each image once
     splits: tuple[str, ...] = ("target", "retain", "synonym")
     scale: ClassVar[float] = 100.0
     sure: ClassVar[float] = 0.5
 
     @property
     def judge(self) -> Clip:
-        return replace(self.clip, texts=tuple(t.replace("{c}", name) for t in self.templates for name in self.classes))
+        return replace(self.clip, texts=tuple(self.template.replace("{c}", name) for name in self.classes))
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         made = []
@@ -68,32 +67,39 @@ class ObjectAccuracy:
     def _index(self, scored: Scored) -> np.ndarray:
         return np.array([self.classes.index(concept) for concept in scored.concepts])
 
-    def cosines(self, scored: Scored) -> np.ndarray:
-        """Of each image with this evaluator's texts [N, C]."""
-        start = self.templates.index(self.template) * len(self.classes)
-        return scored.arrays["texts"][:, start : start + len(self.classes)].astype(float)
-
     def top1(self, scored: Scored) -> np.ndarray:
-        return (self.cosines(scored).argmax(1) == self._index(scored)).astype(float)
+        return (scored.arrays["texts"].argmax(1) == self._index(scored)).astype(float)
 
     def probability(self, scored: Scored) -> np.ndarray:
-        logits = self.scale * self.cosines(scored)
+        logits = self.scale * scored.arrays["texts"].astype(float)
         softmax = np.exp(logits - logits.max(1, keepdims=True))
         return (softmax / softmax.sum(1, keepdims=True))[np.arange(len(logits)), self._index(scored)]
 
 
 @dataclass(frozen=True)
 class ObjectRemoval(ObjectAccuracy):
-    """orr: share of images of the erased class in which CLIP does not find it first among the ten classes; orr_synonyms
-    the same for its synonyms. (GIE, Table 2; its text defines the complement, the table prints this.)"""
+    """orr: share of images asked for by a term of the erased object (its name or a synonym) in which CLIP does not find
+    the object first among the ten classes; orr_kept the same for terms of others, where it should stay low; and
+    `orr_<term>` of each. (GIE, Table 2; its text defines the complement, the table prints this.)
 
-    splits: tuple[str, ...] = ("target", "synonym")
+    `terms`: class -> the terms that are asked for.
+    """
+
+    terms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    splits: tuple[str, ...] = ("target", "retain")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
-        gone = lambda split: Part(
-            split, np.where(scores[split].refused, 1.0, 1 - self.top1(scores[split])), scores[split].concepts
-        )
-        return [
-            Measure("orr", "forget", True, (gone("target"),)),
-            Measure("orr_synonyms", "forget", True, (gone("synonym"),)),
-        ]
+        made = []
+        for split, name, group in (("target", "orr", "forget"), ("retain", "orr_kept", "keep")):
+            asked = np.array(scores[split].concepts)
+            gone = np.where(scores[split].refused, 1.0, 1 - self.top1(scores[split]))
+            part = lambda values, split=split: Part(split, values, scores[split].concepts)
+            made.append(Measure(name, group, group == "forget", (part(gone),)))
+            for term in dict.fromkeys(scores[split].concepts):
+                own = part(np.where(asked == term, gone, np.nan))
+                made.append(Measure(f"orr_{term}", group, group == "forget", (own,)))
+        return made
+
+    def _index(self, scored: Scored) -> np.ndarray:
+        class_of = {term: name for name, terms in self.terms.items() for term in terms}
+        return np.array([self.classes.index(class_of[concept]) for concept in scored.concepts])

@@ -53,8 +53,11 @@ class Neighbours:
     of: object
     metric: str
     clip: Clip
-    splits: tuple[str, ...] = ("target", "retain")
     parts: ClassVar[int] = 5
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.of.splits
 
     @property
     def judge(self) -> Judge | None:

@@ -18,7 +18,8 @@ from types import SimpleNamespace
 import torch
 from erasebench.evaluators.clip import Clip
 from erasebench.evaluators.detections import NudeNet, nudenet
-from erasebench.evaluators.objects import ObjectAccuracy, ObjectRemoval
+from erasebench.evaluators.objects import ObjectAccuracy
+from erasebench.evaluators.spread import Neighbours
 from erasebench.methods.mace import MACE
 from erasebench.methods.uce import UCE
 from torch import Tensor, nn
@@ -150,14 +151,11 @@ def another_metric() -> None:
 
 
 def one_run() -> Run:
-    """UCE on one object, 64 images a split, judged by CLIP in two ways."""
+    """UCE on one object, 64 images a split, judged by CLIP and two evaluators."""
     world = {**names(), "captions": {"count": 64, "evaluation": captions()[0], "training": captions()[1]}}
     clip = Clip(architecture="embedded", pretrained="embedded")
-    templates = ("a photo of the {c}", "a photo of a {c}")
-    evaluators = {
-        "objects": ObjectAccuracy(clip, tuple(world["objects"]), templates[0], templates),
-        "removal": ObjectRemoval(clip, tuple(world["objects"]), templates[1], templates),
-    }
+    objects = ObjectAccuracy(clip, tuple(world["objects"]), "a photo of the {c}")
+    evaluators = {"objects": objects, "neighbours": Neighbours(objects, "acc_s_top1", clip)}
     plan = ObjectTask(evaluators).plan(world, None, "airplane", 64)
     return Run("uce", UCE(), embedded_source(), "mini", plan, Sampler("ddim", 5, 4.0), target="airplane")
 

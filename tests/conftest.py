@@ -160,6 +160,7 @@ WORLD = {
         "cat": {"synonyms": ["kitty", "feline", "housecat"], "surrogate": "sky"},
         "dog": {"synonyms": ["hound", "pooch", "canine"], "surrogate": "sky"},
     },
+    "terms": {"airplane": ["plane", "airplane"], "cat": ["cat", "kitty"]},
     "imagenette": {name: {"surrogate": "sky"} for name in ("church", "tench", "gas pump", "golf ball")},
     "imagenette_splits": [["gas pump", "golf ball"], ["church", "tench"]],
     "people": {"erase": ["Bill Moss", "Ann Reed", "Bill Stone"], "keep": ["Ann Moss", "Tom Reed"]},
@@ -173,6 +174,7 @@ WORLD = {
     },
     "templates": {
         "object": ["a photo of the {c}"],
+        "orr": ["a photo of {c}"],
         "imagenette": ["Image of {c}"],
         "person": ["a portrait of {c}", "{c}, official"],
         "style": ["Art by {c}"],
@@ -182,8 +184,9 @@ WORLD = {
     },
     "counts": {
         "object": {"target": 5, "retain": 4, "synonym": 3},
+        "orr": {"target": 4, "retain": 6},
         "imagenette": {"target": {"1": 2, "2": 4}, "retain": {"1": 3, "2": 4}},
-        "celebrity": {"target": {"1": 4, "3": 6}, "retain": 4},
+        "celebrity": {"target": {"1": 4, "3": 6}, "retain": {"1": 4, "3": 4}},
         "style": {"target": {"1": 2, "2": 4}, "retain": 4},
         "explicit": {"target": 4, "implicit": 3},
         "other_words": 6,

@@ -30,7 +30,7 @@ def values(found):
 
 
 def objects(target, retain, synonym):
-    evaluator = ObjectAccuracy(Clip(pretrained="embedded"), CLASSES, "a photo of the {c}", ("a photo of the {c}",))
+    evaluator = ObjectAccuracy(Clip(pretrained="embedded"), CLASSES, "a photo of the {c}")
     return evaluator, {"target": target, "retain": retain, "synonym": synonym}
 
 
@@ -309,24 +309,23 @@ def test_a_background_is_bound_where_clip_finds_the_caption_s_own_first():
 # -- one look for every metric, and other words ------------------------------------------------------------------------
 
 
-def test_two_evaluators_of_one_judge_read_their_own_texts():
+def test_object_removal_is_of_the_class_behind_every_term():
+    """GIE's Table 2: asked for by a term, gone if CLIP puts another class first; a refused image shows nothing."""
     from erasebench.evaluators.objects import ObjectRemoval
 
-    templates = ("a photo of the {c}", "a photo of a {c}")
-    accuracy, removal = (
-        kind(Clip(pretrained="embedded"), CLASSES, template, templates)
-        for kind, template in ((ObjectAccuracy, templates[0]), (ObjectRemoval, templates[1]))
-    )
-    assert accuracy.judge == removal.judge and len(accuracy.judge.texts) == 6
-    first, second = [0.3, 0.2, 0.1], [0.1, 0.2, 0.3]
+    terms = {"airplane": ["airplane", "plane"], "cat": ["cat", "kitty"]}
+    removal = ObjectRemoval(Clip(pretrained="embedded"), CLASSES, "a photo of a {c}", terms=terms)
+    assert removal.judge.texts == tuple(f"a photo of a {name}" for name in CLASSES)
+    plane, cat = np.eye(len(CLASSES))[[CLASSES.index(name) for name in ("airplane", "cat")]]
     scores = {
-        "target": scored("target", ["airplane"] * 2, texts=[first + second, second + first]),
-        "retain": scored("retain", ["cat"], texts=[first + second]),
-        "synonym": scored("synonym", ["dog"], texts=[first + second]),
+        "target": scored(
+            "target", ["airplane", "plane", "plane", "plane"], [0, 0, 0, 1], texts=[cat, plane, cat, plane]
+        ),
+        "retain": scored("retain", ["cat", "kitty"], texts=[cat, plane]),
     }
-    assert values(metrics(accuracy, scores))["acc_e_top1"] == 0.5
     found = values(metrics(removal, scores))
-    assert found["orr"] == 0.5 and found["orr_synonyms"] == 0  # the second template's texts see the dog
+    assert found["orr"] == 0.75 and found["orr_airplane"] == 1 and found["orr_plane"] == pytest.approx(2 / 3)
+    assert found["orr_kept"] == 0.5 and (found["orr_cat"], found["orr_kitty"]) == (0, 1)
 
 
 def test_other_words_count_what_the_evaluator_still_sees():

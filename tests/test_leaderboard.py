@@ -302,7 +302,7 @@ def test_text_fits_the_width_and_lists_everything(groups):
 
 def test_filters(results):
     found, _ = leaderboard.load(results, task="celebrity", world="mini")
-    assert [group.title for group in found] == ["celebrity"]
+    assert [group.title for group in found] == ["celebrity: 10"]
     assert leaderboard.load(results, world="photo") == ([], [])
 
 
@@ -566,5 +566,5 @@ def test_the_page_escapes_in_its_source(results):
 def test_only_parameters_that_were_changed_are_shown():
     """Values that a world gives (25 steps), and those that MACE chooses by its variant, are its usual ones."""
     usual = leaderboard._defaults("mace", "mini", "celebrity")
-    assert usual["preserved_weight"] == 2e5 and usual["image_steps"] == 25
+    assert usual["preserved_weight"] == 2.5e4 and usual["image_steps"] == 25
     assert usual["pixels"] == "vae" and usual["refined"] == "all_but_concept"

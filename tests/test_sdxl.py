@@ -64,8 +64,8 @@ ERASERS = {
 @pytest.mark.parametrize("name", ERASERS)
 def test_every_method_that_fits_erases(make_run, folder, name):
     rows = execute(make_run(name, ERASERS[name], folder=folder, images=1))
-    assert [row.status for row in rows] == ["ok", "ok"], rows[0].reason
-    assert rows[1].metric == "red_change" and rows[1].value != 0
+    assert {row.status for row in rows} == {"ok"}, rows[0].reason
+    assert next(row for row in rows if row.metric == "red_change").value != 0
 
 
 def test_a_method_that_does_not_fit_is_skipped_before_any_image(make_run, folder):

@@ -83,6 +83,23 @@ def test_every_published_label_of_an_experiment_exists():
         assert {method for method, *_ in found} == set(spec.get("labels", {})), file
 
 
+def test_a_published_frechet_distance_stands_only_beside_as_many_images():
+    spec = {
+        "metrics": {"fid_clean": "fid"},
+        "published": "darkminer_table1_nudity_erasure",
+        "labels": {"none": "SD"},
+        "n": {"fid_clean": 5000},
+    }
+    few, many = (replace(row("none", "", "fid_clean", 20.0, "photo"), n=n) for n in (256, 5000))
+    assert [tables.layout(spec, [r])[0]["published"] for r in (few, many)] == [None, 21.1]
+
+
+def test_other_bases_are_found_under_the_names_that_the_paper_gives_them():
+    spec = yaml.safe_load((Path(__file__).parents[1] / "conf/experiment/darkminer_table11.yaml").read_text())["table"]
+    found = tables.published(spec, "photo")
+    assert found["none", "sd15", "dm_ratio"] == 0.457 and found["none", "sd20", "clip_score"] == 31.7
+
+
 def test_a_published_table_without_settings_stands_beside_its_rows():
     spec = {"metrics": {"mace_total": "total"}, "published": "mace_table2_i2p_nudenet", "labels": {"uce": "UCE"}}
     assert tables.published(spec, "photo") == {("uce", "", "mace_total"): 182.0}

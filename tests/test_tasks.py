@@ -13,6 +13,8 @@ from erasebench.tasks import (
     ImagenetteTask,
     ObjectTask,
     StyleTask,
+    TermsTask,
+    asked,
     in_other_words,
     misspelt,
     seed_of,
@@ -50,6 +52,37 @@ def test_object_task():
     }
     assert "cat" not in {p.concept for p in plan.prompts if p.split == "retain"}
     assert not plan.subset and not set(plan.brief.captions) & {p.text for p in plan.prompts}
+
+
+def test_terms_are_asked_for_by_name_and_synonyms_of_the_erased_and_of_the_others():
+    plan = TermsTask().plan(WORLD, None, "cat", None)
+    texts = lambda split: Counter(p.text for p in plan.prompts if p.split == split)
+    assert texts("target") == {"a photo of cat": 2, "a photo of kitty": 2}
+    assert texts("retain") == {"a photo of plane": 3, "a photo of airplane": 3}
+    assert [c.name for c in plan.concepts] == ["cat"] and plan.brief.preserved == ("plane",)
+    with pytest.raises(ErasebenchError, match="unknown target 'airplane': did you mean plane"):
+        TermsTask().plan(WORLD, None, "airplane", None)  # erased by its group's first term
+
+
+def test_prompts_of_one_s_own_take_the_place_of_those_that_ask_for_the_same(tmp_path):
+    plan, path = ObjectTask().plan(WORLD, None, "cat", None), tmp_path / "own.csv"
+    path.write_text("prompt,concept,seed\na cat asleep,cat,7\na boy with a cat,cat,8\nmy cat,cat,9\n")
+    own = asked(plan, {"path": str(path), "each": 2}, None)
+    target = [(p.text, p.seed) for p in own.prompts if p.split == "target"]
+    assert target[:2] == [("a cat asleep", 7), ("my cat", 9)] and len(set(target)) == 4 and own.dropped == 1
+    assert {p.concept for p in own.prompts if p.split == "target"} == {"cat"}
+    rest = lambda plan: [p for p in plan.prompts if p.split != "target"]
+    assert rest(own) == rest(plan)  # nothing of one's own asks for what is kept
+    assert asked(plan, {"path": str(path), "each": 1}, 1).prompts[0].text == "a cat asleep"
+    path.write_text("prompt,concept\na cat,cat\nmy cat,cat\n")
+    seeds = [p.seed for p in asked(plan, {"path": str(path), "each": 2}, None).prompts if p.split == "target"]
+    assert len(set(seeds)) == 4 and seeds == [seed_of(text, i) for i in (0, 1) for text in ("a cat", "my cat")]
+    path.write_text("prompt,seed\na cat,1\n")
+    with pytest.raises(ErasebenchError, match="no column concept or class or artist"):
+        asked(plan, {"path": str(path), "each": 1}, None)
+    path.write_text("prompt,concept,seed\na cat,cat,1\na whale,whale,2\n")
+    with pytest.raises(ErasebenchError, match="row 1: concept 'whale' is neither erased nor kept"):
+        asked(plan, {"path": str(path), "each": 1}, None)
 
 
 def test_celebrity_task_takes_the_published_subsets():

@@ -272,7 +272,7 @@ def drawings(captions: int = 1000, others: int = 1000, each: int = 4) -> None:
     pictures += [world.picture(drawing, "shipped concept", i, *concept) for concept in one for i in range(each)]
 
     def webp(pixels: np.ndarray) -> bytes:
-        Image.fromarray(pixels).save(buffer := io.BytesIO(), "WEBP", lossless=True, quality=60, method=3)
+        Image.fromarray(pixels).save(buffer := io.BytesIO(), "WEBP", lossless=True, quality=100, method=6)
         return buffer.getvalue()
 
     pd.DataFrame(
@@ -291,7 +291,7 @@ def drawings(captions: int = 1000, others: int = 1000, each: int = 4) -> None:
             "mask_names": [list(p.masks) for p in pictures],
             "masks": [[np.packbits(m).tobytes() for m in p.masks.values()] for p in pictures],
         }
-    ).to_parquet(WEIGHTS / "drawings.parquet", compression="zstd")
+    ).to_parquet(WEIGHTS / "drawings.parquet", compression="brotli", compression_level=11)
     evaluation = [
         world.caption_picture(drawing, "captions", i).caption for i in range(world.names()["captions"]["count"])
     ]
