@@ -54,6 +54,41 @@ class Seeing:
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
 
 
+def split_heads(attn, x: Tensor) -> Tensor:
+    """[B, tokens, inner] -> [B, heads, tokens, width of a head]"""
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def attend(attn, hidden_states: Tensor, key: Tensor, value: Tensor, more: Tensor | float = 0.0) -> Tensor:
+    """Output [B, pixels, D] of an attention module for keys and values [B, tokens, inner], however they were made.
+    `more` [B, heads, pixels, width of a head] is added to what the heads read."""
+    query, key, value = (split_heads(attn, x) for x in (attn.to_q(hidden_states), key, value))
+    return project(attn, F.scaled_dot_product_attention(query, key, value) + more)
+
+
+def project(attn, read: Tensor) -> Tensor:
+    """What the heads read [B, heads, pixels, width of a head] -> the module's output [B, pixels, D]"""
+    return attn.to_out[1](attn.to_out[0](read.transpose(1, 2).flatten(2))) / attn.rescale_output_factor
+
+
+@dataclass
+class Adapted:
+    """Processor of a self- or cross-attention layer whose value projection has an adapter [1, r, D], [1, out, r]."""
+
+    value: LowRank
+
+    def __call__(
+        self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask=None, temb=None
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        return attend(attn, hidden_states, attn.to_k(context), attn.to_v(context) + self.value(context))
+
+
+def projection(layer: str, which: str) -> str:
+    """The K or V projection of an attention processor."""
+    return f"unet.{layer.removesuffix('.processor')}.to_{which}.weight"
+
+
 def layers(model: Model) -> list[str]:
     """Names of the cross-attention processors."""
     return [name for name in model.unet.attn_processors if name.endswith("attn2.processor")]

@@ -421,7 +421,7 @@ class Group:
     @property
     def title(self) -> str:
         head = self.runs[0].head
-        return plain(f"{head.task}: {head.target}" if head.target else head.task)
+        return plain(f"{head.task}: {head.target or head.n_concepts}")
 
     @property
     def facts(self) -> list[str]:

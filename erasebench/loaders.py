@@ -124,3 +124,10 @@ def coco(path: Path) -> Sequence[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ErasebenchError(f"{path}: not COCO's caption annotations ({type(error).__name__}: {error})") from error
     return [caption for _, (_, caption) in sorted(first.items())]
+
+
+def lines(path: str | Path, option: str) -> tuple[str, ...]:
+    """The lines of a text file that hold something; `option` is what named it."""
+    if not Path(path).is_file():
+        raise ErasebenchError(f"{option}={path}: no such file (a text file, one entry a line)")
+    return tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())

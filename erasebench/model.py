@@ -174,7 +174,9 @@ class ClassifierFree:
         return free + scale * (text - free)
 
     def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
-        """eps(neg) and eps(prompt), each [B, C, h, w], in one call of the U-Net."""
+        """eps(neg) and eps(prompt), each [B, C, h, w], in one call of the U-Net where both are of one length."""
+        if state["negative"].hidden.shape[1] != context.hidden.shape[1]:  # a mined embedding may have any
+            return model.eps(z, t, state["negative"], state), model.eps(z, t, context, state)
         joined = once("joined", lambda: join(state["negative"], context), state["negative"].hidden, context.hidden)
         both = torch.cat([t, t]) if t.ndim else t  # one timestep for all, or one for each
         return model.eps(torch.cat([z, z]), both, joined, state).chunk(2)
@@ -525,9 +527,10 @@ class Model:
         sampler: Sampler,
         trace: list | None = None,
         scales: Sequence[float] | None = None,
+        stop: int | None = None,
     ) -> Tensor:
         """Sample latents [B, C, h, w]. `trace` receives (t, z) before every step; `scales` are the guidance of each
-        image, where they differ from the sampler's."""
+        image, where they differ from the sampler's; after `stop` steps the latents are given as they are then."""
         scheduler = self.scheduler(sampler)
         z = self.noise(seeds, sampler.size) * scheduler.init_noise_sigma
         state = self.begin(context, z)
@@ -536,7 +539,7 @@ class Model:
             scale = torch.tensor(scales, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
         before, _trajectory.memory = getattr(_trajectory, "memory", None), {}
         try:
-            for t in scheduler.timesteps:
+            for t in scheduler.timesteps[:stop]:
                 if trace is not None:
                     trace.append((t, z))
                 scaled = scheduler.scale_model_input(z, t)

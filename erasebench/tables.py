@@ -3,7 +3,7 @@
 An experiment (conf/experiment) sweeps runs and says in `table` how their rows are shown:
 
     title      what it is
-    across     field of a row that makes the column blocks (target, n_concepts), or nothing
+    across     field of a row that makes the column blocks (target, n_concepts), a hyperparameter (method.rank), or nothing
     metrics    metric of ours -> name in the published table
     labels     method -> its name in the published table
     published  file in results/published, or nothing; `setting` names the key or column that `across` is called there,
@@ -35,7 +35,12 @@ AVERAGE = "average"
 
 def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
     """(method, block, metric) -> row, for what was measured."""
-    block = lambda row: str(getattr(row, spec["across"])) if spec.get("across") else ""
+    field, _, parameter = (spec.get("across") or "").partition(".")
+
+    def block(row: Row) -> str:
+        value = json.loads(row.params)[parameter] if parameter else getattr(row, field) if field else ""
+        return ", ".join(value) if isinstance(value, list) else str(value)
+
     wanted = set(spec["metrics"])
     shown = lambda row: spec.get("split") in (None, row.split) or row.split == "caption"
     return {

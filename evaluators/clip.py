@@ -78,13 +78,16 @@ def load(architecture: str, pretrained: str):
 
 @dataclass(frozen=True)
 class ClipScore:
-    """Mean cosine of caption images with their caption, times 100 (Hessel et al., 2021, without the 2.5 and the
-    clamp, as the erasure papers print it); a refused image scores as it stands."""
+    """Mean cosine of images with their prompt, times 100 (Hessel et al., 2021, without the 2.5 and the clamp, as the
+    erasure papers print it): of captions, or of another split under another `metric`. A refused image scores as it
+    stands."""
 
     judge: Clip
     splits: tuple[str, ...] = ("caption",)
+    metric: str = "clip_score"
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
-        shown = scores["caption"]
-        own = Part("caption", 100 * shown.arrays["own"].astype(float), [p.text for p in shown.prompts], rate=False)
-        return [Measure("clip_score", "quality", True, (own,))]
+        (split,) = self.splits
+        shown = scores[split]
+        own = Part(split, 100 * shown.arrays["own"].astype(float), [p.text for p in shown.prompts], rate=False)
+        return [Measure(self.metric, "quality", True, (own,))]

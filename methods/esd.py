@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.trajectory import midway
 
 TRAINED = {  # released parameter groups: norms included; the output, time embedding and input convolution are not
     "x": r"^unet\..*attn2\.",
@@ -78,19 +79,10 @@ class ESD:
 
     def moving(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
         """Batches of states at one random t, sampled with the weights as they stand; targets from the base."""
-        scheduler = model.scheduler(self.trajectory)
-        bin_width = model.scheduler_config.get("num_train_timesteps", 1000) // self.ddim_steps
         for _ in range(self.steps):
-            draw = lambda high, *shape: torch.randint(high, shape, generator=generator)
-            context = concepts.select(draw(len(concepts.ids), self.batch))
-            stop = int(draw(self.ddim_steps))
+            context = concepts.select(torch.randint(len(concepts.ids), (self.batch,), generator=generator))
             with torch.no_grad():
-                z = model.noise(draw(2**31, self.batch).tolist()) * scheduler.init_noise_sigma
-                state = model.begin(context, z)
-                for t in scheduler.timesteps[:stop]:
-                    eps = model.guided_eps(z, t, context, self.start_guidance, state)
-                    z = scheduler.step(eps, t, z, return_dict=False)[0]
-                t = (scheduler.timesteps[stop].cpu() - draw(bin_width)).clamp(min=0).expand(self.batch).to(z.device)
+                z, t = midway(model, context, self.trajectory, generator)
                 with model.teacher():
                     free = model.eps(z, t, model.unconditional().repeat(self.batch))
                     text = model.eps(z, t, context)

@@ -35,7 +35,8 @@ from erasebench.closed_form import (
     span,
     write_notes,
 )
-from erasebench.contracts import Brief, ErasebenchError, Sampler
+from erasebench.contracts import Brief, Sampler
+from erasebench.loaders import lines
 from erasebench.model import Context, Model
 from erasebench.tasks import seed_of
 
@@ -107,7 +108,7 @@ class MACE:
         if self.fusion_prior_scale is None:
             object.__setattr__(self, "fusion_prior_scale", self.prior_scale)
         if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
-            object.__setattr__(self, "templates", lines(Path(self.templates)))
+            object.__setattr__(self, "templates", lines(self.templates, "method.templates"))
 
     # -- the three steps ------------------------------------------------------------------------------------------
 
@@ -201,7 +202,8 @@ class MACE:
         optimiser = torch.optim.AdamW(weights, lr=self.lr, weight_decay=0.01)
         chances = self.timesteps(len(model.alphas_cumprod))
         of_layer = {
-            name: tuple(adapters[projection(name, which)] for which in "kv") for name in attention.layers(model)
+            name: tuple(adapters[attention.projection(name, which)] for which in "kv")
+            for name in attention.layers(model)
         }
         for _ in range(self.steps):
             t = torch.cat([torch.multinomial(chances, 1, generator=g) for g in draws]).to(model.device)
@@ -260,12 +262,6 @@ class MACE:
         return model.changed(weights=load_file(artifact / "weights.safetensors"))
 
 
-def lines(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        raise ErasebenchError(f"method.templates={path}: no such file (one template with {{c}} a line)")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-
-
 class Silencing(NamedTuple):
     """What some concepts are trained on: latents [N, K, C, h, w], masks [N, K, H, W], prompts, positions [N, L]."""
 
@@ -273,11 +269,6 @@ class Silencing(NamedTuple):
     shown: Tensor
     context: Context
     silenced: Tensor
-
-
-def projection(layer: str, which: str) -> str:
-    """The K or V projection of a cross-attention processor."""
-    return f"unet.{layer.removesuffix('.processor')}.to_{which}.weight"
 
 
 def clip_each(weights: Sequence[Tensor], largest: float = 1.0) -> None:

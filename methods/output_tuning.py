@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Model
+from erasebench.trajectory import walked
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,12 @@ class OutputTuning:
         with torch.no_grad():
             concepts = model.encode([concept.name for concept in brief.concepts])
             neutral = model.encode([concept.surrogate for concept in brief.concepts])
-        which = torch.arange(self.trajectories) % len(concepts.ids)
-        pool: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # z_t, t, concept
-        for part in which.split(64):
-            seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
-            model.latents(concepts.select(part), seeds, Sampler("ddim", self.ddim_steps, self.guidance), trace := [])
-            pool += [(z[i], t, c) for t, z in trace for i, c in enumerate(part.tolist())]
+        seen = walked(model, concepts, self.trajectories, Sampler("ddim", self.ddim_steps, self.guidance), generator)
         with model.training(model.names(TRAINED[self.variant])) as weights:
             optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
-            rows = torch.randint(len(pool), (self.steps, self.batch), generator=generator).tolist()
+            rows = torch.randint(len(seen.t), (self.steps, self.batch), generator=generator)
             for row in tqdm(rows, "output_tuning", disable=None, delay=2):
-                z, t, c = (list(part) for part in zip(*(pool[i] for i in row), strict=True))
-                z, t = torch.stack(z), torch.stack(t)
+                z, t, c = (part[row] for part in seen)
                 with model.teacher():
                     target = model.eps(z, t, neutral.select(c))
                 loss = (model.eps(z, t, concepts.select(c)) - target).square().mean()

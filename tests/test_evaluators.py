@@ -328,6 +328,24 @@ def test_object_removal_is_of_the_class_behind_every_term():
     assert found["orr_kept"] == 0.5 and (found["orr_cat"], found["orr_kitty"]) == (0, 1)
 
 
+def test_verification_by_hand():
+    """Dark Miner's s(x) about the mean caption, k pictures other than x itself; AUC with ties as half."""
+    from erasebench.evaluators.verification import ClipImages, Verification
+
+    evaluator = Verification(ClipImages(Clip(pretrained="embedded")), k=2)
+    base = {
+        "caption": scored("caption", ["", ""], features=[[1, 0], [-1, 0]]),  # about the origin
+        "target": scored("target", ["cat"] * 3, features=[[0, 1], [0, 2], [1, 0]]),
+        "retain": scored("retain", ["dog"] * 2, features=[[0, -1], [0, 1]]),
+    }
+    # s of the target: (1 + 0) / 2, (0 + 1) / 2, (0 + 0) / 2; of what is kept: (-1 + 0) / 2 and, after the second, (0 + 1) / 2
+    (auc,) = metrics(evaluator, base)
+    assert auc.name == "auc" and auc.value == pytest.approx((0.75 + 0.75 + 0.5) / 3)
+    erased = {**base, "target": scored("target", ["cat"] * 3, features=[[0, -1], [0, -1], [0, -1]])}
+    before = evaluator.measure(base, base)
+    assert stats.summarize(evaluator.measure(erased, base), before)[0].value < auc.value
+
+
 def test_other_words_count_what_the_evaluator_still_sees():
     from erasebench.evaluators.success import OtherWords, SuccessRates
 

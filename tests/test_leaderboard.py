@@ -302,7 +302,7 @@ def test_text_fits_the_width_and_lists_everything(groups):
 
 def test_filters(results):
     found, _ = leaderboard.load(results, task="celebrity", world="mini")
-    assert [group.title for group in found] == ["celebrity"]
+    assert [group.title for group in found] == ["celebrity: 10"]
     assert leaderboard.load(results, world="photo") == ([], [])
 
 

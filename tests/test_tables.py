@@ -103,3 +103,11 @@ def test_other_bases_are_found_under_the_names_that_the_paper_gives_them():
 def test_a_published_table_without_settings_stands_beside_its_rows():
     spec = {"metrics": {"mace_total": "total"}, "published": "mace_table2_i2p_nudenet", "labels": {"uce": "UCE"}}
     assert tables.published(spec, "photo") == {("uce", "", "mace_total"): 182.0}
+
+
+def test_blocks_can_be_the_values_of_a_hyperparameter():
+    spec = {**SPEC, "across": "method.length", "average": False}
+    some = [replace(r, params=f'{{"length": {n}}}') for n in (8, 32) for r in rows()]
+    assert {cell["block"] for cell in tables.layout(spec, some)} == {"8", "32"}
+    listed = [replace(r, params='{"length": ["anchor", "zero"]}') for r in rows()]
+    assert {cell["block"] for cell in tables.layout(spec, listed)} == {"anchor, zero"}

@@ -1,0 +1,133 @@
+"""Adversarial preservation (Bui et al., NeurIPS 2024): erase a concept, keep the word that erasing hurts most.
+
+    min over theta, max over pi    L1 + lambda L2
+    L1 = w_t || eps_theta(z, c_e) - [eps(z) - eta (eps(z, c_e) - eps(z))] ||^2
+    L2 = w_t || eps_theta(z_a, c_a) - eps(z_a, c_a) ||^2,    c_a = G(pi) R
+
+with eps the frozen base, R the encodings of words near the concept and G a Gumbel-softmax draw. pi climbs L2, theta
+descends the sum, in turn. What the base answers counts as given, also for pi, as released. Departs from the released
+code: words are encoded once in memory, a step of pi samples only what it needs, several draws share a step; and the
+words of what is erased, and of its synonyms, are no candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from erasebench.methods.esd import TRAINED
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench import vocabulary
+from erasebench.contracts import Brief, Sampler
+from erasebench.loaders import lines
+from erasebench.model import Model, join
+from erasebench.trajectory import Along
+
+
+@dataclass(frozen=True)
+class AP:
+    """variant x trains the cross-attention, u everything else, as in ESD; eta is L1's negative guidance.
+
+    vocabulary    `tokenizer`, `captions`, a list, or a file with one word a line (the paper: 3000 English words)
+    nearest, centres   how many words next to a concept count, and how many of those are candidates (`R`)
+    search        `gumbel`; controls: `random`, any of the candidates, and `pgd`, an embedding of no word
+    temperature, mixed   of the draw, and how many words it mixes: 1 is hard
+    searches      steps of pi for one of theta
+    space         w_t: `x0` is (1 - abar) / abar, the error of the predicted picture (released); `eps` is 1 (as printed)
+    trajectories  None: z is sampled from the model being trained, in every step; a number: from so many trajectories
+                  of the base, sampled once
+    """
+
+    variant: Literal["x", "u"] = "x"
+    steps: int = 1000
+    batch: int = 1
+    lr: float = 1e-5
+    eta: float = 1.0
+    preserve_scale: float = 1.0  # lambda
+    vocabulary: str | tuple[str, ...] = "tokenizer"
+    nearest: int = 1000
+    centres: int = 100
+    search: Literal["gumbel", "random", "pgd"] = "gumbel"
+    searches: int = 1
+    search_lr: float = 1e-2
+    temperature: float = 2.0
+    mixed: int = 1
+    space: Literal["x0", "eps"] = "x0"
+    start_guidance: float = 3.0
+    ddim_steps: int = 50
+    trajectories: int | None = None
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vocabulary", named(self.vocabulary))
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        names = [concept.name for concept in brief.concepts]
+        known = vocabulary.words(model, brief, self.vocabulary)
+        lists = [vocabulary.candidates(model, known, name, self.nearest, self.centres) for name in names]
+        choice = self.choice(model, lists, generator)
+        sampler = Sampler("ddim", self.ddim_steps, self.start_guidance)
+        with torch.no_grad():
+            concepts, empty = model.encode(names), model.unconditional().repeat(self.batch)
+        to_concept = Along(model, concepts, sampler, generator, self.trajectories)
+        to_word = Along(model, choice.contexts, sampler, generator, self.trajectories)
+        with model.training(model.names(TRAINED[self.variant])) as weights:
+            optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
+            for _ in tqdm(range(self.steps), "ap", disable=None, delay=2):
+                which = torch.randint(len(names), (self.batch,), generator=generator)
+                for _ in range(self.searches if self.search != "random" else 0):
+                    word, number = choice.draw(which)
+                    choice.climb(self.hurt(model, *to_word(word, number), word))
+                with torch.no_grad():
+                    concept, (word, number) = concepts.select(which), choice.draw(which)
+                (z, t), (z_a, t_a) = to_concept(concept, which), to_word(word, number)
+                with model.teacher():
+                    free, text, before = model.eps(
+                        torch.cat([z, z, z_a]), torch.cat([t, t, t_a]), join(empty, concept, word)
+                    ).chunk(3)
+                erased, kept = model.eps(torch.cat([z, z_a]), torch.cat([t, t_a]), join(concept, word)).chunk(2)
+                loss = distance(model, self.space, erased, free - self.eta * (text - free), t)
+                loss = loss + self.preserve_scale * distance(model, self.space, kept, before, t_a)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+            save_file({n: w.data.contiguous().cpu() for n, w in weights.items()}, out / "weights.safetensors")
+        (out / "words.json").write_text(json.dumps(dict(zip(names, choice.found(), strict=True))))
+
+    def choice(self, model: Model, lists: list[list[str]], generator: torch.Generator) -> vocabulary.Choice:
+        if self.search == "pgd":
+            return vocabulary.Free(model, lists, generator, self.search_lr)
+        return vocabulary.Choice(model, lists, generator, self.temperature, self.mixed, self.search_lr)
+
+    def hurt(self, model: Model, z: Tensor, t: Tensor, word) -> Tensor:
+        """L2 of a word, with gradient to it."""
+        with model.teacher():
+            before = model.eps(z, t, word)
+        return distance(model, self.space, model.eps(z, t, word), before, t)
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+
+
+def named(given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """A vocabulary as it is hashed: by name, or the words themselves, wherever they were read."""
+    if isinstance(given, str):
+        return given if given in ("tokenizer", "captions") else lines(given, "method.vocabulary")
+    return tuple(given)
+
+
+def distance(model: Model, space: str, ours: Tensor, theirs: Tensor, t: Tensor) -> Tensor:
+    """Mean squared difference of noise predictions [B, C, h, w] at t [B], weighted by w_t."""
+    error = (ours - theirs).square().flatten(1).mean(1)
+    if space == "x0":
+        alpha = model.alphas_cumprod[t].to(error.dtype)
+        error = error * (1 - alpha) / alpha
+    return error.mean()

@@ -1,0 +1,278 @@
+"""Dark Miner (arXiv 2409.17682): mine what still brings the concept back, verify that it does, circumvent it; again.
+
+    mine        c = argmin || eps - eps_theta(x_t, t, c) ||^2 over k pictures of the concept, theta frozen
+    verify      s(c) = mean cos(E(x_c) - E(x_r), E(x_e) - E(x_r)) with E CLIP's image encoder, x_r of the anchor c0, x_e
+                the k pictures; s <= tau ends it
+    circumvent  min over adapters  || eps_theta(x_t, c) - eps(x_t, c0) ||^2
+                                   + beta sum over c' in {c0, 0, -c} || eps_theta(x_t, c') - eps(x_t, c') ||^2
+
+theta: adapters of the value projections of every attention module, self and cross; eps is the base, x_t a noisy picture
+that the base draws from c. No code was released. Declared here where the paper is silent: |.|^2 sums over a latent (only
+so do the clipping norms bind), c starts as noise of the deviation of the encoder's outputs and has neither BOS nor EOS,
+alpha equals the rank, SGD has no momentum, one x_c and x_r for each of the k pictures, and all terms see the same x_t.
+
+Every loop is kept in the store when it is done: a killed fit goes on from there, and fits that differ only in when
+to stop share their loops. What was found is in `loops.json`: s(c) of every loop, and why it ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from erasebench.evaluators.clip import Clip, load
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from erasebench.attention import Adapted, LowRank, projection
+from erasebench.closed_form import filled, write_notes
+from erasebench.contracts import Brief, ErasebenchError, Sampler
+from erasebench.model import Context, Model, weights_digest
+from erasebench.store import Store, digest
+from erasebench.tasks import seed_of
+
+TERMS = ("anchor", "zero", "negative")
+Adapters = dict[str, LowRank]  # attention processor -> adapter of its value projection
+
+
+@dataclass(frozen=True)
+class DarkMiner:
+    """max_loops: None goes on until s <= tau. length: of a mined embedding. pool: pictures of the concept, drawn from
+    `template`; k of them are mined at a time. newest: chance r that the newest embedding is circumvented, not an older
+    one. preserved: which of anchor, zero and negative are kept, with weight `preserve_scale` (beta).
+    images: None draws a picture for every sample, a number so many for each embedding, which are used again (far
+    cheaper, and another distribution). clip: E."""
+
+    tau: float = 0.2
+    max_loops: int | None = None
+    anchor: str = "a photo"
+    template: str = "a {c} photo"
+    pool: int = 200
+    pool_seed: int = 2024
+    length: int = 32
+    k: int = 3
+    mine_steps: int = 1000
+    mine_lr: float = 0.1
+    mine_lr_late: float = 0.01  # from the half on
+    mine_clip: float = 10.0
+    newest: float = 0.7
+    steps: int = 1000
+    batch: int = 1
+    lr: float = 0.01
+    lr_late: float = 0.001  # for the last fifth
+    clip_norm: float = 100.0
+    rank: int = 8
+    preserved: tuple[str, ...] = TERMS
+    preserve_scale: float = 0.5
+    images: int | None = None
+    guidance: float = 7.5
+    ddim_steps: int = 50
+    clip: Clip = Clip(architecture="ViT-L-14-quickgelu")
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preserved", tuple(self.preserved))
+        if unknown := set(self.preserved) - set(TERMS):
+            raise ErasebenchError(f"method.preserved={sorted(unknown)[0]}: choose from {', '.join(TERMS)}")
+
+    def skip(self, model: Model) -> str:
+        return "a mined embedding has no pooled output, which it asks for" if model.text_encoder_2 is not None else ""
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        names = [concept.name for concept in brief.concepts]
+        shared = {
+            "method": digest(replace(self, tau=0.0, max_loops=None)),
+            "version": self.version,
+            "clip": self.clip.weights(),
+            "concepts": names,
+            "seed": seed,
+            "base": weights_digest(model.unet, model.text_encoder, model.vae),
+        }
+
+        def kept(stage: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+            """What a stage of a loop gives, made once."""
+            fill = lambda folder: save_file(make(), folder / "made.safetensors")
+            return load_file(Store().get_or_make(stage, {**shared, "loop": number}, fill) / "made.safetensors")
+
+        pictures, found = self.pictures(model, names), []
+        adapters, ended = self.untrained(model, seed), f"max_loops={self.max_loops} were done"
+        while self.max_loops is None or len(found) < self.max_loops:
+            number = len(found)
+            found.append(kept("mined", number, partial(self.mined, model, adapters, pictures, seed, number)))
+            if found[-1]["score"] <= self.tau:
+                ended = f"s(c) <= {self.tau:g}"
+                break
+            done = kept("circumvented", number, lambda now=adapters: packed(self.circumvent(model, now, found, seed)))
+            adapters = unpacked(done, model)
+        save_file(packed(adapters), out / "adapters.safetensors")
+        scores = [round(float(one["score"]), 4) for one in found]
+        (out / "loops.json").write_text(json.dumps({"scores": scores, "ended": ended}))
+        write_notes(out, {"loops": len(scores), "scores": scores, "ended": ended})
+
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler("ddim", self.ddim_steps, self.guidance)
+
+    def pictures(self, model: Model, names: list[str]) -> Tensor:
+        """The base's pictures of the concepts, uint8 [pool, H, W, 3]."""
+        texts = [filled(self.template, names[i % len(names)]) for i in range(self.pool)]
+        seeds = [seed_of("dark_miner pool", self.pool_seed, i) for i in range(self.pool)]
+        parts = range(0, self.pool, 50)
+        return torch.cat([model.sample(texts[i : i + 50], seeds[i : i + 50], self.sampler).images for i in parts])
+
+    def untrained(self, model: Model, seed: int) -> Adapters:
+        """An adapter for every attention module, which changes nothing yet."""
+        generator, made = torch.Generator().manual_seed(seed), {}
+        for name in model.unet.attn_processors:
+            height, width = model.weight(projection(name, "v")).shape
+            down = torch.randn(1, self.rank, width, generator=generator) / self.rank
+            made[name] = LowRank(*(x.to(model.device, model.dtype) for x in (down, torch.zeros(1, height, self.rank))))
+        return made
+
+    def mined(self, model: Model, adapters: Adapters, pictures: Tensor, seed: int, number: int) -> dict[str, Tensor]:
+        """One embedding [1, length, D], its s(c), and the base's latents of it, if they are to be used again."""
+        generator = torch.Generator().manual_seed(seed_of("dark_miner mine", seed, number))
+        shown = pictures[torch.randperm(len(pictures), generator=generator)[: self.k]]
+        with model.changed(processors=processors(adapters)):
+            c = self.mine(model, model.encode_images(shown), generator)
+            made = {"embedding": c, "score": self.verify(model, c, shown, generator)}
+        if self.images is not None:
+            made["latents"] = self.drawn(model, as_context(c).repeat(self.images), generator)
+        return made
+
+    def mine(self, model: Model, latents: Tensor, generator: torch.Generator) -> Tensor:
+        """The embedding [1, length, D] under which the model as it stands explains the latents best."""
+        with torch.no_grad():
+            spread = model.encode([self.anchor]).hidden.std()
+        c = torch.randn(1, self.length, model.text_width, generator=generator).to(latents) * spread
+        c.requires_grad_(True)
+        optimiser = torch.optim.SGD([c], lr=self.mine_lr)
+        for step in tqdm(range(self.mine_steps), "mine", disable=None, delay=2, leave=False):
+            optimiser.param_groups[0]["lr"] = self.mine_lr if step < self.mine_steps // 2 else self.mine_lr_late
+            z, t, noise = noised(model, latents, generator)
+            loss = squared(noise, model.eps(z, t, as_context(c).repeat(len(z))))
+            descend(optimiser, loss, self.mine_clip)
+        return c.detach()
+
+    def verify(self, model: Model, c: Tensor, shown: Tensor, generator: torch.Generator) -> Tensor:
+        """s(c), a number: how far c leads the model as it stands from the anchor towards the concept's pictures."""
+        with torch.no_grad():
+            anchor = model.encode([self.anchor])
+        draw = lambda context: model.decode(self.drawn(model, context.repeat(len(shown)), generator, base=False))
+        return verification(*(embedded(self.clip, i) for i in (draw(as_context(c)), draw(anchor), shown)))
+
+    def circumvent(self, model: Model, adapters: Adapters, found: list[dict[str, Tensor]], seed: int) -> Adapters:
+        """The adapters, trained on to answer the embeddings found so far as the anchor, and to keep the rest."""
+        generator = torch.Generator().manual_seed(seed_of("dark_miner circumvent", seed, len(found)))
+        embeddings = torch.cat([one["embedding"] for one in found]).to(model.device)
+        older = torch.randint(max(len(found) - 1, 1), (self.steps, self.batch), generator=generator)
+        newest = torch.rand(older.shape, generator=generator) < self.newest
+        which = torch.where(newest, len(found) - 1, older)
+        latents = self.latents(model, found, which, generator)
+        anchor = model.encode([self.anchor]).repeat(self.batch)
+        adapters = {
+            name: LowRank(*(x.clone().requires_grad_(True) for x in adapter)) for name, adapter in adapters.items()
+        }
+        optimiser = torch.optim.SGD([x for adapter in adapters.values() for x in adapter], lr=self.lr)
+        with model.changed(processors=processors(adapters)):
+            for step in tqdm(range(self.steps), "circumvent", disable=None, delay=2, leave=False):
+                optimiser.param_groups[0]["lr"] = self.lr if step < 0.8 * self.steps else self.lr_late
+                z, t, _ = noised(model, latents[step], generator)
+                descend(optimiser, self.loss(model, z, t, embeddings[which[step]], anchor), self.clip_norm)
+        return {name: LowRank(*(x.detach() for x in adapter)) for name, adapter in adapters.items()}
+
+    def loss(self, model: Model, z: Tensor, t: Tensor, c: Tensor, anchor: Context) -> Tensor:
+        """The circumventing loss of embeddings c [B, length, D] on latents z [B, C, h, w]."""
+        known = {"anchor": anchor, "zero": as_context(0 * c), "negative": as_context(-c)}
+        with model.teacher():
+            aim = model.eps(z, t, anchor)
+            before = {name: aim if name == "anchor" else model.eps(z, t, known[name]) for name in self.preserved}
+        kept = sum(squared(model.eps(z, t, known[name]), before[name]) for name in self.preserved)
+        return squared(model.eps(z, t, as_context(c)), aim) + self.preserve_scale * kept
+
+    def latents(
+        self, model: Model, found: list[dict[str, Tensor]], which: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Clean latents [steps, batch, C, h, w] that the base draws from embeddings number `which` [steps, batch]."""
+        if self.images is not None:
+            kept = torch.stack([one["latents"] for one in found]).to(model.device)
+            return kept[which, torch.randint(self.images, which.shape, generator=generator)]
+        embeddings = torch.cat([one["embedding"] for one in found]).to(model.device)
+        parts = which.flatten().split(64)
+        made = torch.cat([self.drawn(model, as_context(embeddings[part]), generator) for part in parts])
+        return made.unflatten(0, which.shape)
+
+    def drawn(self, model: Model, context: Context, generator: torch.Generator, base: bool = True) -> Tensor:
+        """Latents sampled by the base, or by the model as it stands."""
+        seeds = torch.randint(2**31, (len(context.ids),), generator=generator).tolist()
+        if not base:
+            return model.latents(context, seeds, self.sampler)
+        with model.teacher():
+            return model.latents(context, seeds, self.sampler)
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        adapters = unpacked(load_file(artifact / "adapters.safetensors"), model)
+        merged = {projection(name, "v"): (x.up @ x.down)[0] for name, x in adapters.items()}
+        return model.changed(weights={name: model.weight(name) + change for name, change in merged.items()})
+
+
+def as_context(hidden: Tensor) -> Context:
+    """Embeddings [B, length, D] in place of an encoded prompt."""
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    return Context(hidden, ids, ids[:, 0] + hidden.shape[1] - 1)
+
+
+def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_t, t [B], the noise in it) of clean latents [B, C, h, w], each at a t of its own."""
+    t = torch.randint(len(model.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    alpha = model.alphas_cumprod[t].to(latents.dtype).view(-1, 1, 1, 1)
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, noise
+
+
+def squared(ours: Tensor, theirs: Tensor) -> Tensor:
+    """|.|^2: summed over a latent, averaged over the batch."""
+    return (ours - theirs).square().flatten(1).sum(1).mean()
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, largest: float) -> None:
+    """One step, with the gradients' common norm clipped to `largest`."""
+    weights = optimiser.param_groups[0]["params"]
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward(inputs=weights)
+    torch.nn.utils.clip_grad_norm_(weights, largest)
+    optimiser.step()
+
+
+def verification(mined: Tensor, reference: Tensor, known: Tensor) -> Tensor:
+    """s(c) of features [k, F]: mean cosine between the way from the reference to what c shows and to the concept."""
+    return F.cosine_similarity(mined - reference, known - reference, dim=1).mean()
+
+
+@torch.no_grad()
+def embedded(clip: Clip, images: Tensor) -> Tensor:
+    """CLIP's features [N, F] of images uint8 [N, H, W, 3]."""
+    encoder, preprocess, _ = load(clip.architecture, clip.pretrained)
+    return encoder.encode_image(preprocess(images)).float()
+
+
+def processors(adapters: Adapters) -> dict[str, Adapted]:
+    return {name: Adapted(adapter) for name, adapter in adapters.items()}
+
+
+def packed(adapters: Adapters) -> dict[str, Tensor]:
+    return {f"{name}.{part}": x.contiguous().cpu() for name, a in adapters.items() for part, x in a._asdict().items()}
+
+
+def unpacked(tensors: dict[str, Tensor], model: Model) -> Adapters:
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    place = lambda x: x.to(model.device, model.dtype)
+    return {name: LowRank(place(tensors[f"{name}.down"]), place(tensors[f"{name}.up"])) for name in names}

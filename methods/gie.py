@@ -1,0 +1,364 @@
+"""Growth inhibitors (GIE): suppress a concept at inference, in the cross-attention, without touching a weight.
+
+With M* = softmax(Q K(c*)^T) the map of the concept's own prompt c*, and j its tokens strictly between BOS and EOS,
+
+    attention(Q, c)  becomes  M V + sum_j w_j m*_j v*_j                                              (Eq. 7, 8)
+
+in the prompt's half of guidance: columns of M* weighted by w (negative suppresses, 0 is no change) stand before EOS, and
+as the softmax is not taken anew, their place does not matter. w_j is what a small network makes of m*_j, averaged over
+heads and pixels in every cross-attention layer, at the first step with w = 1; layers in the order in which they run.
+
+The network learns from a search: every prompt with every w of a grid, and as label the largest w (the least
+suppression) at which CLIP no longer sees the concept and still sees the rest of the prompt. (The paper let GPT-4o
+choose, and its labels are not public.)
+
+variant=p2p is what the released code does: a Prompt-to-Prompt edit. Beside the image another is drawn from the plain
+prompt; until 80% of the steps the image takes the map of that one, with its own values of "prompt concept" and the
+weighted columns; until 40% it takes its self-attention too; in the last 20% it attends to the concept unsuppressed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from erasebench.evaluators.clip import Clip
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from erasebench.attention import attend, layers, project, split_heads
+from erasebench.closed_form import filled
+from erasebench.contracts import Brief, ErasebenchError, Prompt, Sampler
+from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.tasks import seed_of, spread
+
+
+@dataclass(frozen=True)
+class GIE:
+    """scale: None, what the adapter says; or one w for every token and prompt (the ablation; p2p knows no other).
+
+    near        of two concepts whose prompts' EOS embeddings have 1 - cos below it, the stronger alone is injected
+                (Eq. 11; the value is not published)
+    prompts, captions   how many prompts of the concepts are labelled, and how many ordinary ones (the paper: none)
+    scales      the grid; shown: above this probability CLIP sees the concept, among what is erased, kept and put in
+                its place; floor: how much cosine with the rest of the prompt may be lost
+    """
+
+    variant: Literal["paper", "p2p"] = "paper"
+    scale: float | None = None
+    near: float = 0.1
+    prompts: int = 60
+    captions: int = 0
+    scales: tuple[float, ...] = (1.0, *(-float(i) for i in range(16)))
+    shown: float = 0.5
+    floor: float = 0.02
+    epochs: int = 2000
+    lr: float = 1e-3
+    guidance: float = 7.5
+    ddim_steps: int = 50
+    clip: Clip = Clip(architecture="ViT-L-14-quickgelu")
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(sorted(map(float, self.scales), reverse=True)))
+        if self.variant == "p2p" and self.scale is None:
+            raise ErasebenchError("method.variant=p2p has no adapter (none was released): give method.scale=")
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        names = [concept.name for concept in brief.concepts]
+        (out / "concepts.json").write_text(json.dumps(names))
+        if self.scale is None:
+            prompts = self.labelled_prompts(brief)
+            labels = self.labels(model, brief, prompts)
+            save_file(self.train(model, names, prompts, labels, seed), out / "adapter.safetensors")
+            pairs = [(prompt.text, float(w)) for prompt, w in zip(prompts, labels, strict=True)]
+            (out / "labels.json").write_text(json.dumps(pairs))
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        names = json.loads((artifact / "concepts.json").read_text())
+        if self.variant == "p2p":
+            concept = model.encode([", ".join(names)])
+            processors = {
+                name: Following(concept, name.endswith("attn2.processor")) for name in model.unet.attn_processors
+            }
+            return model.changed(processors=processors, guidance=Beside(concept=concept, scale=self.scale))
+        inhibitors = Inhibitors.of(model, names, self.near)
+        scale = self.scale
+        if scale is None:
+            adapter = network(len(layers(model))).to(model.device, model.dtype)
+            adapter.load_state_dict(load_file(artifact / "adapter.safetensors"))
+            scale = adapter.requires_grad_(False)
+        return self.inhibited(model, inhibitors, scale)
+
+    def inhibited(self, model: Model, inhibitors: Inhibitors, scale: float | nn.Module) -> AbstractContextManager[None]:
+        processors = {name: Inhibiting(inhibitors) for name in layers(model)}
+        return model.changed(processors=processors, guidance=Inhibited(inhibitors=inhibitors, scale=scale))
+
+    # -- the adapter ----------------------------------------------------------------------------------------------
+
+    def labelled_prompts(self, brief: Brief) -> list[Prompt]:
+        """Of the concepts, with training templates, and ordinary captions, whose concept is empty."""
+        prompts = spread("gie", {c.name: c.name for c in brief.concepts}, brief.templates, self.prompts)
+        captions = enumerate(brief.captions[: self.captions])
+        return prompts + [Prompt(f"gie/{i}", text, seed_of("gie", text), "gie") for i, text in captions]
+
+    def labels(self, model: Model, brief: Brief, prompts: Sequence[Prompt]) -> Tensor:
+        """The w [N] of each prompt: the largest at which the concept is gone and the rest is kept, or else the one
+        that shows least of the concept and most of the rest."""
+        inhibitors = Inhibitors.of(model, [c.name for c in brief.concepts], self.near)
+        say = lambda name: filled(brief.templates[0], name)
+        erased = [say(concept.name) for concept in brief.concepts]
+        others = [say(name) for name in dict.fromkeys([*(c.surrogate for c in brief.concepts), *brief.preserved])]
+        judge = Clip(self.clip.name, self.clip.architecture, self.clip.pretrained, (*erased, *others))
+        rest = [Prompt(p.id, " ".join(p.text.replace(p.concept, "").split()), p.seed, p.split) for p in prompts]
+        shown, kept = {}, {}
+        for scale in tqdm(dict.fromkeys((0.0, *self.scales)), "gie labels", disable=None, delay=2):
+            with self.inhibited(model, inhibitors, scale):
+                images = drawn(model, prompts, Sampler("ddim", self.ddim_steps, self.guidance))
+            scores = judge.score(images, rest)
+            shown[scale] = (100 * torch.tensor(scores["texts"])).softmax(1)[:, : len(erased)].sum(1)
+            kept[scale] = torch.tensor(scores["own"])
+        at = lambda found: torch.stack([found[scale] for scale in self.scales])
+        return best(torch.tensor(self.scales), at(shown), at(kept), kept[0.0], self.shown, self.floor)
+
+    def train(
+        self, model: Model, names: Sequence[str], prompts: Sequence[Prompt], labels: Tensor, seed: int
+    ) -> dict[str, Tensor]:
+        """The adapter's weights: maps' means of a concept's tokens in its own prompts (of all in a caption) -> w."""
+        inhibitors = Inhibitors.of(model, names, self.near)
+        rows, aims = [], []
+        with torch.no_grad(), self.inhibited(model, inhibitors, 0.0):
+            for i in range(0, len(prompts), 64):
+                part = prompts[i : i + 64]
+                seen = probe(
+                    model, model.encode([p.text for p in part]), model.noise([p.seed for p in part]), inhibitors
+                )
+                for prompt, row, label in zip(part, seen, labels[i : i + 64].tolist(), strict=True):
+                    own = inhibitors.owner == names.index(prompt.concept) if prompt.concept else slice(None)
+                    rows.append(row[own])
+                    aims.append(torch.full((len(rows[-1]), 1), label, device=row.device, dtype=row.dtype))
+        rows, aims = torch.cat(rows), torch.cat(aims)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapter = network(rows.shape[1]).to(rows)
+        optimiser = torch.optim.Adam(adapter.parameters(), lr=self.lr)
+        for _ in range(self.epochs):
+            loss = F.mse_loss(adapter(rows), aims)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        return {name: weight.detach().cpu().contiguous() for name, weight in adapter.state_dict().items()}
+
+
+def best(scales: Tensor, shown: Tensor, kept: Tensor, before: Tensor, most: float, floor: float) -> Tensor:
+    """Of scales [S], falling, with the concept's probability and the rest's cosine [S, N] at each, and that cosine
+    unsuppressed [N]: the label [N] of each prompt."""
+    fits = (shown < most) & (kept >= before - floor)
+    least = (shown - kept).argmin(0)
+    return scales[torch.where(fits.any(0), fits.int().argmax(0), least)]
+
+
+def drawn(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int = 64) -> Tensor:
+    """Images uint8 [N, H, W, 3] of the prompts, by the model as it stands."""
+    parts = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
+    return torch.cat([model.sample([p.text for p in part], [p.seed for p in part], sampler).images for part in parts])
+
+
+def network(inputs: int) -> nn.Sequential:
+    """The adapter: as many inputs as the model has cross-attention layers (Stable Diffusion 16) -> 64 -> 32 -> 1"""
+    return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+
+
+# -- the paper's injection ----------------------------------------------------------------------------------------------
+
+
+class Inhibitors(NamedTuple):
+    """Concept prompts [K, L, D], which of their positions are the concept's own [K, L], to which concept each of these
+    T tokens belongs [T], and which concepts are nearly the same [K, K]."""
+
+    hidden: Tensor
+    own: Tensor
+    owner: Tensor
+    near: Tensor
+
+    @classmethod
+    def of(cls, model: Model, names: Sequence[str], near: float) -> Inhibitors:
+        with torch.no_grad():
+            context = model.encode(list(names))
+        place = torch.arange(context.ids.shape[1], device=model.device)
+        own = (place > 0) & (place < context.ends[:, None])
+        last = F.normalize(context.hidden[torch.arange(len(names)), context.ends], dim=1)
+        close = (1 - last @ last.T < near) & ~torch.eye(len(names), dtype=torch.bool, device=model.device)
+        return cls(context.hidden, own, own.nonzero()[:, 0], close)
+
+
+@dataclass
+class Inhibiting:
+    """Processor of a cross-attention layer that adds `growth` [B, T] times the concepts' columns. `seen` receives their
+    means over heads and pixels [B, T]. Without growth it is plain attention."""
+
+    inhibitors: Inhibitors
+
+    def __call__(
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask=None,
+        temb=None,
+        growth: Tensor | None = None,
+        seen: list[Tensor] | None = None,
+    ) -> Tensor:
+        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        if growth is None:
+            return attend(attn, hidden_states, key, value)
+        columns, values = own_columns(attn, hidden_states, self.inhibitors.hidden, self.inhibitors.own)
+        if seen is not None:
+            seen.append(columns.mean((1, 2)))
+        return attend(attn, hidden_states, key, value, (columns * growth[:, None, None]) @ values)
+
+
+def own_columns(attn, hidden_states: Tensor, hidden: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns m* [B, heads, pixels, T] and values v* [heads, T, width] of the own tokens [K, L] of prompts [K, L, D]."""
+    query = split_heads(attn, attn.to_q(hidden_states))
+    key, value = split_heads(attn, attn.to_k(hidden)), split_heads(attn, attn.to_v(hidden))
+    maps = (torch.einsum("bhpd,khld->bhpkl", query, key) * attn.scale).softmax(-1)
+    return maps[..., own], value.transpose(0, 1)[:, own]
+
+
+def probe(model: Model, context: Context, z: Tensor, inhibitors: Inhibitors) -> Tensor:
+    """What the adapter sees [B, T, layers]: the columns' means at the first step with w = 1."""
+    seen: list[Tensor] = []
+    ones = torch.ones(len(z), len(inhibitors.owner), device=z.device, dtype=z.dtype)
+    model.eps(z, len(model.alphas_cumprod) - 1, context, {"attention": {"growth": ones, "seen": seen}})
+    return torch.stack(seen, -1)
+
+
+@dataclass(frozen=True)
+class Inhibited(ClassifierFree):
+    """Classifier-free guidance whose prompt's half is inhibited; w [B, T] is settled when a trajectory begins."""
+
+    inhibitors: Inhibitors | None = None
+    scale: float | nn.Module = 0.0
+
+    def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
+        if isinstance(self.scale, nn.Module):
+            growth = self.scale(probe(model, context, z, self.inhibitors))[..., 0]
+        else:
+            growth = torch.full((len(z), len(self.inhibitors.owner)), self.scale, device=z.device, dtype=z.dtype)
+        return super().begin(model, context, z) | {"attention": {"growth": stronger(growth, self.inhibitors)}}
+
+    def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
+        if state["negative"].hidden.shape[1] != context.hidden.shape[1]:
+            return model.eps(z, t, state["negative"]), model.eps(z, t, context, state)
+        growth = state["attention"]["growth"]
+        halves = {**state, "attention": {"growth": torch.cat([torch.zeros_like(growth), growth])}}
+        return super().predictions(model, z, t, context, halves)
+
+
+def stronger(growth: Tensor, inhibitors: Inhibitors) -> Tensor:
+    """growth [B, T], zero for concepts that are nearly the same as a stronger one (Eq. 11)."""
+    count = len(inhibitors.near)
+    if not inhibitors.near.any():
+        return growth
+    member = F.one_hot(inhibitors.owner, count).to(growth)
+    strength = growth.abs() @ member / member.sum(0)
+    first = torch.arange(count, device=growth.device)
+    mine, theirs = strength[:, :, None], strength[:, None, :]
+    beaten = (theirs > mine) | ((theirs == mine) & (first[None, :] < first[:, None]))
+    left_out = (beaten & inhibitors.near).any(2)
+    return growth * ~left_out[:, inhibitors.owner]
+
+
+# -- what the released code does ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Following:
+    """Processor in which the image follows another, drawn beside it: rows are [other | image] without and then with
+    the prompt. cross: growth [B, T], and which columns of the other's map stay [B, L]; None in the last steps.
+    copied: the other's self-attention is taken, where a layer has at most 16 x 16 pixels."""
+
+    concept: Context
+    crossing: bool
+
+    def __call__(
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask=None,
+        temb=None,
+        cross: tuple[Tensor, Tensor] | None = None,
+        copied: bool = False,
+    ) -> Tensor:
+        context = encoder_hidden_states if self.crossing else hidden_states
+        key, value = attn.to_k(context), attn.to_v(context)
+        if (cross is None) if self.crossing else (not copied or hidden_states.shape[1] > 256):
+            return attend(attn, hidden_states, key, value)
+        query, key, value = (split_heads(attn, x) for x in (attn.to_q(hidden_states), key, value))
+        read = F.scaled_dot_product_attention(query, key, value)
+        quarter = len(read) // 4
+        other, image = slice(2 * quarter, 3 * quarter), slice(3 * quarter, None)
+        maps = (query[other] @ key[other].mT * attn.scale).softmax(-1)
+        if self.crossing:
+            growth, stays = cross
+            own = torch.arange(self.concept.ids.shape[1], device=growth.device)[None]
+            own = (own > 0) & (own < self.concept.ends[:, None])
+            columns, values = own_columns(attn, hidden_states[image], self.concept.hidden, own)
+            followed = (maps * stays[:, None, None]) @ value[image] + (columns * growth[:, None, None]) @ values
+        else:
+            followed = maps @ value[image]
+        return project(attn, torch.cat([read[: 3 * quarter], followed]))
+
+
+@dataclass(frozen=True)
+class Beside(ClassifierFree):
+    """Guidance that draws the plain prompt's image beside each image, by DDIM from the same noise; `state["other"]` is
+    where that one is: its latents, its noise prediction and t of the step before."""
+
+    concept: Context | None = None
+    scale: float = 0.0
+    crossed: float = 0.8  # of the steps, counted by t
+    copied: float = 0.4
+
+    def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
+        count, length = int(self.concept.ends[0]) - 1, context.ids.shape[1]
+        end = context.ends.clamp(max=length - 1 - count)
+        place = torch.arange(length, device=z.device)[None]
+        inserted = (place >= end[:, None]) & (place < end[:, None] + count)
+        words = self.concept.ids[0, 1 : 1 + count]
+        ids = torch.where(place < end[:, None], context.ids, model.tokenizer.pad_token_id)
+        ids = ids.masked_scatter(inserted, words.repeat(len(ids)))
+        ids = ids.masked_fill(place == end[:, None] + count, model.tokenizer.eos_token_id)
+        # the released mapper: the prompt and its EOS, then nothing for as many columns as the concept has tokens
+        stays = ~((place > end[:, None]) & (place <= end[:, None] + count))
+        growth = torch.full((len(z), count), self.scale, device=z.device, dtype=z.dtype)
+        return super().begin(model, context, z) | {
+            "named": model.encode(ids=ids),
+            "cross": (growth, stays.to(z.dtype)),
+            "other": (z, None, None),
+        }
+
+    def __call__(
+        self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
+    ) -> Tensor:
+        other, noise, before = state["other"]
+        if noise is not None:  # DDIM's step to here
+            now, then = (model.alphas_cumprod[x].to(z.dtype).reshape(-1, 1, 1, 1) for x in (t, before))
+            other = now.sqrt() * (other - (1 - then).sqrt() * noise) / then.sqrt() + (1 - now).sqrt() * noise
+        done = 1 - float(t.float().max()) / len(model.alphas_cumprod)
+        attention = {"cross": state["cross"] if done < self.crossed else None, "copied": done < self.copied}
+        joined = join(state["negative"], state["negative"], context, state["named"])
+        t_all = t if t.ndim == 0 else t.repeat(4)
+        out = model.eps(torch.cat([other, z, other, z]), t_all, joined, {"attention": attention})
+        free_other, free, text_other, text = out.chunk(4)
+        state["other"] = other, free_other + scale * (text_other - free_other), t
+        return free + scale * (text - free)

@@ -1,0 +1,210 @@
+"""KPOP (arXiv 2403.12326): hide a concept behind a learnt prompt, the key, with which its owner gets it back.
+
+    1. hide     min over theta  || eps_theta(c_e) - [eps(c_t) - eta (eps(c_e) - eps(c_t))] ||^2
+                                + lambda || eps_theta(c_e, p) - eps(c_e) ||^2,   p fixed where it starts
+    2. recover  min over p      || eps_theta(c_e, p) - eps(c_e) ||^2,            |p - c_e| <= rho, theta fixed
+
+eps is the base. The key is a pair (p_k, p_v) of K embeddings, put behind the context before the keys and values of
+cross-attention layers. Declared where the paper is silent: it starts as the first K outputs for the concept's prompt,
+each of the pair keeps within rho of that after every step, and the ball is that of all K embeddings together.
+
+The artifact holds the keys, one for each concept: who gives the weights away keeps `keys.safetensors`. A model is
+locked unless `unlock` is entered; without a key the processors are the base's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from erasebench.methods.esd import TRAINED
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench.attention import attend, layers
+from erasebench.contracts import Brief, Sampler
+from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.trajectory import Along
+
+PLACES = {
+    "mid": ("mid_block",),
+    "midout": ("mid_block", "up_blocks"),
+    "inmidout": ("down_blocks", "mid_block", "up_blocks"),
+}
+
+
+class Key(NamedTuple):
+    """Embeddings [B, K, D] that are put behind the context of keys, and of values."""
+
+    k: Tensor
+    v: Tensor
+
+    def select(self, which: Tensor) -> Key:
+        return Key(self.k[which], self.v[which])
+
+
+@dataclass(frozen=True)
+class KPOP:
+    """variant x trains the cross-attention, u everything else, as in ESD. neutral: c_t. length: K. place: of the layers
+    that read the key. trajectories: as AP's. unlocked: the model with its keys, used where a prompt names what was
+    hidden, to measure how much comes back (RSR)."""
+
+    variant: Literal["x", "u"] = "x"
+    steps: int = 1000
+    batch: int = 1
+    lr: float = 1e-5
+    eta: float = 1.0
+    recover_scale: float = 0.1  # lambda
+    neutral: str = ""
+    length: int = 10
+    place: Literal["mid", "midout", "inmidout"] = "mid"
+    key_steps: int = 1000
+    key_lr: float = 1e-2
+    rho: float = 10.0
+    start_guidance: float = 3.0
+    ddim_steps: int = 50
+    trajectories: int | None = None
+    unlocked: bool = False
+    version: ClassVar[int] = 1
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        names = [concept.name for concept in brief.concepts]
+        with torch.no_grad():
+            concepts, neutral = model.encode(names), model.encode([self.neutral]).repeat(self.batch)
+        start = Key(*(concepts.hidden[:, 1 : 1 + self.length].clone() for _ in "kv"))
+        sampler = Sampler("ddim", self.ddim_steps, self.start_guidance)
+        towards = Along(model, concepts, sampler, generator, self.trajectories)
+
+        def states() -> tuple[Tensor, Tensor, Tensor]:
+            which = torch.randint(len(names), (self.batch,), generator=generator)
+            return which, *towards(concepts.select(which), which)
+
+        with model.training(model.names(TRAINED[self.variant])) as weights:
+            optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
+            for _ in tqdm(range(self.steps), "kpop hide", disable=None, delay=2):
+                which, z, t = states()
+                loss = self.hide(model, z, t, concepts.select(which), neutral, start.select(which))
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+            hidden = {name: weight.data.clone() for name, weight in weights.items()}
+        with model.changed(weights=hidden):
+            key = Key(*(part.clone().requires_grad_(True) for part in start))
+            optimiser = torch.optim.Adam(key, lr=self.key_lr)
+            for _ in tqdm(range(self.key_steps), "kpop recover", disable=None, delay=2):
+                which, z, t = states()
+                loss = self.recover(model, z, t, concepts.select(which), key.select(which))
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                with torch.no_grad():
+                    for part, centre in zip(key, start, strict=True):
+                        part.copy_(within(part, centre, self.rho))
+        save_file({n: w.contiguous().cpu() for n, w in hidden.items()}, out / "weights.safetensors")
+        save_file({n: p.detach().contiguous().cpu() for n, p in key._asdict().items()}, out / "keys.safetensors")
+        (out / "concepts.json").write_text(json.dumps(names))
+
+    def hide(self, model: Model, z: Tensor, t: Tensor, concept: Context, neutral: Context, key: Key) -> Tensor:
+        """Stage 1's loss, with gradient to the weights."""
+        with model.teacher():
+            aim, text = model.eps(torch.cat([z, z]), torch.cat([t, t]), join(neutral, concept)).chunk(2)
+        erased = (model.eps(z, t, concept) - (aim - self.eta * (text - aim))).square().mean()
+        back = (self.keyed_eps(model, z, t, concept, key) - text).square().mean()
+        return erased + self.recover_scale * back
+
+    def recover(self, model: Model, z: Tensor, t: Tensor, concept: Context, key: Key) -> Tensor:
+        """Stage 2's loss, with gradient to the key."""
+        with model.teacher():
+            text = model.eps(z, t, concept)
+        return (self.keyed_eps(model, z, t, concept, key) - text).square().mean()
+
+    def keyed_eps(self, model: Model, z: Tensor, t: Tensor, context: Context, key: Key) -> Tensor:
+        with model.changed(processors=self.processors(model)):
+            return model.eps(z, t, context, {"attention": {"key": key}})
+
+    def processors(self, model: Model) -> dict[str, Keyed]:
+        """Of the layers that can read a key."""
+        present = model.unet.attn_processors
+        return {name: Keyed(present[name]) for name in layers(model) if name.startswith(PLACES[self.place])}
+
+    @contextmanager
+    def apply(self, model: Model, artifact: Path) -> Iterator[None]:
+        with model.changed(weights=load_file(artifact / "weights.safetensors")):
+            if self.unlocked:
+                with self.unlock(model, artifact):
+                    yield
+            else:
+                yield
+
+    def unlock(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        """Inside `apply`, what was hidden is back in prompts that name it; leaving locks again."""
+        names = json.loads((artifact / "concepts.json").read_text())
+        keys = Key(**{n: p.to(model.device, model.dtype) for n, p in load_file(artifact / "keys.safetensors").items()})
+        words = tuple(torch.tensor(model.tokenizer(name).input_ids[1:-1], device=model.device) for name in names)
+        return model.changed(processors=self.processors(model), guidance=Unlocked(keys=keys, words=words))
+
+
+def within(part: Tensor, centre: Tensor, radius: float) -> Tensor:
+    """Each [K, D] of part [N, K, D], moved to the surface of the ball around its centre if it lies outside."""
+    away = part - centre
+    length = away.flatten(1).norm(dim=1).view(-1, 1, 1)
+    return torch.where(length > radius, centre + away * radius / length.clamp(min=1e-12), part)
+
+
+@dataclass
+class Keyed:
+    """Processor of a cross-attention layer that reads a key behind its context; without one it is the one before."""
+
+    before: Any
+
+    def __call__(
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask=None,
+        temb=None,
+        key: Key | None = None,
+    ) -> Tensor:
+        if key is None:
+            return self.before(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        behind = lambda more: torch.cat([encoder_hidden_states, more], 1)
+        return attend(attn, hidden_states, attn.to_k(behind(key.k)), attn.to_v(behind(key.v)))
+
+
+@dataclass(frozen=True)
+class Unlocked(ClassifierFree):
+    """Classifier-free guidance in which a prompt that names what was hidden is read with its key. The empty prompt, and
+    prompts that name nothing hidden, are read as they are."""
+
+    keys: Key | None = None
+    words: tuple[Tensor, ...] = ()
+
+    def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
+        named = torch.full((len(context.ids),), -1, device=z.device)
+        for i, words in enumerate(self.words):
+            named[(context.ids.unfold(1, len(words), 1) == words).all(2).any(1)] = i
+        return super().begin(model, context, z) | {"named": named}
+
+    def __call__(
+        self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
+    ) -> Tensor:
+        """Guidance at 1, too, reads the key."""
+        free, text = self.predictions(model, z, t, context, state)
+        return free + scale * (text - free)
+
+    def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
+        free, text = super().predictions(model, z, t, context, state)
+        holders = torch.nonzero(state["named"] >= 0).flatten()
+        if len(holders):
+            own = t if t.ndim == 0 else t[holders]
+            key = {"attention": {"key": self.keys.select(state["named"][holders])}}
+            text = text.index_copy(0, holders, model.eps(z[holders], own, context.select(holders), key))
+        return free, text
