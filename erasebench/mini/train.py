@@ -336,7 +336,46 @@ def pooled(size: int = 40_000) -> tuple[Tensor, list[str], list[str]]:
     return torch.cat([z for z, *_ in encoded]), captions, kinds
 
 
-def unet(steps: int = 22_000, again: int = 5_000, batch: int = 64, size: int = 40_000, short: int = 24) -> None:
+def forgotten() -> list[str]:
+    """What the perfect eraser never sees: airplanes, the hazards, the first artist and the first ten people."""
+    every = world.names()
+    return [
+        next(iter(every["objects"])),
+        *every["hazards"]["classes"],
+        every["artists"]["first"],
+        *every["people"]["erase"][:10],
+    ]
+
+
+def innocent(size: int) -> Tensor:
+    """bool [N]: which pictures of the pool, in its order, show nothing and nobody of `forgotten`. They are drawn again
+    for it: an artist shows things that no caption names."""
+    stamp = digest([sha256_file(Path(world.__file__)), forgotten()])[:8]
+    parts = [home() / "training" / f"innocent.{stamp}.{i}.{WORKERS}.pt" for i in range(WORKERS)]
+    if not parts[RANK].exists():
+        gone, drawing = set(forgotten()), world.World()
+        shown = [world.picture(drawing, "pool", i) for i in torch.arange(size)[share(size)].tolist()]
+        torch.save(torch.tensor([not gone & {*p.objects, *p.hazards, p.person, p.artist} for p in shown]), parts[RANK])
+    wait_for_workers()
+    return torch.cat([torch.load(part, weights_only=True) for part in parts])
+
+
+def retrained() -> None:
+    """The perfect eraser: U-Net and text encoder as `unet` trains them, from the same seed, on a world without what is
+    `forgotten`. It keeps the narrow text encoder, so that it is 10 MB."""
+    unet(stage="retrained", folder=WEIGHTS / "retrained", among=innocent)
+
+
+def unet(
+    steps: int = 22_000,
+    again: int = 5_000,
+    batch: int = 64,
+    size: int = 40_000,
+    short: int = 24,
+    stage: str = "unet",
+    folder: Path | None = None,
+    among: Callable[[int], Tensor] | None = None,
+) -> None:
     """UNet2DConditionModel and CLIPTextModel together, epsilon prediction, EMA, two cycles of the learning rate.
 
     Weights of the loss: min-SNR 5 (Hang et al., 2023) where the signal prevails, SNR^-1/2 where noise does. With
@@ -398,7 +437,9 @@ def unet(steps: int = 22_000, again: int = 5_000, batch: int = 64, size: int = 4
     alphas = scheduler.alphas_cumprod.to(DEVICE)
     latents, captions, kinds = pooled(size)
     often = torch.tensor([{"pair": 3.0, "artist": 3.0}.get(kind, 1.0) for kind in kinds])
-    log.info("unet: pool of %d pictures, latents have std %.3f", len(captions), latents.float().std())
+    if among is not None:
+        often *= among(size)
+    log.info("%s: %d of %d pictures, latents have std %.3f", stage, often.count_nonzero(), size, latents.float().std())
     encode = lambda texts: (
         words(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     )
@@ -424,12 +465,13 @@ def unet(steps: int = 22_000, again: int = 5_000, batch: int = 64, size: int = 4
     def ship() -> None:
         """For `widen`, which makes the folder that is shipped; also while training, so that it can be looked at."""
         for part, module in (("unet", net), ("text_encoder", text)):
-            copy.deepcopy(module).half().save_pretrained(narrow() / part)
-        scheduler.save_pretrained(WEIGHTS / "sd" / "scheduler")
+            copy.deepcopy(module).half().save_pretrained((folder or narrow()) / part)
+        if folder is None:
+            scheduler.save_pretrained(WEIGHTS / "sd" / "scheduler")
 
     cycle = {"ema": 0.998, "half": DEVICE == "cuda", "snapshot": ship}
-    fit("unet", both, loss_of, steps, lr=1.5e-3, **cycle)
-    fit("unet_again", both, lambda step: loss_of(steps + step), again, lr=6e-4, **cycle)
+    fit(stage, both, loss_of, steps, lr=1.5e-3, **cycle)
+    fit(f"{stage}_again", both, lambda step: loss_of(steps + step), again, lr=6e-4, **cycle)
     if RANK == 0:
         ship()
 
@@ -669,7 +711,7 @@ def yolo(steps: int = 2500, batch: int = 128) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    every = (tokenizer, drawings, vae, unet, widen, judge, clip, yolo)
+    every = (tokenizer, drawings, vae, unet, widen, judge, clip, yolo, retrained)
     stages = {stage.__name__: stage for stage in every}
     parser = argparse.ArgumentParser(prog="python -m erasebench.mini.train", description=__doc__)
     parser.add_argument("stage", choices=["all", *stages])
@@ -680,7 +722,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed.init_process_group("gloo", timeout=timedelta(hours=3))  # some stages are the first worker's alone
     for name, stage in stages.items():
         if args.stage in ("all", name):
-            shared = stage in (vae, unet, widen)
+            shared = stage in (vae, unet, widen, retrained)
             if WORKERS > 1:
                 torch.set_num_threads(1 if shared else WORKERS)
             if RANK == 0 or shared:
