@@ -95,7 +95,7 @@ def attack_all(
         metrics = tuple(summary(name, made, shown, pre, [p.concept for p in prompts]))
         total = costs(run, store, made.made) if made.made else {}
         if total:
-            total["unet_calls"] += made.spent["unet_calls"]
+            total["unet_calls"] += round(made.spent["unet_calls"])  # shared among prompts attacked together
             total["sample_seconds"] += made.spent["seconds"]
         dropped = made.params["outcomes"].get("refused", 0)
         outcomes[name] = Outcome(name, metrics, canonical(made.params), made.made, total, dropped=dropped)

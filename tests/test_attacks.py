@@ -30,6 +30,7 @@ from erasebench import search
 from erasebench.config import check_budget
 from erasebench.contracts import Concept, ErasebenchError, Found, Prompt, Sampler, Scene, Shot
 from erasebench.model import ClassifierFree, Model, Source
+from erasebench.rows import read_all
 from erasebench.run import execute
 from erasebench.search import FREE, Bench, Draws, fits, nearest, simplex, slots, spelled, table, tokens, with_vectors
 from erasebench.store import Store
@@ -364,8 +365,10 @@ def of(rows, attack, metric="asr"):
 
 def test_rows_of_every_attack(make_run):
     attacks = {name: a for name, a in SMALL.items() if name != "p4d_k"}
-    rows = execute(under_attack(make_run, attacks, sure=0.0))
+    run = under_attack(make_run, attacks, sure=0.0)
+    rows = execute(run)
     assert not [r.reason for r in rows if r.status != "ok"]
+    assert len(read_all(run.results / "runs")) == len(rows)  # as the leaderboard reads them
     assert {r.attack for r in rows} == {"", *attacks, "union"}
     for name in (*attacks, "union"):
         row = of(rows, name)
