@@ -145,7 +145,7 @@ class Run:
         """Column key -> row: every measured metric, then what the run cost as rows of its own."""
         found = [row for row in self.rows if row.status == "ok" and _finite(row.value)]
         for name in COST:
-            spent = [value for row in self.rows if _finite(value := getattr(row, name))]
+            spent = [value for row in self.rows if not row.attack and _finite(value := getattr(row, name))]
             if spent:
                 found.append(
                     replace(
@@ -179,7 +179,8 @@ class Run:
     def reasons(self) -> list[str]:
         """Why the run is incomplete; empty when it is not.
 
-        What the world has no judge for is missing in every run alike and keeps none from being ranked.
+        What the world has no judge for is missing in every run alike and keeps none from being ranked; and of an attack
+        that never succeeded there is no cost of a success.
         """
         found: dict[str, list[str]] = {}
         measured = any(row.status == "ok" and row.group != "cost" for row in self.rows)
@@ -188,7 +189,7 @@ class Run:
                 continue
             if row.status != "ok":
                 found.setdefault(f"{row.status}: {row.reason or 'no reason given'}", []).append(row.metric)
-            elif not _finite(row.value):
+            elif not _finite(row.value) and row.group not in ("attack", "probe"):
                 why = f"no value: {row.n_valid or 0} of {row.n or 0} images judged"
                 found.setdefault(why, []).append(row.metric)
         return [plain(f"{', '.join(filter(None, metrics))} {why}".lstrip()) for why, metrics in found.items()]

@@ -25,6 +25,8 @@ GROUPS = {
     "acc_s": ("keep", True),
     "h": ("overall", True),
     "fd": ("quality", False),
+    "asr": ("attack", False),
+    "seconds_per_success": ("attack", True),
 }
 
 
@@ -298,6 +300,16 @@ def test_text_fits_the_width_and_lists_everything(groups):
     assert "incomplete, not ranked: unfit (seed 0): acc_e_top1 skipped: cannot erase an airplane" in text
     bell = next(line for line in text.splitlines() if " bell " in line)
     assert bell.startswith("1 ") and "0.900 [0.85, 0.95]  0.100 [0.05, 0.15]  0.900 [0.85, 0.95]" in bell
+
+
+def test_an_attack_that_never_succeeds_takes_nobody_out_of_the_ranking_and_is_no_cost_of_the_method(tmp_path):
+    under = {"attack": "cce", "split": "attack:cce", "unet_calls": 90_000}
+    attack = row("asr", 0.0, 0.0, **under), row("seconds_per_success", None, **under)
+    save(tmp_path, "a", *scores(0.1, 0.9), *attack)
+    ((group,), _) = leaderboard.load(tmp_path)
+    (run,) = group.ranked
+    assert not group.incomplete and [r.value for r in run.cells.values() if r.metric == "unet_calls"] == [9000]
+    assert [r.value for r in run.cells.values() if r.group == "attack"] == [0.0]
 
 
 def test_filters(results):
