@@ -237,7 +237,9 @@ class Run:
         if how := re.fullmatch(r"(\w+) (\d+) steps, guidance ([\d.e+-]+)(?:, (\d+) px)?", head.sampler):
             said = zip(("name", "steps", "guidance", "size"), how.groups(), strict=True)
             words |= {f"sampler.{k}": v for k, v in said if v is not None}
-        return plain(" ".join(["python -m erasebench", *(_override(k, v) for k, v in words.items())]))
+        attacks = [name for name in dict.fromkeys(row.attack for row in self.rows) if name not in ("", "union")]
+        said = [_override(k, v) for k, v in words.items()] + [f"'attack=[{','.join(attacks)}]'"] * bool(attacks)
+        return plain(" ".join(["python -m erasebench", *said]))
 
     @property
     def provenance(self) -> dict[str, object]:

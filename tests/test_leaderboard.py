@@ -308,6 +308,7 @@ def test_an_attack_that_never_succeeds_takes_nobody_out_of_the_ranking_and_is_no
     save(tmp_path, "a", *scores(0.1, 0.9), *attack)
     ((group,), _) = leaderboard.load(tmp_path)
     (run,) = group.ranked
+    assert run.command.endswith(" 'attack=[cce]'")
     assert not group.incomplete and [r.value for r in run.cells.values() if r.metric == "unet_calls"] == [9000]
     assert [r.value for r in run.cells.values() if r.group == "attack"] == [0.0]
 
