@@ -87,9 +87,12 @@ def make(
 
 def key(identity: dict, sampler: Sampler, prompts: Sequence[Prompt]) -> dict:
     """What a shard's images depend on."""
-    own = [(p.guidance,) if p.guidance is not None else () for p in prompts]
-    shown = [(p.text, p.seed, *guidance) for p, guidance in zip(prompts, own, strict=True)]
-    return {"sampling": VERSION, **identity, "sampler": sampler, "prompts": shown}
+    return {"sampling": VERSION, **identity, "sampler": sampler, "prompts": asked(prompts)}
+
+
+def asked(prompts: Sequence[Prompt]) -> list[tuple]:
+    """What makes one image differ from another of the same model and sampler: text, seed, a guidance of its own."""
+    return [(p.text, p.seed) if p.guidance is None else (p.text, p.seed, p.guidance) for p in prompts]
 
 
 def plain(model: Model, prompts: Sequence[Prompt], sampler: Sampler) -> Sampled:

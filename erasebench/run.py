@@ -20,7 +20,7 @@ from PIL import Image
 from . import provenance
 from .contracts import Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import run_all
-from .generate import Draw, Shard, make, shards
+from .generate import Draw, Shard, asked, make, shards
 from .model import Model, Source
 from .rows import SCHEMA, Row, check_writable, write
 from .stats import summarize
@@ -63,7 +63,11 @@ class Run:
         return {
             **(under if self.attacks else {}),
             "fit": self.fit_identity(),
-            "plan": [self.plan.task, self.plan.version, [(p.id, p.text, p.seed, p.concept) for p in self.plan.prompts]],
+            "plan": [
+                self.plan.task,
+                self.plan.version,
+                [(p.id, *what, p.concept) for p, what in zip(self.plan.prompts, asked(self.plan.prompts), strict=True)],
+            ],
             "sampler": self.sampler,
             "evaluators": [
                 (name, e, type(e.judge).version, e.judge.weights())
@@ -401,7 +405,7 @@ def row(
     """One row: of a metric, or of something that failed or was skipped."""
     splits = metric.split.split("+") if metric else []
     refused = sum(sum(shard.meta()["refused"]) for shard in made if shard.prompts[0].split in splits)
-    prompts = [(p.text, p.seed) for p in run.plan.prompts if p.split in splits]
+    prompts = asked([p for p in run.plan.prompts if p.split in splits])
     commit, dirty = provenance.git()
     fallback = {
         "packages": provenance.packages(),
@@ -453,7 +457,7 @@ def row(
 def attack_rows(run: Run, run_id: str, ours: Sequence[Shard], cost: dict[str, Any], outcome: Outcome) -> list[Row]:
     """Rows of one attack, with its own cost; one row alone if it failed or was skipped."""
     spent = dict(outcome.cost) or cost
-    prompts = [(p.text, p.seed) for p in run.plan.prompts if p.split == "target"][: run.attacked]
+    prompts = asked([p for p in run.plan.prompts if p.split == "target"][: run.attacked])
     under = {"attack": outcome.name, "attack_params": outcome.params, "prompts_sha256": digest(prompts)}
     if outcome.status != "ok":
         made = [row(run, run_id, ours, spent, "", None, reason=outcome.reason, status=outcome.status)]

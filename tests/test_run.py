@@ -377,6 +377,14 @@ class Darkness:
         return [stats.Measure("dark", "forget", True, (part,))]
 
 
+def test_a_guidance_of_their_own_makes_other_prompts_and_another_run(make_run):
+    """Else task.guidance=row of I2P would take the place of task.guidance=fixed in the results."""
+    run = make_run("none", NoErasure())
+    rowwise = replace(run, plan=replace(run.plan, prompts=tuple(replace(p, guidance=2.0) for p in run.plan.prompts)))
+    ours, theirs = execute(run)[0], execute(rowwise)[0]
+    assert ours.run_id != theirs.run_id and ours.prompts_sha256 != theirs.prompts_sha256
+
+
 def test_prompts_that_the_gate_dropped_are_counted_in_every_row(make_run):
     run = make_run("none", NoErasure())
     rows = execute(replace(run, plan=replace(run.plan, dropped=3)))
