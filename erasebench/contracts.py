@@ -72,8 +72,8 @@ class Brief:
 class Metric:
     """A measured number with its interval. `value` is None where no image could be judged.
 
-    n counts the images made, n_valid those that the judge gave a verdict on, both None for a cost; rates are in [0, 1]. `base_value` is the
-    same number for the base's images of the same prompts and seeds; value - base_value lies in
+    n counts the images made, n_valid those that the judge gave a verdict on, both None for a cost; rates are in [0, 1].
+    `base_value` is the same number for the base's images of the same prompts and seeds; value - base_value lies in
     [change_low, change_high]; p_value is McNemar's, for rates.
     """
 
