@@ -305,9 +305,14 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
     if type(spec["each"]) is not int or spec["each"] < 1:
         raise ErasebenchError(f"prompts.each={spec['each']}: a whole number, at least 1, is needed")
     rows, dropped = loaders.prompts(spec, ("text", "concept"))
-    seed = lambda row, i: (
-        row.seed if i == 0 and row.seed is not None else seed_of(row.text if row.seed is None else row.seed, i)
-    )
+    texts, each = [row.text for row in rows], spec["each"]
+    nth = {row.number: texts[:k].count(row.text) for k, row in enumerate(rows)}  # a text that stands twice is two
+
+    def seed(row: loaders.PromptRow, i: int) -> int:
+        if row.seed is None:
+            return seed_of(row.text, nth[row.number] * each + i)
+        return row.seed if i == 0 else seed_of(row.seed, i)
+
     splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
     for row in rows:
         if row.concept not in splits:

@@ -77,6 +77,9 @@ def test_prompts_of_one_s_own_take_the_place_of_those_that_ask_for_the_same(tmp_
     path.write_text("prompt,concept\na cat,cat\nmy cat,cat\n")
     seeds = [p.seed for p in asked(plan, {"path": str(path), "each": 2}, None).prompts if p.split == "target"]
     assert len(set(seeds)) == 4 and seeds == [seed_of(text, i) for i in (0, 1) for text in ("a cat", "my cat")]
+    path.write_text("prompt,concept\na cat,cat\na cat,cat\n")
+    twice = [p.seed for p in asked(plan, {"path": str(path), "each": 2}, None).prompts if p.split == "target"]
+    assert len(set(twice)) == 4
     path.write_text("prompt,seed\na cat,1\n")
     with pytest.raises(ErasebenchError, match="no column concept or class or artist"):
         asked(plan, {"path": str(path), "each": 1}, None)
