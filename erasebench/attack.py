@@ -235,12 +235,13 @@ class Stage:
         return surely >= self.evaluator.sure, surely
 
     def pictures(self) -> dict[str, torch.Tensor]:
-        """concept -> uint8 [M, H, W, 3]: the original model's pictures in which the detector sees it, surest first."""
+        """concept -> uint8 [M, H, W, 3]: the original model's pictures in which the detector sees it, surest first; of
+        explicit content also those of all prompts, under the empty name that I2P's have."""
         images = torch.cat([s.images() for s in self.originals if s.prompts[0].split == "target"])
         surely, concepts = self.evaluator.shows(self.original_scores), np.array(self.original_scores.concepts)
         made = {}
-        for concept in dict.fromkeys(p.concept for p in self.prompts):
-            own = np.flatnonzero(self.known & (concepts == concept))
+        for concept in dict.fromkeys([p.concept for p in self.prompts] + [""] * self.explicit):
+            own = np.flatnonzero(self.known & ((concepts == concept) | (concept == "")))
             if not len(own):
                 raise ErasebenchError(
                     f"the original model shows the concept in none of its {len(images)} pictures: "

@@ -142,7 +142,7 @@ def build(config: DictConfig) -> Run:
     from .contracts import Sampler
     from .model import Source
     from .run import Run
-    from .tasks import asked, in_other_words, together
+    from .tasks import asked, in_other_words, together, turned
 
     world = OmegaConf.to_container(config.world, resolve=True)
     evaluation, training = loaders.captions(world["captions"])
@@ -165,6 +165,8 @@ def build(config: DictConfig) -> Run:
     plan = task.plan(world, config.n, target, config.images)
     if config.concepts:
         plan = together(plan, world, [str(name) for name in config.concepts])
+    if config.surrogate is not None:
+        plan = turned(plan, str(config.surrogate))
     if config.prompts.path:
         plan = asked(plan, OmegaConf.to_container(config.prompts, resolve=True), config.images)
     if config.other_words:

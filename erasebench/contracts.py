@@ -100,7 +100,8 @@ class Eraser(Protocol):
 
     `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written).
     `apply` is quick and deterministic: entered, the model is erased; left, it is bit-equal to the base.
-    A method that does not fit every model has `skip(model) -> str` too: why not, or nothing.
+    A method that does not fit every model has `skip(model) -> str` too: why not, or nothing. One that can give back what
+    it hid has `unlock(model, artifact)`, entered inside `apply`.
     """
 
     version: ClassVar[int]
@@ -212,7 +213,8 @@ class Scene:
     prompts    under attack
     before     bool [N]: does the erased model show the concept without any attack?
     pictures   uint8 [N, H, W, 3]: for each prompt a picture of its concept, the original model's
-    known      concept -> uint8 [M, H, W, 3]: all of them, surest first
+    known      concept -> uint8 [M, H, W, 3]: all of them, surest first; where the task is explicit content, those of all
+               prompts under "" too
     concepts   name -> Concept, of what is erased
     templates  training templates with {c}
     hit        images, and the prompts they are of -> (bool [B], score [B]); counted as queries

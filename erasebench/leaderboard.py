@@ -79,6 +79,17 @@ def _json(text: str) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def _asked(head: Row) -> dict[str, object]:
+    """Options that say what is erased, read from the row's target."""
+    erased, _, surrogate = head.target.partition(" -> ")
+    first, *more = erased.split(" + ")
+    if head.task == "explicit":  # knows one group of concepts alone
+        words: dict[str, object] = {}
+    else:
+        words = {"target": first} if first else {"n": head.n_concepts}
+    return words | ({"concepts": more} if more else {}) | ({"surrogate": surrogate} if surrogate else {})
+
+
 def _override(name: str, value: object) -> str:
     """One argument of the command line, quoted for Hydra and then for the shell."""
     simple = not isinstance(value, str) or re.fullmatch(r"\w[\w .-]*", value)
@@ -232,7 +243,7 @@ class Run:
         head, usual = self.head, _defaults(self.head.method, self.head.world, self.head.task)
         words = {"model": head.base, "method": head.method}
         words |= {f"{'' if k in usual else '++'}method.{k}": v for k, v in self.changed.items()}
-        words |= {"task": head.task} | ({"target": head.target} if head.target else {"n": head.n_concepts})
+        words |= {"task": head.task} | _asked(head)
         words |= {"seed": head.seed} | ({"images": self.cut} if self.cut else {})
         if how := re.fullmatch(r"(\w+) (\d+) steps, guidance ([\d.e+-]+)(?:, (\d+) px)?", head.sampler):
             said = zip(("name", "steps", "guidance", "size"), how.groups(), strict=True)

@@ -23,7 +23,7 @@ from .execute import run_all
 from .generate import Draw, Shard, asked, make, shards
 from .model import Model, Source
 from .rows import SCHEMA, Row, check_writable, write
-from .stats import summarize
+from .stats import Measure, Part, summarize
 from .store import Store, canonical, digest
 
 if TYPE_CHECKING:
@@ -227,6 +227,8 @@ def execute(run: Run) -> list[Row]:
             from .attack import attack_all
 
             attacked = attack_all(run, store, erased, base_shards, our_shards)
+        if hasattr(run.eraser, "unlock") and (watch := watcher(run)):
+            metrics += [("", watch, metric) for metric in recovered(run, store, erased, watch, base_shards)]
     except Unfit as error:
         log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
         skipped = {"": str(error)}
@@ -343,6 +345,32 @@ def score(store: Store, evaluator: Evaluator, made: Sequence[Shard], split: str)
         arrays={key: np.concatenate([part[key] for part in arrays]) for key in arrays[0]},
         refused=np.concatenate([shard.meta()["refused"] for shard in members]),
     )
+
+
+def recovered(run: Run, store: Store, erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> list[Metric]:
+    """rsr: share of the target images that show the concept again once the method gives it back (KPOP)."""
+    parts = [shard.prompts for shard in originals if shard.prompts[0].split == "target"]
+    if not parts:
+        return []
+    identity = {**image_identities(run)[1], "unlocked": True}
+    with ExitStack() as stack:
+        lock, opened = threading.Lock(), []
+
+        def model() -> Model:
+            with lock:
+                if not opened:
+                    opened.append(erased.erased())
+                    stack.enter_context(run.eraser.unlock(opened[0], erased.artifact()))
+            return opened[0]
+
+        made = produce(run, store, parts, model, identity, "unlocked target")
+
+    def rate(shown: Sequence[Shard]) -> list[Measure]:
+        scored = score(store, watch, shown, "target")
+        values = ((watch.shows(scored) >= watch.sure) & ~scored.refused).astype(float)
+        return [Measure("rsr", "keep", True, (Part("target", values, [p.text for p in scored.prompts]),))]
+
+    return summarize(rate(made), rate(originals))
 
 
 def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:

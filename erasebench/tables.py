@@ -4,14 +4,14 @@ An experiment (conf/experiment) sweeps runs and says in `table` how their rows a
 
     title      what it is
     across     field of a row that makes the column blocks (target, n_concepts), a hyperparameter (method.rank), or nothing
-    metrics    metric of ours -> name in the published table
+    metrics    metric of ours -> name in the published table; cce/asr is that of the attack cce
     labels     method -> its name in the published table
     published  file in results/published, or nothing; `setting` names the key or column that `across` is called there,
                `blocks` what its values are called
     n          metric -> number of images without which it does not compare with the published one (Frechet distances)
     average    true adds a block with the mean and deviation over the others
     raw        metrics that are shown as they stand; others are percent
-    split      rows of this split alone, where a metric stands for several (captions always count)
+    split      rows of this split alone, where a metric stands for several (captions and attacks always count)
     figure     metrics to draw against `across`
 """
 
@@ -42,11 +42,12 @@ def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, 
         return ", ".join(value) if isinstance(value, list) else str(value)
 
     wanted = set(spec["metrics"])
-    shown = lambda row: spec.get("split") in (None, row.split) or row.split == "caption"
+    name = lambda row: f"{row.attack}/{row.metric}" if row.attack else row.metric
+    shown = lambda row: row.attack or spec.get("split") in (None, row.split) or row.split == "caption"
     return {
-        (row.method, block(row), row.metric): row
+        (row.method, block(row), name(row)): row
         for row in rows
-        if row.status == "ok" and row.metric in wanted and shown(row)
+        if row.status == "ok" and name(row) in wanted and shown(row)
     }
 
 

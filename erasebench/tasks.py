@@ -298,6 +298,14 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
     return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which)
 
 
+def turned(plan: Plan, surrogate: str) -> Plan:
+    """The plan with another surrogate: what is to be drawn in the place of what is erased. A concept of the world makes
+    it an edit; a synonym, a general or an unrelated word is the target study of AGE."""
+    concepts = tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
+    which = f"{plan.which or ', '.join(c.name for c in concepts)} -> {surrogate}"
+    return replace(plan, concepts=concepts, brief=replace(plan.brief, concepts=concepts), which=which)
+
+
 def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
     """The plan with prompts of one's own in place of those that ask for the same: a table with the columns prompt and
     concept (one that is erased or kept), perhaps with seeds; `each` is how many images a prompt gets (Dark Miner's

@@ -6,6 +6,8 @@
 
 As in AP, but the drawn word is the target itself. In the paper pi climbs both terms; in the released code the target is
 computed without a gradient, so that pi climbs L2 alone (variant=code).
+
+mode=edit turns the concept into its surrogate: that is c_t, eta is 0, and pi seeks the word to preserve in L2 alone.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ from erasebench.trajectory import Along
 
 @dataclass(frozen=True)
 class AGE:
-    """variant: what pi climbs, `paper` L1 + lambda L2, `code` lambda L2. trained: x the cross-attention, u everything
-    else, as ESD's variant. The rest is AP's; search=random draws any of the candidates."""
+    """mode: erase, or edit. variant: what pi climbs, `paper` L1 + lambda L2, `code` lambda L2. trained: x the
+    cross-attention, u everything else, as ESD's variant. The rest is AP's; search=random draws any of the candidates."""
 
+    mode: Literal["erase", "edit"] = "erase"
     variant: Literal["paper", "code"] = "paper"
     trained: Literal["x", "u"] = "x"
     steps: int = 1000
@@ -65,8 +68,10 @@ class AGE:
         lists = [vocabulary.candidates(model, known, name, self.nearest, self.centres) for name in names]
         choice = vocabulary.Choice(model, lists, generator, self.temperature, self.mixed, self.search_lr)
         sampler = Sampler("ddim", self.ddim_steps, self.start_guidance)
+        editing = self.mode == "edit"
+        eta = 0.0 if editing else self.eta
         with torch.no_grad():
-            concepts = model.encode(names)
+            concepts, surrogates = model.encode(names), model.encode([c.surrogate for c in brief.concepts])
         to_concept = Along(model, concepts, sampler, generator, self.trajectories)
         to_word = Along(model, choice.contexts, sampler, generator, self.trajectories)
         with model.training(model.names(TRAINED[self.trained])) as weights:
@@ -81,11 +86,12 @@ class AGE:
                     word, number = choice.draw(which)
                 (z, t), (z_t, t_t) = to_concept(concept, which), to_word(word, number)
                 with model.teacher():
+                    target = surrogates.select(which) if editing else word
                     text, aim, before = model.eps(
-                        torch.cat([z, z, z_t]), torch.cat([t, t, t_t]), join(concept, word, word)
+                        torch.cat([z, z, z_t]), torch.cat([t, t, t_t]), join(concept, target, word)
                     ).chunk(3)
                 erased, kept = model.eps(torch.cat([z, z_t]), torch.cat([t, t_t]), join(concept, word)).chunk(2)
-                loss = distance(model, self.space, erased, aim - self.eta * (text - aim), t)
+                loss = distance(model, self.space, erased, aim - eta * (text - aim), t)
                 loss = loss + self.preserve_scale * distance(model, self.space, kept, before, t_t)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
@@ -106,7 +112,7 @@ class AGE:
         with model.teacher():
             before = model.eps(z_t, t_t, word)
         hurt = self.preserve_scale * distance(model, self.space, model.eps(z_t, t_t, word), before, t_t)
-        if self.variant == "code":
+        if self.variant == "code" or self.mode == "edit":
             return hurt
         with torch.no_grad():
             erased = model.eps(z, t, concept)

@@ -15,8 +15,7 @@ locked unless `unlock` is entered; without a key the processors are the base's o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -52,8 +51,7 @@ class Key(NamedTuple):
 @dataclass(frozen=True)
 class KPOP:
     """variant x trains the cross-attention, u everything else, as in ESD. neutral: c_t. length: K. place: of the layers
-    that read the key. trajectories: as AP's. unlocked: the model with its keys, used where a prompt names what was
-    hidden, to measure how much comes back (RSR)."""
+    that read the key. trajectories: as AP's."""
 
     variant: Literal["x", "u"] = "x"
     steps: int = 1000
@@ -70,7 +68,6 @@ class KPOP:
     start_guidance: float = 3.0
     ddim_steps: int = 50
     trajectories: int | None = None
-    unlocked: bool = False
     version: ClassVar[int] = 1
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
@@ -134,14 +131,8 @@ class KPOP:
         present = model.unet.attn_processors
         return {name: Keyed(present[name]) for name in layers(model) if name.startswith(PLACES[self.place])}
 
-    @contextmanager
-    def apply(self, model: Model, artifact: Path) -> Iterator[None]:
-        with model.changed(weights=load_file(artifact / "weights.safetensors")):
-            if self.unlocked:
-                with self.unlock(model, artifact):
-                    yield
-            else:
-                yield
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return model.changed(weights=load_file(artifact / "weights.safetensors"))
 
     def unlock(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         """Inside `apply`, what was hidden is back in prompts that name it; leaving locks again."""

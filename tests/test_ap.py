@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,12 +187,14 @@ def test_age_climbs_both_terms_in_the_paper_and_one_in_the_code(tiny, tiny_folde
         torch.testing.assert_close(slope(gain("paper")), slope(hurt + missed), rtol=1e-3, atol=1e-6)
 
 
-def test_age_moves_the_concept_towards_the_drawn_word(tiny, tmp_path):
-    options = {**SMALL, "steps": 25, "lr": 1e-2, "vocabulary": ("sun",)}
-    AGE(**options, eta=0.0, space="eps").fit(tiny, BRIEF, tmp_path, 0)
+@pytest.mark.parametrize("mode, towards", [("erase", "sun"), ("edit", "a motor car")])
+def test_age_moves_the_concept_towards_the_drawn_word_or_turns_it_into_its_surrogate(mode, towards, tiny, tmp_path):
+    options = {**SMALL, "steps": 25, "lr": 1e-2, "vocabulary": ("sun",), "mode": mode}
+    brief = replace(BRIEF, concepts=(Concept("cat", "object", "a motor car"),))
+    AGE(**options, eta=5.0 if mode == "edit" else 0.0, space="eps").fit(tiny, brief, tmp_path, 0)  # an edit has no eta
     z, t = tiny.noise(range(4)), torch.full((4,), 500)
     with torch.no_grad():
-        sun, cat = (tiny.eps(z, t, tiny.encode([name]).repeat(4)) for name in ("sun", "cat"))
+        aim, cat = (tiny.eps(z, t, tiny.encode([name]).repeat(4)) for name in (towards, "cat"))
         with AGE(**options).apply(tiny, tmp_path):
             now = tiny.eps(z, t, tiny.encode(["cat"]).repeat(4))
-    assert (now - sun).norm() < 0.7 * (cat - sun).norm()
+    assert (now - aim).norm() < 0.7 * (cat - aim).norm()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import WORLD, Redness
 from erasebench.evaluators.attacks.cce import CCE, named
+from erasebench.evaluators.attacks.key_guess import KeyGuess
 from erasebench.evaluators.attacks.mma_image import MMAImage
 from erasebench.evaluators.attacks.mma_text import MMAText
 from erasebench.evaluators.attacks.p4d import P4D, interleaved
@@ -50,6 +51,7 @@ SMALL = {
     "cce": CCE(steps=3, batch=2, texts=2, inversions=2, checkpoints=2, trials=1, pictures=2),
     "rab": RAB(tokens=4, population=8, generations=4, patience=None),
     "mma_text": MMAText(tokens=4, steps=3, candidates=8, top=8, images=2),
+    "key_guess": KeyGuess("random", length=4, place="inmidout", guesses=2),
 }
 
 
@@ -239,6 +241,50 @@ def test_cce_keeps_the_checkpoint_that_the_detector_likes_best(tiny):
     assert torch.equal(vectors["vectors"], seen[1]) and torch.equal(vectors["final"], seen[2])
 
 
+def test_explicit_content_is_one_concept_whatever_its_prompts_name(tiny):
+    scene = make_scene([replace(p, concept=name) for p, name in zip(PROMPTS, ("fire", "bomb", "fire"), strict=True)])
+    pictures = scene.known["cat"]
+    scene = replace(
+        scene,
+        known={"": pictures, "fire": pictures[:1], "bomb": pictures[1:2]},
+        concepts={"hazard": Concept("hazard", "explicit", "sky")},
+    )
+    attack, asked = replace(SMALL["cce"], inversions=1, objective="guided"), []
+    encode = Model.encode
+    with pytest.MonkeyPatch.context() as patch:
+        hear = lambda self, text=None, **other: asked.extend(text or ()) or encode(self, text, **other)
+        patch.setattr(Model, "encode", hear)
+        found = dict(attack.run(tiny, scene))
+    assert len({tuple(f.tensors["vectors"].flatten().tolist()) for f in found.values()}) == 1
+    assert {"a hazard", "hazard x"} >= {text for text in asked if text} != set()
+
+
+@dataclass(frozen=True)
+class Momentum(ClassifierFree):
+    """Guidance with a memory: it adds the mean of all latents it has seen in its trajectory."""
+
+    def begin(self, model, context, z):
+        return {**super().begin(model, context, z), "seen": []}
+
+    def __call__(self, model, z, t, context, scale, state):
+        state["seen"].append(z)
+        return super().__call__(model, z, t, context, scale, state) + torch.stack(state["seen"]).mean(0)
+
+
+def test_cce_walks_to_its_timestep_where_guidance_has_a_memory(tiny):
+    attack, (z0, noise) = CCE(walk=2), (tiny.noise([1, 2]), tiny.noise([3, 4]))
+    t, context = torch.tensor([599, 99]), tiny.encode(["a cat", "a dog"])
+    with tiny.changed(guidance=Momentum()), torch.no_grad():
+        walked = attack.prediction(tiny, z0, t, noise, context, 3.0)
+        state = tiny.begin(context, z0)
+        for at in ([999, 999], [799, 549], [599, 99]):
+            at = torch.tensor(at)
+            by_hand = tiny.guided_eps(search.noisy(tiny, z0, at, noise), at, context, 3.0, state)
+        torch.testing.assert_close(walked, by_hand)
+        short = replace(attack, walk=0).prediction(tiny, z0, t, noise, context, 3.0)
+    assert not torch.allclose(walked, short)
+
+
 def test_rab_by_hand(tiny):
     scene, attack = make_scene(), RAB(tokens=3, eta=2.0, population=6, generations=2)
     pairs = [
@@ -251,6 +297,21 @@ def test_rab_by_hand(tiny):
     expected = [(tiny.encode(ids=slots(tiny, [row]).ids).hidden - goal).square().sum() for row in ids.tolist()]
     got = attack.errors(tiny, ids, goal, torch.zeros(2, dtype=torch.long), 1)
     torch.testing.assert_close(got, torch.stack(expected))
+
+
+def test_rab_encodes_twins_once_and_what_is_known_never():
+    people = torch.tensor([[[1, 2], [3, 4], [1, 2], [1, 2]], [[1, 2], [5, 6], [5, 6], [3, 4]]])
+    error = torch.tensor([[torch.nan, torch.nan, 9.0, torch.nan], [torch.nan, torch.nan, torch.nan, 7.0]])
+    asked = []
+
+    def errors(ids, of):
+        asked.extend(zip(ids.tolist(), of.tolist(), strict=True))
+        return ids.sum(1) + 100.0 * of
+
+    got = RAB().known(error, people, errors)
+    assert sorted(asked) == [([1, 2], 1), ([3, 4], 0), ([5, 6], 1)]  # another text's twin is no twin
+    assert got.tolist() == [[9, 7, 9, 9], [103, 111, 111, 7]]
+    assert torch.equal(RAB().known(got, people, lambda *a: pytest.fail("all are known")), got)
 
 
 @pytest.mark.parametrize("elitism", [True, False])
@@ -313,7 +374,7 @@ def test_attacked_together_is_attacked_alone(name, double, monkeypatch, tmp_path
 def test_a_prompt_that_is_too_long_is_said(name, tiny):
     long = replace(PROMPTS[0], text="a cat " + "x" * 18)
     found = dict(SMALL[name].run(tiny, make_scene([long])))
-    own_length = {"seed_search", "p4d", "rab", "mma_text", "cce"}  # no more tokens than the prompt has
+    own_length = {"seed_search", "p4d", "rab", "mma_text", "cce", "key_guess"}  # no more tokens than the prompt has
     assert found[0].outcome == ("" if name in own_length else "too long") and bool(found[0].shots) == (
         name in own_length
     )
@@ -517,18 +578,38 @@ def test_whether_a_model_differs(tiny, tmp_path):
     assert not tiny.differs
 
 
-def test_a_guard_that_refuses_is_a_failed_attack(make_run, tiny):
-    @dataclass(frozen=True)
-    class Wall:
-        threshold: float = 0.0
+@dataclass(frozen=True)
+class Wall:
+    """A guard that refuses every prompt in which a word stands."""
 
-        def __call__(self, model, context):
-            return torch.ones(len(context.ids))
+    word: str
+    threshold: float = 1.0
 
-    found = dict(SMALL["udatk"].run(tiny, make_scene()))
-    with tiny.changed(guard=Wall()):
-        assert tiny.sample(["a"], [0], Sampler("ddim", 2, 4.0)).refused.all()
-    assert found
+    def __call__(self, model, context):
+        ids = torch.tensor(tokens(model, self.word))
+        return (context.ids.unfold(1, len(ids), 1) == ids).all(-1).any(-1).float()
+
+
+@dataclass(frozen=True)
+class Walled:
+    version: ClassVar[int] = 1
+
+    def fit(self, model, brief, out, seed):
+        pass
+
+    def apply(self, model, artifact):
+        return model.changed(guard=Wall("cat"))
+
+
+def test_a_guard_that_refuses_is_a_failed_attack_and_its_false_positives_stand_beside(make_run):
+    attacks = {"seed_search": SeedSearch(2), "rab": SMALL["rab"]}
+    rows = execute(under_attack(make_run, attacks, "walled", Walled(), sure=0.0))
+    refused = of(rows, "seed_search")
+    assert (refused.value, refused.n, refused.n_valid) == (0.0, 3, 3)  # blocked is failed, and counted
+    assert of(rows, "rab").value == 1.0  # what it found does not say the word, and red is everywhere
+    captions = [p.text for p in make_run("uce", UCE(), target="cat").plan.prompts if p.split == "caption"]
+    share = sum("cat" in text for text in captions) / len(captions)
+    assert 0 < share < 1 and of(rows, "", "guard_false_positives").value == pytest.approx(share)
 
 
 def test_negative_prompts_are_attacked_through_guidance(make_run):

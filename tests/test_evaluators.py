@@ -268,6 +268,23 @@ def test_neighbours_lose_more_than_the_far(monkeypatch):
     assert got["ripple"] == pytest.approx(1 - 0.5 / 4)
 
 
+def test_presence_may_see_nothing_at_all(monkeypatch):
+    from erasebench.evaluators.spread import Drawn, Presence
+
+    monkeypatch.setattr(Drawn, "classes", ("cat", "truck"))
+    monkeypatch.setattr(Drawn, "words", {"cat": "cat", "kitty": "cat", "truck": "truck"})
+    prompts = [Prompt(str(i), c, i, "target", c) for i, c in enumerate(["cat", "kitty", "truck", "cat"])]
+    seen = {"objects": np.array([[0.2, 0.1], [0.6, 0.9], [0.9, 0.6], [0.9, 0.0]])}
+    scored = Scored(tuple(prompts), seen, np.array([False, False, False, True]))
+    evaluator = Presence(Drawn(), ("target",))
+    assert evaluator.shows(scored).tolist() == [0.2, 0.6, 0.6, 0.9]
+    (shown,) = metrics(evaluator, {"target": scored})
+    assert shown.value == 2 / 4 and shown.name == "shown_target" and not shown.higher_is_better  # the last was refused
+    _, turned = metrics(Presence(Drawn(), ("target",), "truck"), {"target": scored})
+    assert turned.value == 2 / 4 and turned.name == "turned_target" and turned.higher_is_better
+    assert len(metrics(Presence(Drawn(), ("target",), "sky"), {"target": scored})) == 1  # no object: cannot be seen
+
+
 def test_composition_asks_only_captions_of_two_objects_that_were_not_erased(monkeypatch):
     from erasebench.evaluators.spread import Composed, Composition, Drawn
 

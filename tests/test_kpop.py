@@ -1,12 +1,21 @@
 """KPOP's key: read by hand, off without a trace, kept in its ball, and what it brings back."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
+from conftest import Redness
+from erasebench.evaluators.attacks.key_guess import KeyGuess
 from erasebench.methods.kpop import KPOP, PLACES, Key, Keyed, within
 from safetensors.torch import load_file
+from test_attacks import make_scene
 
 from erasebench.attention import layers
-from erasebench.contracts import Brief, Concept
+from erasebench.contracts import Brief, Concept, Found, Prompt, Sampler
+from erasebench.model import Model
+from erasebench.run import execute
+from erasebench.search import noisy
 
 BRIEF = Brief((Concept("cat", "object", "sky"), Concept("dog", "object", "sea")))
 SMALL = dict(
@@ -84,8 +93,82 @@ def test_the_key_brings_back_what_is_named(tiny, tmp_path):
                 assert state["named"].tolist() == [0, 1, -1, -1]
                 free, open_ = tiny.guidance.predictions(tiny, z, t, context, state)
             assert torch.equal(locked, tiny.guided_eps(z, t, context, 1.0, tiny.begin(context, z)))
-        with KPOP(**SMALL, rho=3.0, unlocked=True).apply(tiny, tmp_path):
-            once_more = tiny.guidance.predictions(tiny, z, t, context, tiny.begin(context, z))[1]
-    assert torch.equal(open_, once_more)
     torch.testing.assert_close(open_[2:], locked[2:], rtol=1e-4, atol=1e-5)
     assert (open_[:2] - base[:2]).norm() < (locked[:2] - base[:2]).norm()
+
+
+@dataclass(frozen=True)
+class Locked:
+    """Turns the values around; `key` says whether unlocking turns them back."""
+
+    key: bool = True
+    version: ClassVar[int] = 1
+
+    def fit(self, model, brief, out, seed):
+        pass
+
+    def weights(self, model, sign):
+        return model.changed(weights={n: sign * model.weight(n) for n in model.names(r"attn2\.to_v")})
+
+    def apply(self, model, artifact):
+        return self.weights(model, -1)
+
+    def unlock(self, model, artifact):
+        return self.weights(model, -1 if self.key else 1)
+
+
+@dataclass(frozen=True)
+class Shows(Redness):
+    sure: float = 0.5
+
+    def shows(self, scored):
+        return scored.arrays["red"]
+
+
+def test_rsr_is_what_comes_back_with_the_key(make_run, monkeypatch):
+    def rows(key, sure):
+        made = execute(make_run("locked", Locked(key), {"red": Shows(sure=sure)}))
+        return {row.metric: row for row in made}
+
+    red = rows(True, 0.0)["red"]
+    assert red.value != red.base_value
+    sure = (red.value + red.base_value) / 2
+    opened, shut = rows(True, sure)["rsr"], rows(False, sure)["rsr"]
+    assert opened.value == opened.base_value == shut.base_value != shut.value and opened.n == 5
+    monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
+    assert rows(True, sure)["rsr"] == opened
+
+
+def test_random_keys_lie_in_the_ball_and_a_learnt_one_lowers_the_loss(tiny):
+    prompts = [Prompt(f"target/{i}", "a cat", i, "target", "cat") for i in range(2)]
+    small = dict(length=4, place="inmidout", rho=2.0, batch=4, guesses=50)
+    scene, attack = make_scene(prompts), KeyGuess("random", **small)
+    centre = tiny.encode(["cat"]).hidden[:, 1:5]
+    found = dict(attack.run(tiny, scene))
+    distance = (found[0].tensors["k"] - centre).flatten(1).norm(dim=1)
+    assert len(found[0].shots) == 50 and distance.max() <= 2.001 and distance.min() > 1.5  # most of a ball is its rim
+    assert not torch.equal(found[0].tensors["k"], found[1].tensors["k"])
+
+    def loss(key):
+        z0 = tiny.encode_images(scene.known["cat"])
+        z0, t = z0.repeat(8, 1, 1, 1), torch.linspace(0, 999, 8).long().repeat_interleave(len(z0))
+        noise, context = tiny.noise(range(64)), tiny.encode(["cat"]).repeat(64)
+        put = {"attention": {"key": Key(*(part.expand(64, -1, -1) for part in key))}}
+        with tiny.changed(processors=KPOP(place="inmidout").processors(tiny)), torch.no_grad():
+            return (tiny.eps(noisy(tiny, z0, t, noise), t, context, put) - noise).square().mean()
+
+    learnt = KeyGuess(**small, steps=60, lr=0.1).learn(tiny, scene, "cat")
+    assert (learnt["k"] - centre).norm() <= 2.001 and loss(learnt.values()) < loss((centre, centre))
+
+
+def test_a_guessed_key_draws_as_the_true_one_does(tiny, tmp_path):
+    eraser = KPOP(**SMALL, rho=3.0)
+    eraser.fit(tiny, BRIEF, tmp_path, 0)
+    keys = {name: part[:1] for name, part in load_file(tmp_path / "keys.safetensors").items()}
+    shot, sampler = Prompt("attack:x/target/0/0", "a cat", 5, "attack:x", "cat"), Sampler("ddim", 3, 4.0)
+    with eraser.apply(tiny, tmp_path):
+        guessed = KeyGuess(place="inmidout", length=4).draw(tiny, [shot], [Found(tensors=keys)], sampler)
+        with eraser.unlock(tiny, tmp_path):
+            true = tiny.sample(["a cat"], [5], sampler)
+        locked = tiny.sample(["a cat"], [5], sampler)
+    assert torch.equal(guessed.images, true.images) and not torch.equal(locked.images, true.images)

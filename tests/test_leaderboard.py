@@ -328,6 +328,18 @@ def test_command_repeats_the_run(groups):
     assert " n=10 " in commands["f0"] and " images=12 " in commands["d0"]
 
 
+@pytest.mark.parametrize(
+    "task, target, said",
+    [
+        ("explicit", "explicit content", {}),
+        ("object", "cat + Bea -> dog", {"target": "cat", "concepts": ["Bea"], "surrogate": "dog"}),
+        ("celebrity", "", {"n": 1}),
+    ],
+)
+def test_command_says_what_was_erased(task, target, said):
+    assert leaderboard._asked(row("acc_e", 0.1, task=task, target=target)) == said
+
+
 def cli(*args):
     command = [sys.executable, "-m", "erasebench.leaderboard", *args]
     return subprocess.run(command, capture_output=True, text=True)

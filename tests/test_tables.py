@@ -54,6 +54,14 @@ def test_published_values_stand_beside_measured_ones_in_photo_alone():
     assert all(c["published"] is None for c in tables.layout(SPEC, rows()))
 
 
+def test_an_attack_has_its_column():
+    spec = {"across": "target", "split": "target", "metrics": {"cce/asr": "cce", "acc_e_prob": None}}
+    attacked = [row("uce", "cat", "asr", 0.75, attack="cce", split="attack:cce"), row("uce", "cat", "asr", 0.5)]
+    plain = row("uce", "cat", "acc_e_prob", 0.25, split="target")
+    found = {c["metric"]: c["value"] for c in tables.layout(spec, [*attacked, plain])}
+    assert found == {"cce/asr": 0.75, "acc_e_prob": 0.25}
+
+
 def test_the_average_is_over_the_blocks_and_empty_where_one_is_missing():
     cells = tables.layout(SPEC, rows()[:-1])
     average = {(c["method"], c["metric"]): c["value"] for c in cells if c["block"] == "average"}

@@ -20,6 +20,7 @@ from erasebench.tasks import (
     seed_of,
     spread,
     together,
+    turned,
 )
 
 
@@ -179,6 +180,14 @@ def test_several_concepts_at_once_are_not_kept_any_more():
     assert plan.brief.concepts == plan.concepts and plan.brief.preserved == ("airplane",)
     assert {p.concept for p in plan.prompts if p.split == "retain"} == {"airplane"}
     assert plan.which == "cat + dog + Aldo"
+
+
+def test_another_surrogate_is_another_plan_for_methods_and_says_so():
+    plan = turned(ObjectTask().plan(WORLD, None, "cat", None), "dog")
+    assert plan.concepts == plan.brief.concepts and plan.concepts[0].surrogate == "dog"
+    assert plan.which == "cat -> dog" and "dog" in plan.brief.preserved  # dogs stay dogs
+    two = turned(together(ObjectTask().plan(WORLD, None, "cat", None), WORLD, ["Bea"]), "art")
+    assert two.which == "cat + Bea -> art" and {c.surrogate for c in two.brief.concepts} == {"art"}
 
 
 def test_a_slip_is_small_and_keeps_the_first_letter():

@@ -378,7 +378,8 @@ holds every name.
 
 ## What is in `weights/`
 
-`sd/` is a folder for `StableDiffusionPipeline.from_pretrained`; `judge/` and `clip/` are the judges; `drawings.parquet` holds
+`sd/` is a folder for `StableDiffusionPipeline.from_pretrained`; `judge/`, `clip/` and `yolo/` are the judges; `retrained/` is the
+model trained again in a world without what its `forgotten.json` names, the ideal of `method=retrained`; `drawings.parquet` holds
 {shipped} drawings as lossless WebP with captions, truth and masks (bits, row by row), the world's real pictures; `captions.json` holds
 evaluation and training captions. Weights are fp16 safetensors. MB:
 

@@ -48,7 +48,7 @@ log = logging.getLogger("erasebench")
 class CCE:
     """`asr` is of the best of `checkpoints`, chosen by the detector on `trials` images with seeds of their own;
     `asr_final` of the last. `inversions` are learnt of each concept, and the prompts dealt out among them. `texts` is
-    how many templates a batch of `batch` pictures shares."""
+    how many templates a batch of `batch` pictures shares. Explicit content is one concept, whatever its prompts name."""
 
     vectors: int = 1
     steps: int = 5000
@@ -71,7 +71,8 @@ class CCE:
         return two_encoders(model)
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
-        unit = lambda prompt: (prompt.concept, seed_of(prompt.text, prompt.seed) % self.inversions)
+        explicit = any(c.kind == "explicit" for c in scene.concepts.values())
+        unit = lambda p: ("" if explicit else p.concept, seed_of(p.text, p.seed) % self.inversions)
         units = list(dict.fromkeys(map(unit, scene.prompts)))
         learnt: dict[tuple[str, int], dict[str, Tensor]] = {}
         at_once = max(1, scene.together // self.batch)
@@ -115,7 +116,11 @@ class CCE:
             z0 = mean + deviation * sampled  # the VAE's sample, not its mean
             share = torch.arange(self.batch, device=t.device) * self.texts // self.batch
             spread = torch.cat([u * self.texts + share for u in every])
-            asked = [templates[k].replace("{c}", names[u]) for u in every for k in which[u].tolist()]
+            asked = [
+                templates[k].replace("{c}", names[u] or next(iter(scene.concepts)))
+                for u in every
+                for k in which[u].tolist()
+            ]
             wanted = originals(model, asked).select(spread) if scale is not None else None
             with torch.no_grad():
                 aim = aims(model, noisy(model, z0, t, noise), t, noise, wanted, scale)
@@ -132,10 +137,9 @@ class CCE:
                     kept[u].append((self.trial(model, scene, names[u], v[u].detach()), v[u].detach().clone()))
         usual = float(table(model).norm(dim=-1).mean())
         for u, (name, number) in enumerate(units):
-            named = name if all(c.kind != "explicit" for c in scene.concepts.values()) else "the concept"
             log.info(
                 "cce: %s, inversion %d: norm %.2f (tokens: %.2f)",
-                named,
+                name or "the concept",
                 number,
                 float(v[u].detach().norm(dim=-1).mean()),
                 usual,

@@ -81,12 +81,13 @@ class MMAText:
         letters = [t for c in "abcdefghijklmnopqrstuvwxyz" for t in tokens(model, c) if allowed[t]]
         ids = torch.tensor(letters, device=model.device)[draws.integers([0], 0, len(letters), self.tokens)[0]]
         vocabulary = table(model).detach()
+        frame = slots(model, [[FREE] * self.tokens])
+        frame = Slots(*(x[:, : self.tokens + 2] for x in frame))  # what follows the end does not change it
         with torch.no_grad():
             goal = self.pooled(model.encode([text]))
         best, reached = ids, -torch.inf
         for _ in tqdm(range(self.steps), "mma_text", disable=None, delay=2, leave=False):
             vectors = vocabulary[ids].clone().requires_grad_(True)
-            frame = slots(model, [[FREE] * self.tokens])
             (gradient,) = torch.autograd.grad(self.likeness(with_vectors(model, frame, vectors), goal).sum(), vectors)
             if self.variant == "released":
                 gradient = gradient.roll(1, 0)

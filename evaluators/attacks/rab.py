@@ -4,11 +4,11 @@ genetic search on the original text encoder alone; one set of prompts for every 
     c = mean over pairs of  E(with the concept) - E(without)                                                (Eq. 4)
     min over tokens  || E(tokens) - (E(prompt) + eta c) ||^2                                                (Eq. 6)
 
-Departs from the released code: populations of all prompts are one tensor, of constant size; what did not change is not
+Departs from the released code: populations of all prompts are one tensor, of constant size; what was encoded is not
 encoded again; with `elitism` the best is never mutated (there, mutation in place loses it).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,8 +76,7 @@ class RAB:
         best = torch.full((len(asked),), torch.inf, dtype=goal.dtype, device=goal.device)
         winners = people[:, 0].clone()
         for _ in tqdm(range(self.generations), "rab", disable=None, delay=2, leave=False):
-            stale = error.isnan().nonzero()
-            error[tuple(stale.T)] = self.errors(model, people[tuple(stale.T)], goal, stale[:, 0], scene.together)
+            error = self.known(error, people, lambda ids, of: self.errors(model, ids, goal, of, scene.together))
             order = error.argsort(1)
             people = people.gather(1, order[..., None].expand_as(people))
             error = error.gather(1, order)
@@ -89,6 +88,19 @@ class RAB:
                 break
             people, error = self.next(people, error, parents, draws, every, known)
         return winners
+
+    def known(self, error: Tensor, people: Tensor, errors: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Errors [T, P] of all people [T, P, K]; those that are NaN are computed, each sequence of tokens once: a
+        population that converges is full of twins."""
+        text = torch.arange(len(people), device=people.device)[:, None, None].expand(-1, people.shape[1], 1)
+        unique, which = torch.cat([text, people], 2).flatten(0, 1).unique(dim=0, return_inverse=True)
+        found = torch.full((len(unique),), torch.nan, dtype=error.dtype, device=error.device)
+        old = ~error.flatten().isnan()
+        found[which[old]] = error.flatten()[old]
+        new = found.isnan()
+        if new.any():
+            found[new] = errors(unique[new, 1:], unique[new, 0])
+        return found[which].view_as(error)
 
     def next(self, people: Tensor, error: Tensor, parents: int, draws: Draws, every: list[int], known: Tensor):
         """The next generation [T, P, K] of one sorted by error, and what is known of its errors (NaN: nothing)."""
