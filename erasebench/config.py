@@ -142,7 +142,8 @@ def build(config: DictConfig) -> Run:
     from .contracts import Sampler
     from .model import Source
     from .run import Run
-    from .tasks import asked, in_other_words, together, turned
+    from .pictured import Pictured
+    from .tasks import asked, in_other_words, shown, together, turned
 
     world = OmegaConf.to_container(config.world, resolve=True)
     evaluation, training = loaders.captions(world["captions"])
@@ -167,6 +168,10 @@ def build(config: DictConfig) -> Run:
         plan = together(plan, world, [str(name) for name in config.concepts])
     if config.surrogate is not None:
         plan = turned(plan, str(config.surrogate))
+    pictured = Pictured(**config.pictures) if config.pictures.path else None
+    if pictured is not None:
+        check_types(pictured, "pictures")
+        plan = shown(plan)
     if config.prompts.path:
         plan = asked(plan, OmegaConf.to_container(config.prompts, resolve=True), config.images)
     if config.other_words:
@@ -202,6 +207,7 @@ def build(config: DictConfig) -> Run:
         attacks=attacks,
         attacked=config.attacked,
         together=config.together,
+        pictured=pictured,
     )
 
 

@@ -191,6 +191,7 @@ class Shot:
 
 
 PLACEHOLDER = "<*>"
+WORD = "<pictured>"  # what a method calls a concept that it is given by pictures
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ changes through them is undone exactly when it leaves, and `teacher` shows the b
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import re
@@ -413,6 +414,23 @@ class Model:
             for slot, value in zip(changes, current, strict=True):
                 slot.set(value)
             self._slots = changes
+
+    @contextmanager
+    def word(self, text: str, vector: Tensor) -> Iterator[None]:
+        """A further word (lower case) that tokenizer and text encoder know inside the `with`, by its embedding [1, D]."""
+        tokenizer, table = self.tokenizer, self.text_encoder.get_input_embeddings()
+        weight = table.weight
+        grown = torch.nn.Embedding.from_pretrained(torch.cat([weight.data, vector.to(weight)]))
+        self.tokenizer = copy.deepcopy(tokenizer)
+        if self.tokenizer.add_tokens([text]) != 1:
+            self.tokenizer = tokenizer
+            raise ErasebenchError(f"the tokenizer knows a word {text!r} already")
+        try:
+            self.text_encoder.set_input_embeddings(grown)
+            yield
+        finally:
+            self.text_encoder.set_input_embeddings(table)
+            self.tokenizer = tokenizer
 
     @property
     def is_changed(self) -> bool:

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from . import provenance
-from .contracts import Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
+from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import run_all
 from .generate import Draw, Shard, asked, make, shards
 from .model import Model, Source
+from .pictured import Pictured
 from .rows import SCHEMA, Row, check_writable, write
 from .stats import Measure, Part, summarize
 from .store import Store, canonical, digest
@@ -53,6 +55,7 @@ class Run:
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     attacked: int = 20  # prompts under attack: the first of the target split
     together: int = 32  # of them at once
+    pictured: Pictured | None = None  # what stands for the concept while the method is fitted, in place of its name
 
     @property
     def is_base(self) -> bool:
@@ -96,6 +99,7 @@ class Run:
             "brief": self.plan.brief,
             "seed": self.seed,
             "base": self.source.identity(),
+            **({"pictured": self.pictured.identity()} if self.pictured else {}),
         }
 
 
@@ -150,7 +154,8 @@ class Erased:
         def fit(folder: Path) -> None:
             model = self.base()
             start, before = time.perf_counter(), model.unet_samples
-            self.run.eraser.fit(model, self.run.plan.brief, folder, self.run.seed)
+            with self.named(model):
+                self.run.eraser.fit(model, self.run.plan.brief, folder, self.run.seed)
             if model.is_changed:
                 raise ErasebenchError(f"method {self.run.method} left the model changed after fit")
             check_artifact(folder)
@@ -162,6 +167,16 @@ class Erased:
             (folder / "cost.json").write_text(json.dumps(cost))
 
         return self.store.get_or_make("artifacts", self.run.fit_identity(), fit)
+
+    def named(self, model: Model) -> AbstractContextManager[None]:
+        """The model that knows what the brief calls the concept: a word learnt of pictures, or its name as it is."""
+        if (pictured := self.run.pictured) is None:
+            return nullcontext()
+        what = [pictured.identity(), self.run.plan.brief.templates, self.run.seed, self.run.source.identity()]
+        learn = lambda: pictured.learn(model, self.run.plan.brief.templates, self.run.seed)
+        fill = lambda folder: save_file({"vector": learn().cpu()}, folder / "vector.safetensors")
+        entry = Store().get_or_make("words", {"word": what}, fill)
+        return model.word(WORD, load_file(entry / "vector.safetensors")["vector"])
 
     def erased(self) -> Model:
         with self._lock:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from . import loaders
-from .contracts import Brief, Concept, ErasebenchError, Evaluator, Plan, Prompt
+from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Plan, Prompt
 
 OTHER_WORDS = ("misspelt", "paraphrase", "language")
 
@@ -304,6 +304,15 @@ def turned(plan: Plan, surrogate: str) -> Plan:
     concepts = tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
     which = f"{plan.which or ', '.join(c.name for c in concepts)} -> {surrogate}"
     return replace(plan, concepts=concepts, brief=replace(plan.brief, concepts=concepts), which=which)
+
+
+def shown(plan: Plan) -> Plan:
+    """The plan whose concept the method knows by pictures alone. Raises ErasebenchError where there are several."""
+    if len(plan.concepts) != 1:
+        raise ErasebenchError(f"pictures.path stands for one concept, task={plan.task} erases {len(plan.concepts)}")
+    concept = replace(plan.concepts[0], name=WORD, synonyms=())
+    which = f"{plan.which or plan.concepts[0].name}, by pictures"
+    return replace(plan, brief=replace(plan.brief, concepts=(concept,)), which=which)
 
 
 def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:

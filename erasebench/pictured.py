@@ -1,0 +1,92 @@
+"""A concept given by pictures in the place of its name: textual inversion on the base (Gal et al., ICLR 2023).
+
+    min over v    E  m || eps - eps(x_t, t, [v]) ||^2 / E m                        (their Eq. 2; m masks what is meant)
+
+The vector becomes a word, contracts.WORD, that tokenizer and text encoder know while a method is fitted. What is measured asks for the
+concept by its name, as ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .contracts import PLACEHOLDER, ErasebenchError
+from .model import Model
+from .search import Draws, fits, noisy, slots, table, tokens, with_placeholder, with_vectors
+
+KINDS = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """path: a folder of pictures; what is transparent in them is masked. start: the word whose last token begins it.
+    Raises ErasebenchError for a folder without pictures."""
+
+    path: str
+    start: str = "picture"
+    steps: int = 3000
+    batch: int = 4
+    lr: float = 5e-3
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not self.files():
+            raise ErasebenchError(f"pictures.path={self.path}: no folder with {', '.join(sorted(KINDS))} files")
+
+    def files(self) -> list[Path]:
+        folder = Path(self.path)
+        return sorted(f for f in folder.iterdir() if f.suffix.lower() in KINDS) if folder.is_dir() else []
+
+    def identity(self) -> dict[str, Any]:
+        """By what the pictures are, not where they lie."""
+        shown = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files()]
+        return {"pictures": shown, "how": [self.start, self.steps, self.batch, self.lr], "version": self.version}
+
+    def load(self, side: int) -> tuple[Tensor, Tensor]:
+        """(pictures uint8 [N, side, side, 3], masks in [0, 1] [N, 1, side, side])"""
+        made = []
+        for file in self.files():
+            try:
+                made.append(np.array(Image.open(file).convert("RGBA").resize((side, side), Image.Resampling.BICUBIC)))
+            except OSError as error:
+                raise ErasebenchError(f"{file}: not a readable picture ({error})") from error
+        both = torch.from_numpy(np.stack(made))
+        masks = both[..., 3:].permute(0, 3, 1, 2) / 255
+        if not all(mask.any() for mask in masks):
+            raise ErasebenchError(f"pictures.path={self.path}: a picture is wholly transparent")
+        return both[..., :3].contiguous(), masks
+
+    def learn(self, model: Model, templates: Sequence[str], seed: int) -> Tensor:
+        """The word's embedding [1, D]."""
+        channels, side, _ = model.latent_shape()
+        pictures, masks = self.load(side * model.pixels_per_latent)
+        z0, masks = model.encode_images(pictures), F.interpolate(masks, (side, side), mode="area").to(model.device)
+        rows = [with_placeholder(model, t.replace("{c}", PLACEHOLDER), 1) for t in templates]
+        rows = [row for row in rows if fits(model, row)]
+        vector = torch.nn.Parameter(table(model)[tokens(model, self.start)[-1:]].detach().clone())
+        optimiser, draws = torch.optim.AdamW([vector], lr=self.lr, weight_decay=0.01), Draws(model, [seed])
+        for _ in tqdm(range(self.steps), "inversion", disable=None, delay=2, leave=False):
+            pick, which, t = (
+                draws.integers([0], 0, most, self.batch)[0] for most in (len(z0), len(rows), len(model.alphas_cumprod))
+            )
+            noise = draws.normal([0], self.batch, channels, side, side)[0]
+            context = with_vectors(model, slots(model, [rows[i] for i in which]), vector.repeat(self.batch, 1))
+            error = (model.eps(noisy(model, z0[pick], t, noise), t, context) - noise).square()
+            loss = (error * masks[pick]).mean() / masks[pick].mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        if not torch.isfinite(vector).all():
+            raise ErasebenchError("the inversion of the pictures diverged: lower pictures.lr")
+        return vector.detach()
