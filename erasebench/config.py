@@ -141,8 +141,8 @@ def build(config: DictConfig) -> Run:
     from . import loaders
     from .contracts import Sampler
     from .model import Source
-    from .run import Run
     from .pictured import Pictured
+    from .run import Run
     from .tasks import asked, in_other_words, shown, together, turned
 
     world = OmegaConf.to_container(config.world, resolve=True)
@@ -167,7 +167,8 @@ def build(config: DictConfig) -> Run:
     if config.concepts:
         plan = together(plan, world, [str(name) for name in config.concepts])
     if config.surrogate is not None:
-        plan = turned(plan, str(config.surrogate))
+        given = [config.surrogate] if isinstance(config.surrogate, str) else config.surrogate
+        plan = turned(plan, [str(name) for name in given])
     pictured = Pictured(**config.pictures) if config.pictures.path else None
     if pictured is not None:
         check_types(pictured, "pictures")

@@ -298,21 +298,25 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
     return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which)
 
 
-def turned(plan: Plan, surrogate: str) -> Plan:
-    """The plan with another surrogate: what is to be drawn in the place of what is erased. A concept of the world makes
-    it an edit; a synonym, a general or an unrelated word is the target study of AGE."""
-    concepts = tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
-    which = f"{plan.which or ', '.join(c.name for c in concepts)} -> {surrogate}"
-    return replace(plan, concepts=concepts, brief=replace(plan.brief, concepts=concepts), which=which)
+def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
+    """The plan with other surrogates: what is to be drawn in the place of what is erased. A concept of the world makes
+    it an edit; a synonym, a general or an unrelated word is the target study of AGE. Of several each has an equal part
+    in what a method is asked for (debiasing). Raises ErasebenchError where there is none."""
+    if not surrogates:
+        raise ErasebenchError("surrogate=[]: name at least one")
+    into = lambda surrogate: tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
+    asked_for = tuple(concept for surrogate in surrogates for concept in into(surrogate))
+    which = f"{plan.which or ', '.join(c.name for c in plan.concepts)} -> {', '.join(surrogates)}"
+    return replace(plan, concepts=into(surrogates[0]), brief=replace(plan.brief, concepts=asked_for), which=which)
 
 
 def shown(plan: Plan) -> Plan:
     """The plan whose concept the method knows by pictures alone. Raises ErasebenchError where there are several."""
     if len(plan.concepts) != 1:
         raise ErasebenchError(f"pictures.path stands for one concept, task={plan.task} erases {len(plan.concepts)}")
-    concept = replace(plan.concepts[0], name=WORD, synonyms=())
+    known = tuple(replace(concept, name=WORD, synonyms=()) for concept in plan.brief.concepts)
     which = f"{plan.which or plan.concepts[0].name}, by pictures"
-    return replace(plan, brief=replace(plan.brief, concepts=(concept,)), which=which)
+    return replace(plan, brief=replace(plan.brief, concepts=known), which=which)
 
 
 def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:

@@ -148,8 +148,12 @@ class Presence:
 
     judge: Drawn
     splits: tuple[str, ...] = ("target", "synonym", "retain")
-    surrogate: str | None = None
+    surrogate: str | tuple[str, ...] | None = None
     sure: ClassVar[float] = 0.5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.surrogate, list):
+            object.__setattr__(self, "surrogate", tuple(self.surrogate))
 
     def shows(self, scored: Scored) -> np.ndarray:
         """How sure the judge is that each image shows its concept [N]."""
@@ -167,11 +171,24 @@ class Presence:
             kept = split == "retain"
             part = Part(split, shown * 1.0, scores[split].concepts)
             made.append(Measure(f"shown_{split}", "keep" if kept else "forget", kept, (part,), threshold=self.sure))
-            if not kept and self.surrogate in self.judge.words:
-                instead = self.sees(scores[split], [self.surrogate] * len(shown)) >= self.sure
-                part = Part(split, (instead & ~scores[split].refused) * 1.0, scores[split].concepts)
-                made.append(Measure(f"turned_{split}", "forget", True, (part,), threshold=self.sure))
+            if not kept:
+                made += self.turned(scores[split], split)
         return made
+
+    def turned(self, scored: Scored, split: str) -> list[Measure]:
+        """How often a surrogate is there that the judge knows; of several also how often each."""
+        given = (self.surrogate,) if isinstance(self.surrogate, str) else self.surrogate or ()
+        instead = {
+            name: (self.sees(scored, [name] * len(scored.prompts)) >= self.sure) & ~scored.refused
+            for name in given
+            if name in self.judge.words
+        }
+        named = {f"turned_{split}": np.any(list(instead.values()), 0)} if instead else {}
+        named |= {
+            f"turned_{split}_{name.replace(' ', '_')}": there for name, there in instead.items() if len(given) > 1
+        }
+        part = lambda there: (Part(split, there * 1.0, scored.concepts),)
+        return [Measure(name, "forget", True, part(there), threshold=self.sure) for name, there in named.items()]
 
 
 @dataclass(frozen=True)

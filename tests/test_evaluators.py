@@ -283,6 +283,12 @@ def test_presence_may_see_nothing_at_all(monkeypatch):
     _, turned = metrics(Presence(Drawn(), ("target",), "truck"), {"target": scored})
     assert turned.value == 2 / 4 and turned.name == "turned_target" and turned.higher_is_better
     assert len(metrics(Presence(Drawn(), ("target",), "sky"), {"target": scored})) == 1  # no object: cannot be seen
+    _, *either = metrics(Presence(Drawn(), ("target",), ["cat", "truck", "sky"]), {"target": scored})
+    assert {m.name: m.value for m in either} == {
+        "turned_target": 2 / 4,
+        "turned_target_cat": 2 / 4,
+        "turned_target_truck": 2 / 4,
+    }
 
 
 def test_composition_asks_only_captions_of_two_objects_that_were_not_erased(monkeypatch):

@@ -183,11 +183,16 @@ def test_several_concepts_at_once_are_not_kept_any_more():
 
 
 def test_another_surrogate_is_another_plan_for_methods_and_says_so():
-    plan = turned(ObjectTask().plan(WORLD, None, "cat", None), "dog")
+    plan = turned(ObjectTask().plan(WORLD, None, "cat", None), ["dog"])
     assert plan.concepts == plan.brief.concepts and plan.concepts[0].surrogate == "dog"
     assert plan.which == "cat -> dog" and "dog" in plan.brief.preserved  # dogs stay dogs
-    two = turned(together(ObjectTask().plan(WORLD, None, "cat", None), WORLD, ["Bea"]), "art")
+    two = turned(together(ObjectTask().plan(WORLD, None, "cat", None), WORLD, ["Bea"]), ["art"])
     assert two.which == "cat + Bea -> art" and {c.surrogate for c in two.brief.concepts} == {"art"}
+    either = turned(ObjectTask().plan(WORLD, None, "cat", None), ["dog", "airplane"])
+    assert [(c.name, c.surrogate) for c in either.brief.concepts] == [("cat", "dog"), ("cat", "airplane")]
+    assert len(either.concepts) == 1 and either.which == "cat -> dog, airplane"
+    with pytest.raises(ErasebenchError, match="at least one"):
+        turned(ObjectTask().plan(WORLD, None, "cat", None), [])
 
 
 def test_a_slip_is_small_and_keeps_the_first_letter():
