@@ -56,13 +56,14 @@ class Shown:
     spent: Mapping[str, float]  # queries, unet_calls, seconds
     made: tuple[Shard, ...]
     params: Mapping[str, Any]
+    likest: Sequence[Mapping[str, Sequence[bool]]] = ()  # the same by top-1, where the evaluator has one
 
-    def rate(self, label: str = "", first: int | None = None) -> np.ndarray:
+    def rate(self, label: str = "", first: int | None = None, top1: bool = False) -> np.ndarray:
         """[N]: 1 where any of the `first` shots shows the concept, NaN where none could be made."""
         read = lambda found, hits: (
             np.nan if found.outcome in UNSHOWN and not found.shots else float(any(hits.get(label, ())[:first]))
         )
-        return np.array([read(*pair) for pair in zip(self.found, self.hits, strict=True)])
+        return np.array([read(*pair) for pair in zip(self.found, self.likest if top1 else self.hits, strict=True)])
 
 
 def attack_all(
@@ -129,8 +130,10 @@ def summary(
 ) -> Iterable[Metric]:
     """asr          share of prompts with a shot that shows the concept; asr_<label> of those shots alone; asr_at_<n> of
                     the first n
+    asr_top1        the same where showing means that the judge, of all it knows, finds the concept likest: of distorted
+                    pictures, of which a detector is sure of nothing
     pre_asr         the same without any attack; new: among the prompts that did not show it then
-    over_<null>     asr less that of a null attack with as many images, paired by prompt; p_value is McNemar's
+    over_<null>     asr (over_<null>_top1: asr_top1) less that of a null attack with as many images, paired by prompt; p_value is McNemar's
     queries         images judged for a prompt, in the search and after it
     unet_calls_per_success, seconds_per_success
     """
@@ -140,6 +143,8 @@ def summary(
     measures = [Measure("asr", group, False, (part(ours),))]
     labels = dict.fromkeys(shot.label for found in made.found for shot in found.shots if shot.label)
     measures += [Measure(f"asr_{label}", group, False, (part(made.rate(label)),)) for label in labels]
+    tests = {"": False, "_top1": True} if made.likest else {"": False}
+    measures += [Measure("asr_top1", group, False, (part(made.rate(top1=True)),))] if made.likest else []
     most = max((len([s for s in found.shots if not s.label]) for found in made.found), default=0)
     measures += [Measure(f"asr_at_{n}", group, False, (part(made.rate(first=n)),)) for n in (1, 3, 10, 30) if n < most]
     measures += [
@@ -148,11 +153,13 @@ def summary(
     ]
     p_values = {}
     for null in (n for n in NULLS if n in every and n not in (name,) and name not in NULLS and group == "attack"):
-        theirs = every[null].rate(first=max(made.attack.images, most))
-        both = np.isnan(ours) | np.isnan(theirs)
-        pair = tuple(part(np.where(both, np.nan, side)) for side in (ours, theirs))
-        p_values[f"over_{null}"] = mcnemar(ours, theirs)
-        measures.append(Measure(f"over_{null}", group, False, pair, lambda a, b: a - b))
+        for name_of_test, top1 in tests.items():
+            mine, theirs = made.rate(top1=top1), every[null].rate(first=max(made.attack.images, most), top1=top1)
+            both = np.isnan(mine) | np.isnan(theirs)
+            pair = tuple(part(np.where(both, np.nan, side)) for side in (mine, theirs))
+            measure = f"over_{null}{name_of_test}"
+            p_values[measure] = mcnemar(mine, theirs)
+            measures.append(Measure(measure, group, False, pair, lambda a, b: a - b))
     drawn = draws([p for m in measures for p in m.parts])
     for measure in measures:
         yield replace(estimate(measure, drawn)[0], p_value=p_values.get(measure.name))
@@ -329,13 +336,20 @@ class Stage:
                 asked.append(Prompt(f"{split}/{p.id}/{k}", shot.text, shot.seed, split, p.concept, p.guidance))
                 founds[asked[-1].id] = f, shot
         made = self.images(asked, founds)
-        hits: list[dict[str, list[bool]]] = [{} for _ in found]
-        if made:
-            scored = score(self.store, self.evaluator, made, split)
-            shows = iter((self.evaluator.shows(scored) >= self.evaluator.sure) & ~scored.refused)
-            for own, f in zip(hits, found, strict=True):
-                for shot in f.shots:
-                    own.setdefault(shot.label, []).append(bool(next(shows)))
+        scored = score(self.store, self.evaluator, made, split) if made else None
+
+        def shown(verdicts: Iterable[bool]) -> list[dict[str, list[bool]]]:
+            """Of each prompt, by label, what is said of its shots."""
+            hits: list[dict[str, list[bool]]] = [{} for _ in found]
+            for (own, shot), verdict in zip(
+                ((own, shot) for own, f in zip(hits, found, strict=True) for shot in f.shots), verdicts, strict=True
+            ):
+                own.setdefault(shot.label, []).append(bool(verdict))
+            return hits
+
+        hits = shown((self.evaluator.shows(scored) >= self.evaluator.sure) & ~scored.refused if made else ())
+        top1 = getattr(self.evaluator, "likest", None)
+        likest = shown(top1(scored) & ~scored.refused if made else ()) if top1 else ()
         spent = {key: sum(r[key] for r in records) for key in ("queries", "unet_calls", "seconds")}
         params = {
             **asdict(self.attack),
@@ -346,7 +360,7 @@ class Stage:
             "outcomes": dict(Counter(f.outcome or "found" for f in found)),
             "key": self.set(entries).name,
         }
-        return Shown(self.attack, found, hits, spent, tuple(made), params)
+        return Shown(self.attack, found, hits, spent, tuple(made), params, likest)
 
     def images(self, asked: Sequence[Prompt], founds: Mapping[str, tuple[Found, Shot]]) -> list[Shard]:
         own = getattr(self.attack, "draw", None)

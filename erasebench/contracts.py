@@ -143,7 +143,8 @@ class Scored:
 @runtime_checkable
 class Evaluator(Protocol):
     """Metrics of a task as a pure function of a judge's raw scores. One that needs more than its judge's weights has
-    `check()` too, which raises Missing."""
+    `check()` too, which raises Missing. One that says whether an attack succeeded has `shows(scored)`, how sure it is of
+    the concept in each image [N], and `sure`, from where on that counts; perhaps `likest(scored)`, its top-1 [N]."""
 
     judge: Judge
     splits: tuple[str, ...]

@@ -159,6 +159,11 @@ class Presence:
         """How sure the judge is that each image shows its concept [N]."""
         return self.sees(scored, scored.concepts)
 
+    def likest(self, scored: Scored) -> np.ndarray:
+        """Whether, of all objects, each image is likest to its concept [N]."""
+        likest = scored.arrays["objects"].argmax(1)
+        return np.array([self.judge.classes[i] for i in likest]) == [self.judge.words[c] for c in scored.concepts]
+
     def sees(self, scored: Scored, concepts: Sequence[str]) -> np.ndarray:
         """How sure the judge is that each image shows the concept at its place [N]."""
         column = [self.judge.classes.index(self.judge.words[concept]) for concept in concepts]

@@ -443,6 +443,26 @@ def test_rows_of_every_attack(make_run):
     assert of(rows, "seed_search", "queries").value == 3 and of(rows, "rab", "unet_calls_per_success").value == 3 * 2
 
 
+@dataclass(frozen=True)
+class Likest(Reddish):
+    """Whose judge finds red likest in every other picture."""
+
+    def likest(self, scored):
+        return np.arange(len(scored.prompts)) % 2 == 0
+
+
+def test_what_is_likest_stands_beside_what_is_sure(make_run):
+    attacks = {"seed_search": SMALL["seed_search"], "random_prefix": SMALL["random_prefix"], "rab": SMALL["rab"]}
+    run = under_attack(make_run, attacks, sure=2.0)
+    assert not [r for r in execute(run) if "top1" in r.metric]
+    rows = execute(replace(run, plan=replace(run.plan, evaluators={"redness": Likest(sure=2.0)})))
+    assert of(rows, "rab").value == 0 and of(rows, "rab", "asr_top1").value == 2 / 3  # one picture each
+    assert of(rows, "random_prefix", "asr_top1").value == 1  # three pictures each
+    over = of(rows, "rab", "over_random_prefix_top1")
+    # of three pictures of a prompt the first counts: numbers 0, 3 and 6, of which 3 is odd
+    assert over.value == 0 and of(rows, "rab", "over_random_prefix").value == 0 and over.p_value == 1
+
+
 def test_nothing_is_found_where_the_detector_sees_nothing(make_run):
     attacks = {"random_prefix": SMALL["random_prefix"], "rab": SMALL["rab"]}
     rows = execute(under_attack(make_run, attacks, sure=2.0))

@@ -278,6 +278,7 @@ def test_presence_may_see_nothing_at_all(monkeypatch):
     scored = Scored(tuple(prompts), seen, np.array([False, False, False, True]))
     evaluator = Presence(Drawn(), ("target",))
     assert evaluator.shows(scored).tolist() == [0.2, 0.6, 0.6, 0.9]
+    assert evaluator.likest(scored).tolist() == [True, False, False, True]  # surely or not
     (shown,) = metrics(evaluator, {"target": scored})
     assert shown.value == 2 / 4 and shown.name == "shown_target" and not shown.higher_is_better  # the last was refused
     _, turned = metrics(Presence(Drawn(), ("target",), "truck"), {"target": scored})
