@@ -13,10 +13,11 @@ words of what is erased, and of its synonyms, are no candidates.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from erasebench.methods.esd import TRAINED
@@ -27,17 +28,28 @@ from tqdm import tqdm
 from erasebench import vocabulary
 from erasebench.contracts import Brief, Sampler
 from erasebench.loaders import lines
-from erasebench.model import Model, join
+from erasebench.model import Context, Model, join
 from erasebench.trajectory import Along
 
 
+class Play(NamedTuple):
+    """The two who play, weights and pi: what is erased, who chooses the word, and noisy latents towards each."""
+
+    names: list[str]
+    concepts: Context
+    choice: vocabulary.Choice
+    to_concept: Along
+    to_word: Along
+    generator: torch.Generator
+
+
 @dataclass(frozen=True)
-class AP:
-    """variant x trains the cross-attention, u everything else, as in ESD; eta is L1's negative guidance.
+class Adversarial:
+    """What AP and AGE share.
 
     vocabulary    `tokenizer`, `captions`, a list, or a file with one word a line (the paper: 3000 English words)
     nearest, centres   how many words next to a concept count, and how many of those are candidates (`R`)
-    search        `gumbel`; controls: `random`, any of the candidates, and `pgd`, an embedding of no word
+    search        `gumbel`; controls: `random`, any of the candidates, and in AP `pgd`, an embedding of no word
     temperature, mixed   of the draw, and how many words it mixes: 1 is hard
     searches      steps of pi for one of theta
     space         w_t: `x0` is (1 - abar) / abar, the error of the predicted picture (released); `eps` is 1 (as printed)
@@ -45,7 +57,6 @@ class AP:
                   of the base, sampled once
     """
 
-    variant: Literal["x", "u"] = "x"
     steps: int = 1000
     batch: int = 1
     lr: float = 1e-5
@@ -54,7 +65,7 @@ class AP:
     vocabulary: str | tuple[str, ...] = "tokenizer"
     nearest: int = 1000
     centres: int = 100
-    search: Literal["gumbel", "random", "pgd"] = "gumbel"
+    search: Literal["gumbel", "random"] = "gumbel"
     searches: int = 1
     search_lr: float = 1e-2
     temperature: float = 2.0
@@ -68,53 +79,76 @@ class AP:
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocabulary", named(self.vocabulary))
 
-    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+    def play(self, model: Model, brief: Brief, seed: int) -> Play:
         generator = torch.Generator().manual_seed(seed)
         names = [concept.name for concept in brief.concepts]
         known = vocabulary.words(model, brief, self.vocabulary)
         lists = [vocabulary.candidates(model, known, name, self.nearest, self.centres) for name in names]
         choice = self.choice(model, lists, generator)
-        sampler = Sampler("ddim", self.ddim_steps, self.start_guidance)
         with torch.no_grad():
-            concepts, empty = model.encode(names), model.unconditional().repeat(self.batch)
-        to_concept = Along(model, concepts, sampler, generator, self.trajectories)
-        to_word = Along(model, choice.contexts, sampler, generator, self.trajectories)
-        with model.training(model.names(TRAINED[self.variant])) as weights:
+            concepts = model.encode(names)
+        sampler = Sampler("ddim", self.ddim_steps, self.start_guidance)
+        along = [Along(model, of, sampler, generator, self.trajectories) for of in (concepts, choice.contexts)]
+        return Play(names, concepts, choice, *along, generator)
+
+    def choice(self, model: Model, lists: list[list[str]], generator: torch.Generator) -> vocabulary.Choice:
+        return vocabulary.Choice(model, lists, generator, self.temperature, self.mixed, self.search_lr)
+
+    def descend(self, model: Model, play: Play, trained: str, loss: Callable[[Tensor], Tensor], out: Path) -> None:
+        """Train the weights that match `trained` on the loss of concepts number [B], in which pi has its turn."""
+        with model.training(model.names(trained)) as weights:
             optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
-            for _ in tqdm(range(self.steps), "ap", disable=None, delay=2):
-                which = torch.randint(len(names), (self.batch,), generator=generator)
-                for _ in range(self.searches if self.search != "random" else 0):
-                    word, number = choice.draw(which)
-                    choice.climb(self.hurt(model, *to_word(word, number), word))
-                with torch.no_grad():
-                    concept, (word, number) = concepts.select(which), choice.draw(which)
-                (z, t), (z_a, t_a) = to_concept(concept, which), to_word(word, number)
-                with model.teacher():
-                    free, text, before = model.eps(
-                        torch.cat([z, z, z_a]), torch.cat([t, t, t_a]), join(empty, concept, word)
-                    ).chunk(3)
-                erased, kept = model.eps(torch.cat([z, z_a]), torch.cat([t, t_a]), join(concept, word)).chunk(2)
-                loss = distance(model, self.space, erased, free - self.eta * (text - free), t)
-                loss = loss + self.preserve_scale * distance(model, self.space, kept, before, t_a)
+            for _ in tqdm(range(self.steps), type(self).__name__.lower(), disable=None, delay=2):
+                value = loss(torch.randint(len(play.names), (self.batch,), generator=play.generator))
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                value.backward()
                 optimiser.step()
             save_file({n: w.data.contiguous().cpu() for n, w in weights.items()}, out / "weights.safetensors")
-        (out / "words.json").write_text(json.dumps(dict(zip(names, choice.found(), strict=True))))
+        (out / "words.json").write_text(json.dumps(dict(zip(play.names, play.choice.found(), strict=True))))
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+
+
+@dataclass(frozen=True)
+class AP(Adversarial):
+    """variant x trains the cross-attention, u everything else, as in ESD; eta is L1's negative guidance."""
+
+    variant: Literal["x", "u"] = "x"
+    search: Literal["gumbel", "random", "pgd"] = "gumbel"
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        play = self.play(model, brief, seed)
+        with torch.no_grad():
+            empty = model.unconditional().repeat(self.batch)
+
+        def loss(which: Tensor) -> Tensor:
+            for _ in range(self.searches if self.search != "random" else 0):
+                word, number = play.choice.draw(which)
+                play.choice.climb(self.hurt(model, *play.to_word(word, number), word))
+            with torch.no_grad():
+                concept, (word, number) = play.concepts.select(which), play.choice.draw(which)
+            (z, t), (z_a, t_a) = play.to_concept(concept, which), play.to_word(word, number)
+            with model.teacher():
+                free, text, before = model.eps(
+                    torch.cat([z, z, z_a]), torch.cat([t, t, t_a]), join(empty, concept, word)
+                ).chunk(3)
+            erased, kept = model.eps(torch.cat([z, z_a]), torch.cat([t, t_a]), join(concept, word)).chunk(2)
+            forget = distance(model, self.space, erased, free - self.eta * (text - free), t)
+            return forget + self.preserve_scale * distance(model, self.space, kept, before, t_a)
+
+        self.descend(model, play, TRAINED[self.variant], loss, out)
 
     def choice(self, model: Model, lists: list[list[str]], generator: torch.Generator) -> vocabulary.Choice:
         if self.search == "pgd":
             return vocabulary.Free(model, lists, generator, self.search_lr)
-        return vocabulary.Choice(model, lists, generator, self.temperature, self.mixed, self.search_lr)
+        return super().choice(model, lists, generator)
 
     def hurt(self, model: Model, z: Tensor, t: Tensor, word) -> Tensor:
         """L2 of a word, with gradient to it."""
         with model.teacher():
             before = model.eps(z, t, word)
         return distance(model, self.space, model.eps(z, t, word), before, t)
-
-    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        return model.changed(weights=load_file(artifact / "weights.safetensors"))
 
 
 def named(given: str | tuple[str, ...]) -> str | tuple[str, ...]:
