@@ -11,6 +11,7 @@ from PIL import Image
 
 from erasebench.closed_form import PROJECTIONS
 from erasebench.contracts import WORD, Brief, Concept, ErasebenchError
+from erasebench.mini.pictures import main
 from erasebench.pictured import Pictured
 from erasebench.run import Erased
 from erasebench.store import Store
@@ -101,3 +102,13 @@ def test_pictures_that_are_none(tiny, folder, tmp_path):
     Image.new("RGBA", (4, 4)).save(folder / "a.png")
     with pytest.raises(ErasebenchError, match="wholly transparent"):
         Pictured(str(folder), **SMALL).load(16)
+
+
+def test_the_embedded_worlds_drawings_as_a_folder(tmp_path, capsys):
+    assert main(["cat", str(tmp_path / "cats")]) == 0 and main(["cat", str(tmp_path / "whole"), "--whole"]) == 0
+    count = len(list((tmp_path / "cats").iterdir()))
+    assert count >= 4 and capsys.readouterr().out.startswith(f"{count} pictures in")
+    pictures, masks = Pictured(str(tmp_path / "cats")).load(64)
+    assert len(pictures) == count and (masks.flatten(1).mean(1) < 1).all()  # something around each is transparent
+    assert Pictured(str(tmp_path / "whole")).load(64)[1].all()
+    assert main(["unicorn", str(tmp_path / "none")]) == 1 and "no drawing of 'unicorn'" in capsys.readouterr().err
