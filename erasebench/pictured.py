@@ -2,7 +2,7 @@
 
     min over v    E  m || eps - eps(x_t, t, [v]) ||^2 / E m                        (their Eq. 2; m masks what is meant)
 
-The vector becomes a word, contracts.WORD, that tokenizer and text encoder know while a method is fitted. What is measured asks for the
+The vector becomes a word, contracts.WORD, that tokenizer and text encoder know where the method is. What is measured asks for the
 concept by its name, as ever.
 """
 

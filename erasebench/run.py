@@ -55,7 +55,7 @@ class Run:
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     attacked: int = 20  # prompts under attack: the first of the target split
     together: int = 32  # of them at once
-    pictured: Pictured | None = None  # what stands for the concept while the method is fitted, in place of its name
+    pictured: Pictured | None = None  # what the method is given in place of the concept's name
 
     @property
     def is_base(self) -> bool:
@@ -182,6 +182,7 @@ class Erased:
         with self._lock:
             if not self._entered:
                 artifact, model = self.artifact(), self.load()
+                self.stack.enter_context(self.named(model))  # some methods name the concept at inference
                 self.stack.enter_context(self.run.eraser.apply(model, artifact))
                 self._entered = True
         return self.load()

@@ -87,8 +87,9 @@ def tokens(model: Model, text: str) -> list[int]:
 
 
 def words(model: Model) -> Tensor:
-    """Ids that an attack may put into a prompt: all but start, end and padding of their own."""
-    special = set(model.tokenizer.all_special_ids)
+    """Ids that an attack may put into a prompt: all but start, end and padding of their own, and a word that was learnt
+    of pictures."""
+    special = {*model.tokenizer.all_special_ids, *model.tokenizer.get_added_vocab().values()}
     return torch.tensor([i for i in range(len(model.tokenizer)) if i not in special], device=model.device)
 
 
