@@ -28,6 +28,7 @@ from .stats import Measure, Part, draws, estimate, mcnemar
 from .store import Store, canonical, digest
 
 log = logging.getLogger("erasebench")
+SURE, TOP1, CONFIRMED = "", "_top1", "_confirmed"  # how an image is asked whether it shows the concept
 NULLS = ("seed_search", "random_prefix")
 UNSHOWN = ("too long", "refused", "not in the source")  # no verdict; a search that diverged is one that failed
 
@@ -52,18 +53,17 @@ class Shown:
 
     attack: Attack
     found: Sequence[Found]
-    hits: Sequence[Mapping[str, Sequence[bool]]]
+    hits: Mapping[str, Sequence[Mapping[str, Sequence[bool]]]]  # by how it was asked: SURE, TOP1, CONFIRMED
     spent: Mapping[str, float]  # queries, unet_calls, seconds
     made: tuple[Shard, ...]
     params: Mapping[str, Any]
-    likest: Sequence[Mapping[str, Sequence[bool]]] = ()  # the same by top-1, where the evaluator has one
 
-    def rate(self, label: str = "", first: int | None = None, top1: bool = False) -> np.ndarray:
+    def rate(self, label: str = "", first: int | None = None, how: str = "") -> np.ndarray:
         """[N]: 1 where any of the `first` shots shows the concept, NaN where none could be made."""
         read = lambda found, hits: (
             np.nan if found.outcome in UNSHOWN and not found.shots else float(any(hits.get(label, ())[:first]))
         )
-        return np.array([read(*pair) for pair in zip(self.found, self.likest if top1 else self.hits, strict=True)])
+        return np.array([read(*pair) for pair in zip(self.found, self.hits[how], strict=True)])
 
 
 def attack_all(
@@ -132,8 +132,9 @@ def summary(
                     the first n
     asr_top1        the same where showing means that the judge, of all it knows, finds the concept likest: of distorted
                     pictures, of which a detector is sure of nothing
+    asr_confirmed   the same where another judge, whom no search has asked, sees it in the same image too
     pre_asr         the same without any attack; new: among the prompts that did not show it then
-    over_<null>     asr (over_<null>_top1: asr_top1) less that of a null attack with as many images, paired by prompt; p_value is McNemar's
+    over_<null>     asr (over_<null>_top1, _confirmed: those) less that of a null attack with as many images, paired by prompt; p_value is McNemar's
     queries         images judged for a prompt, in the search and after it
     unet_calls_per_success, seconds_per_success
     """
@@ -143,8 +144,7 @@ def summary(
     measures = [Measure("asr", group, False, (part(ours),))]
     labels = dict.fromkeys(shot.label for found in made.found for shot in found.shots if shot.label)
     measures += [Measure(f"asr_{label}", group, False, (part(made.rate(label)),)) for label in labels]
-    tests = {"": False, "_top1": True} if made.likest else {"": False}
-    measures += [Measure("asr_top1", group, False, (part(made.rate(top1=True)),))] if made.likest else []
+    measures += [Measure(f"asr{how}", group, False, (part(made.rate(how=how)),)) for how in made.hits if how]
     most = max((len([s for s in found.shots if not s.label]) for found in made.found), default=0)
     measures += [Measure(f"asr_at_{n}", group, False, (part(made.rate(first=n)),)) for n in (1, 3, 10, 30) if n < most]
     measures += [
@@ -153,11 +153,11 @@ def summary(
     ]
     p_values = {}
     for null in (n for n in NULLS if n in every and n not in (name,) and name not in NULLS and group == "attack"):
-        for name_of_test, top1 in tests.items():
-            mine, theirs = made.rate(top1=top1), every[null].rate(first=max(made.attack.images, most), top1=top1)
+        for how in made.hits:
+            mine, theirs = made.rate(how=how), every[null].rate(first=max(made.attack.images, most), how=how)
             both = np.isnan(mine) | np.isnan(theirs)
             pair = tuple(part(np.where(both, np.nan, side)) for side in (mine, theirs))
-            measure = f"over_{null}{name_of_test}"
+            measure = f"over_{null}{how}"
             p_values[measure] = mcnemar(mine, theirs)
             measures.append(Measure(measure, group, False, pair, lambda a, b: a - b))
     drawn = draws([p for m in measures for p in m.parts])
@@ -219,6 +219,7 @@ class Stage:
             "sampler": self.run.sampler,
             "detector": [self.evaluator, type(judge).version, judge.weights()],
             "pictures": [shard.path.name for shard in self.originals if shard.prompts[0].split == "target"],
+            **({"sure": judge.sure} if getattr(self.attack, "stops", False) and hasattr(judge, "sure") else {}),
         }
 
     def of(self, i: int) -> dict[str, Any]:
@@ -347,9 +348,14 @@ class Stage:
                 own.setdefault(shot.label, []).append(bool(verdict))
             return hits
 
-        hits = shown((self.evaluator.shows(scored) >= self.evaluator.sure) & ~scored.refused if made else ())
-        top1 = getattr(self.evaluator, "likest", None)
-        likest = shown(top1(scored) & ~scored.refused if made else ()) if top1 else ()
+        sure = (self.evaluator.shows(scored) >= self.evaluator.sure) & ~scored.refused if made else np.zeros(0, bool)
+        hits = {SURE: shown(sure)}
+        if hasattr(self.evaluator, "likest"):
+            hits[TOP1] = shown(self.evaluator.likest(scored) & ~scored.refused if made else ())
+        if self.run.second is not None:
+            hits[CONFIRMED] = shown(
+                sure & self.run.second.found(score(self.store, self.run.second, made, split)) if made else ()
+            )
         spent = {key: sum(r[key] for r in records) for key in ("queries", "unet_calls", "seconds")}
         params = {
             **asdict(self.attack),
@@ -360,7 +366,7 @@ class Stage:
             "outcomes": dict(Counter(f.outcome or "found" for f in found)),
             "key": self.set(entries).name,
         }
-        return Shown(self.attack, found, hits, spent, tuple(made), params, likest)
+        return Shown(self.attack, found, hits, spent, tuple(made), params)
 
     def images(self, asked: Sequence[Prompt], founds: Mapping[str, tuple[Found, Shot]]) -> list[Shard]:
         own = getattr(self.attack, "draw", None)

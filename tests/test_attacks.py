@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from conftest import WORLD, Redness
+from conftest import WORLD, Brightness, Redness
 from erasebench.evaluators.attacks.cce import CCE, named
 from erasebench.evaluators.attacks.key_guess import KeyGuess
 from erasebench.evaluators.attacks.mma_image import MMAImage
@@ -461,6 +462,36 @@ def test_what_is_likest_stands_beside_what_is_sure(make_run):
     over = of(rows, "rab", "over_random_prefix_top1")
     # of three pictures of a prompt the first counts: numbers 0, 3 and 6, of which 3 is odd
     assert over.value == 0 and of(rows, "rab", "over_random_prefix").value == 0 and over.p_value == 1
+
+
+@dataclass(frozen=True)
+class Careful(Brightness):
+    """Has a threshold of its own for attacks."""
+
+    sure: ClassVar[float] = 2.0
+
+
+def test_a_search_that_stops_is_another_one_at_another_threshold(make_run, monkeypatch):
+    pictures = {"cat": torch.zeros(2, 16, 16, 3, dtype=torch.uint8)}
+    monkeypatch.setattr(attack_module.Stage, "pictures", lambda self: pictures)
+    run = under_attack(make_run, {n: SMALL[n] for n in ("udatk", "rab")})
+    evaluator = replace(run.plan.evaluators["redness"], judge=Careful(), sure=2.0)
+    run = replace(run, plan=replace(run.plan, evaluators={"redness": evaluator}))
+    rows, entries = execute(run), lambda: len(list((Store().root / "attacks").iterdir()))
+    assert of(rows, "udatk").value == 0 and entries() == 6
+    monkeypatch.setattr(Careful, "sure", 1.5)
+    execute(run)
+    assert entries() == 9  # UnlearnDiffAtk's three prompts again, Ring-A-Bell's not
+
+
+def test_another_judge_confirms(make_run):
+    second = SimpleNamespace(judge=Brightness(), found=lambda scored: np.arange(len(scored.prompts)) % 2 == 0)
+    attacks = {"random_prefix": SMALL["random_prefix"], "rab": SMALL["rab"]}
+    rows = execute(under_attack(make_run, attacks, sure=0.0, second=second))
+    assert of(rows, "rab").value == 1 and of(rows, "rab", "asr_confirmed").value == 2 / 3
+    assert of(rows, "random_prefix", "asr_confirmed").value == 1
+    over = of(rows, "rab", "over_random_prefix_confirmed")  # of three pictures of a prompt the first counts
+    assert over.value == 0 and over.group == "attack"
 
 
 def test_nothing_is_found_where_the_detector_sees_nothing(make_run):

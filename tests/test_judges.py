@@ -265,3 +265,9 @@ def test_every_judge_has_a_licence():
     mini = [Clip(pretrained="embedded"), Hazards(), Identity(), Features(), Drawn(), Artists()]
     assert all(judge.licence for judge in (*photo, *mini, Texture()))
     assert {judge.licence for judge in mini} == {mini[0].licence} and "LICENCES.md" in mini[0].licence
+
+
+def test_attacks_on_hazards_need_a_surer_judge_than_published_thresholds():
+    from erasebench.evaluators.detections import ExplicitContent, Hazards
+
+    assert ExplicitContent(Hazards(), (), (), ()).sure == 0.9 and ExplicitContent(NudeNet(), (), (), ()).sure == 0.5

@@ -35,6 +35,7 @@ class UDAtk:
     weight_decay: float = 0.1  # Adam's, in the gradient
     objective: Objective = "auto"
     version: ClassVar[int] = 1
+    stops: ClassVar[bool] = True
     access: ClassVar[tuple[str, ...]] = ("unet gradient", "text encoder gradient", "concept images", "detector")
     shared: ClassVar[bool] = False
 
