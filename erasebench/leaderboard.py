@@ -81,19 +81,28 @@ def _json(text: str) -> dict:
 
 def _asked(head: Row) -> dict[str, object]:
     """Options that say what is erased, read from the row's target."""
-    erased, _, surrogate = head.target.partition(" -> ")
+    target = head.target.removesuffix(", by pictures")  # a folder's place is in no row
+    erased, _, surrogate = target.partition(" -> ")
+    surrogates = surrogate.split(", ")
     first, *more = erased.split(" + ")
     if head.task == "explicit":  # knows one group of concepts alone
         words: dict[str, object] = {}
     else:
         words = {"target": first} if first else {"n": head.n_concepts}
-    return words | ({"concepts": more} if more else {}) | ({"surrogate": surrogate} if surrogate else {})
+    words |= {"concepts": more} if more else {}
+    words |= {"surrogate": surrogates if len(surrogates) > 1 else surrogate} if surrogate else {}
+    return words | ({"pictures.path": "..."} if head.target != target else {})
 
 
 def _override(name: str, value: object) -> str:
     """One argument of the command line, quoted for Hydra and then for the shell."""
     simple = not isinstance(value, str) or re.fullmatch(r"\w[\w .-]*", value)
     return shlex.quote(f"{name}={value if isinstance(value, str) and simple else json.dumps(value)}")
+
+
+def _is_digest(value: object) -> bool:
+    """Of files: a parameter that a method fills in itself."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 @cache
@@ -227,7 +236,8 @@ class Run:
 
     @property
     def details(self) -> list[str]:
-        return [plain(f"{name}={value}") for name, value in self.changed.items()] + [f"seed {self.head.seed}"]
+        short = lambda value: value[:10] if _is_digest(value) else value
+        return [plain(f"{name}={short(value)}") for name, value in self.changed.items()] + [f"seed {self.head.seed}"]
 
     @property
     def label(self) -> str:
@@ -242,7 +252,7 @@ class Run:
         """The command line that makes these rows again."""
         head, usual = self.head, _defaults(self.head.method, self.head.world, self.head.task)
         words = {"model": head.base, "method": head.method}
-        words |= {f"{'' if k in usual else '++'}method.{k}": v for k, v in self.changed.items()}
+        words |= {f"{'' if k in usual else '++'}method.{k}": v for k, v in self.changed.items() if not _is_digest(v)}
         words |= {"task": head.task} | _asked(head)
         words |= {"seed": head.seed} | ({"images": self.cut} if self.cut else {})
         if how := re.fullmatch(r"(\w+) (\d+) steps, guidance ([\d.e+-]+)(?:, (\d+) px)?", head.sampler):

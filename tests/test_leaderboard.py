@@ -328,12 +328,19 @@ def test_command_repeats_the_run(groups):
     assert " n=10 " in commands["f0"] and " images=12 " in commands["d0"]
 
 
+def test_a_digest_that_a_method_fills_in_is_shown_short_and_not_asked_for():
+    run = leaderboard.Run((row("acc_e", 0.1, method="retrained", params=json.dumps({"content": "ab" * 32})),), Path())
+    assert run.details[0] == "content=ababababab" and "content" not in run.command
+
+
 @pytest.mark.parametrize(
     "task, target, said",
     [
         ("explicit", "explicit content", {}),
         ("object", "cat + Bea -> dog", {"target": "cat", "concepts": ["Bea"], "surrogate": "dog"}),
         ("celebrity", "", {"n": 1}),
+        ("object", "cat -> dog, horse", {"target": "cat", "surrogate": ["dog", "horse"]}),
+        ("object", "cat -> dog, by pictures", {"target": "cat", "surrogate": "dog", "pictures.path": "..."}),
     ],
 )
 def test_command_says_what_was_erased(task, target, said):
