@@ -480,7 +480,7 @@ class Group:
             cells = [c.cells.get(run.head.run_id) for c in axes]
             if None in cells:
                 continue
-            said = [plain(v if isinstance(v, str) else f"{k}={v}") for k, v in run.changed.items()]
+            said = [plain(v if isinstance(v, str) else f"{k}={v}") for k, v in run.changed.items() if not _is_digest(v)]
             point = {
                 "name": _short(" ".join([run.method, *said]), 32),
                 "label": run.label,
