@@ -10,7 +10,7 @@ heads and pixels in every cross-attention layer, at the first step with w = 1; l
 
 The network learns from a search: every prompt with every w of a grid, and as label the largest w (the least
 suppression) at which CLIP no longer sees the concept and still sees the rest of the prompt. (The paper let GPT-4o
-choose, and its labels are not public.) It is trained on standardised inputs, of which the paper says nothing.
+choose, and its labels are not public.)
 
 variant=p2p is what the released code does: a Prompt-to-Prompt edit. Beside the image another is drawn from the plain
 prompt; until 80% of the steps the image takes the map of that one, with its own values of "prompt concept" and the
@@ -64,7 +64,7 @@ class GIE:
     guidance: float = 7.5
     ddim_steps: int = 50
     clip: Clip = Clip(architecture="ViT-L-14-quickgelu")
-    version: ClassVar[int] = 2  # inputs of the adapter standardised
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(sorted(map(float, self.scales), reverse=True)))
@@ -92,7 +92,7 @@ class GIE:
         inhibitors = Inhibitors.of(model, names, self.near)
         scale = self.scale
         if scale is None:
-            adapter = network(len(layers(model))).to(model.device)  # in fp32, as its inputs differ in late digits
+            adapter = network(len(layers(model))).to(model.device, model.dtype)
             adapter.load_state_dict(load_file(artifact / "adapter.safetensors"))
             scale = adapter.requires_grad_(False)
         return self.inhibited(model, inhibitors, scale)
@@ -144,27 +144,17 @@ class GIE:
                     own = inhibitors.owner == names.index(prompt.concept) if prompt.concept else slice(None)
                     rows.append(row[own])
                     aims.append(torch.full((len(rows[-1]), 1), label, device=row.device, dtype=row.dtype))
-        return learn(torch.cat(rows).float(), torch.cat(aims).float(), seed, self.epochs, self.lr)
-
-
-def learn(rows: Tensor, aims: Tensor, seed: int, epochs: int, lr: float) -> dict[str, Tensor]:
-    """Weights of the adapter that makes aims [N, 1] of rows [N, layers]. It sees them standardised, which is then folded
-    into its first layer: means of maps are about one in 77, and from one prompt to the next they differ by far less."""
-    centre, spread = rows.mean(0), rows.std(0).clamp(min=1e-6)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapter = network(rows.shape[1]).to(rows)
-    optimiser = torch.optim.Adam(adapter.parameters(), lr=lr)
-    for _ in range(epochs):
-        loss = F.mse_loss(adapter((rows - centre) / spread), aims)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-    with torch.no_grad():
-        first = adapter[0]
-        first.bias -= first.weight @ (centre / spread)
-        first.weight /= spread
-    return {name: weight.detach().cpu().contiguous() for name, weight in adapter.state_dict().items()}
+        rows, aims = torch.cat(rows), torch.cat(aims)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapter = network(rows.shape[1]).to(rows)
+        optimiser = torch.optim.Adam(adapter.parameters(), lr=self.lr)
+        for _ in range(self.epochs):
+            loss = F.mse_loss(adapter(rows), aims)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        return {name: weight.detach().cpu().contiguous() for name, weight in adapter.state_dict().items()}
 
 
 def best(scales: Tensor, shown: Tensor, kept: Tensor, before: Tensor, most: float, floor: float) -> Tensor:
@@ -260,7 +250,7 @@ class Inhibited(ClassifierFree):
 
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
         if isinstance(self.scale, nn.Module):
-            growth = self.scale(probe(model, context, z, self.inhibitors).float())[..., 0].to(z.dtype)
+            growth = self.scale(probe(model, context, z, self.inhibitors))[..., 0]
         else:
             growth = torch.full((len(z), len(self.inhibitors.owner)), self.scale, device=z.device, dtype=z.dtype)
         return super().begin(model, context, z) | {"attention": {"growth": stronger(growth, self.inhibitors)}}

@@ -111,16 +111,6 @@ def test_fit_learns_an_adapter_that_attacks_can_look_through(tiny, tmp_path, mon
     assert state["attention"]["growth"].shape == (1, 6) and embeds.grad.abs().sum() > 0
 
 
-def test_the_adapter_tells_maps_apart_that_differ_in_the_fourth_digit():
-    generator = torch.Generator().manual_seed(0)
-    rows = 1 / 77 + 1e-6 * torch.randn(40, 7, generator=generator)
-    rows[:20, 2] += 1e-5
-    aims = torch.where(torch.arange(40) < 20, -10.0, 0.0)[:, None]
-    adapter = gie.network(7)
-    adapter.load_state_dict(gie.learn(rows, aims, 0, 300, 1e-3))
-    torch.testing.assert_close(adapter(rows), aims, rtol=0, atol=2.5)
-
-
 # -- the released code --------------------------------------------------------------------------------------------------
 
 
