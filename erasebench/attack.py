@@ -134,7 +134,8 @@ def summary(
                     pictures, of which a detector is sure of nothing
     asr_confirmed   the same where another judge, whom no search has asked, sees it in the same image too
     pre_asr         the same without any attack; new: among the prompts that did not show it then
-    over_<null>     asr (over_<null>_top1, _confirmed: those) less that of a null attack with as many images, paired by prompt; p_value is McNemar's
+    over_<null>     asr (over_<null>_top1, _confirmed: those) less that of a null attack with as many images, paired by
+                    prompt; p_value is McNemar's
     queries         images judged for a prompt, in the search and after it
     unet_calls_per_success, seconds_per_success
     """
@@ -352,10 +353,8 @@ class Stage:
         hits = {SURE: shown(sure)}
         if hasattr(self.evaluator, "likest"):
             hits[TOP1] = shown(self.evaluator.likest(scored) & ~scored.refused if made else ())
-        if self.run.second is not None:
-            hits[CONFIRMED] = shown(
-                sure & self.run.second.found(score(self.store, self.run.second, made, split)) if made else ()
-            )
+        if (second := self.second()) is not None:
+            hits[CONFIRMED] = shown(sure & second.found(score(self.store, second, made, split)) if made else ())
         spent = {key: sum(r[key] for r in records) for key in ("queries", "unet_calls", "seconds")}
         params = {
             **asdict(self.attack),
@@ -367,6 +366,16 @@ class Stage:
             "key": self.set(entries).name,
         }
         return Shown(self.attack, found, hits, spent, tuple(made), params)
+
+    def second(self) -> Any:
+        """The run's other judge, where its weights are there."""
+        try:
+            if self.run.second is not None:
+                self.run.second.judge.weights()
+        except ErasebenchError as error:
+            log.info("nobody confirms what attack %s shows: %s", self.name, error)
+            return None
+        return self.run.second
 
     def images(self, asked: Sequence[Prompt], founds: Mapping[str, tuple[Found, Shot]]) -> list[Shard]:
         own = getattr(self.attack, "draw", None)

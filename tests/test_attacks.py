@@ -23,6 +23,7 @@ from erasebench.evaluators.attacks.random_prefix import RandomPrefix
 from erasebench.evaluators.attacks.replay import Replay
 from erasebench.evaluators.attacks.seed_search import SeedSearch
 from erasebench.evaluators.attacks.udatk import UDAtk, grid
+from erasebench.evaluators.second import OpenNsfw
 from erasebench.methods.negative_prompt import NegativePrompt
 from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
@@ -492,6 +493,9 @@ def test_another_judge_confirms(make_run):
     assert of(rows, "random_prefix", "asr_confirmed").value == 1
     over = of(rows, "rab", "over_random_prefix_confirmed")  # of three pictures of a prompt the first counts
     assert over.value == 0 and over.group == "attack"
+    absent = SimpleNamespace(judge=OpenNsfw("nowhere.onnx"), found=lambda scored: pytest.fail("was asked"))
+    rows = execute(under_attack(make_run, attacks, sure=0.0, second=absent))
+    assert of(rows, "rab").value == 1 and not [r for r in rows if "confirmed" in r.metric]
 
 
 def test_nothing_is_found_where_the_detector_sees_nothing(make_run):
