@@ -37,6 +37,7 @@ COST = {
 }
 # What a metric says, by the start of its name, and how it was counted, by the end.
 MEANING = COST | {
+    "fit_unet_calls": "U-Net evaluations of single latents to fit the method",
     "artifact_bytes": "bytes of what the method learnt",
     "slowdown": "seconds to make the images, over the base's for the same prompts",
     "acc_e": "share of images of the erased concepts in which {judge} still recognises them",

@@ -393,11 +393,7 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
     """What fit and sampling cost when they were done, wherever that was; read from the store, so it repeats."""
     metas = [shard.meta() for shard in made]
     artifact = None if run.is_base else store.get("artifacts", run.fit_identity())
-    fit = (
-        json.loads((artifact / "cost.json").read_text())
-        if artifact
-        else {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
-    )
+    fit = fitting(artifact)
     notes = artifact / "notes.json" if artifact else None
     distinct = lambda key: " + ".join(sorted({str(meta[key]) for meta in metas}))
     dirty = {meta["dirty"] for meta in metas}
@@ -415,6 +411,13 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
+def fitting(artifact: Path | None) -> dict[str, Any]:
+    """What `Erased.artifact` noted of a fit; nothing for the base."""
+    if artifact is None:
+        return {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
+    return json.loads((artifact / "cost.json").read_text())
+
+
 def spent(
     run: Run, store: Store, originals: Sequence[Shard], made: Sequence[Shard], cost: dict[str, Any]
 ) -> list[Metric]:
@@ -425,6 +428,7 @@ def spent(
     seconds = lambda shards: sum(shard.meta()["seconds"] for shard in shards)
     values = {
         "fit_seconds": cost["fit_seconds"],
+        "fit_unet_calls": float(fitting(artifact)["unet_samples"]),
         "peak_memory_mb": cost["peak_memory_mb"],
         "artifact_bytes": float(sum(f.stat().st_size for f in learnt)),
         "slowdown": seconds(made) / seconds(originals),

@@ -199,7 +199,8 @@ class StyleTask:
 @dataclass(frozen=True)
 class ExplicitTask:
     """Erase explicit content by its phrases; `target` prompts are those of I2P in `photo`, each with its own seed,
-    and such as name a hazard in the embedded world, where `implicit` ones show one without naming it.
+    and such as name a hazard in the embedded world, where `implicit` ones show one without naming it, and `retain`
+    ones ask for ordinary objects.
     guidance=row takes I2P's guidance of each prompt in place of the sampler's; `each` is how many images a prompt of
     I2P gets, the first with its own seed."""
 
@@ -232,6 +233,8 @@ class ExplicitTask:
                 *spread("target", named, world["templates"]["explicit"], counts["target"]),
                 *spread("implicit", implicit, ["{c}"], counts["implicit"]),
             ]
+        kept = {name: name for name in spec["kept"]}  # no method is told of them
+        prompts += spread("retain", kept, world["templates"]["object"], counts["retain"])
         made = _plan(self, world, explicit(world), (), prompts, "explicit", images)
         return replace(made, dropped=dropped, which="explicit content")
 

@@ -20,7 +20,7 @@ weighted columns; until 40% it takes its self-attention too; in the last 20% it 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,8 @@ class GIE:
 
     near        of two concepts whose prompts' EOS embeddings have 1 - cos below it, the stronger alone is injected
                 (Eq. 11; the value is not published)
-    prompts, captions   how many prompts of the concepts are labelled, and how many ordinary ones (the paper: none)
+    prompts, kept, captions   how many prompts are labelled that name the concepts, what is kept, and neither (the
+                paper: of the concepts alone)
     scales      the grid; shown: above this probability CLIP sees the concept, among what is erased, kept and put in
                 its place; floor: how much cosine with the rest of the prompt may be lost
     """
@@ -55,6 +56,7 @@ class GIE:
     scale: float | None = None
     near: float = 0.1
     prompts: int = 60
+    kept: int = 0
     captions: int = 0
     scales: tuple[float, ...] = (1.0, *(-float(i) for i in range(16)))
     shown: float = 0.5
@@ -104,29 +106,32 @@ class GIE:
     # -- the adapter ----------------------------------------------------------------------------------------------
 
     def labelled_prompts(self, brief: Brief) -> list[Prompt]:
-        """Of the concepts, with training templates, and ordinary captions, whose concept is empty."""
+        """Of the concepts and of what is kept, with training templates, and ordinary captions; the concept of the latter
+        two is empty."""
         prompts = spread("gie", {c.name: c.name for c in brief.concepts}, brief.templates, self.prompts)
+        kept = spread(
+            "gie kept", dict.fromkeys(brief.preserved, ""), brief.templates, self.kept if brief.preserved else 0
+        )
         captions = enumerate(brief.captions[: self.captions])
-        return prompts + [Prompt(f"gie/{i}", text, seed_of("gie", text), "gie") for i, text in captions]
+        return prompts + kept + [Prompt(f"gie/{i}", text, seed_of("gie", text), "gie") for i, text in captions]
 
     def labels(self, model: Model, brief: Brief, prompts: Sequence[Prompt]) -> Tensor:
-        """The w [N] of each prompt: the largest at which the concept is gone and the rest is kept, or else the one
-        that shows least of the concept and most of the rest."""
+        """The w [N] of each prompt, as `search` has it."""
         inhibitors = Inhibitors.of(model, [c.name for c in brief.concepts], self.near)
         say = lambda name: filled(brief.templates[0], name)
         erased = [say(concept.name) for concept in brief.concepts]
         others = [say(name) for name in dict.fromkeys([*(c.surrogate for c in brief.concepts), *brief.preserved])]
         judge = Clip(self.clip.name, self.clip.architecture, self.clip.pretrained, (*erased, *others))
         rest = [Prompt(p.id, " ".join(p.text.replace(p.concept, "").split()), p.seed, p.split) for p in prompts]
-        shown, kept = {}, {}
-        for scale in tqdm(dict.fromkeys((0.0, *self.scales)), "gie labels", disable=None, delay=2):
+
+        def seen(scale: float, which: Tensor) -> tuple[Tensor, Tensor]:
             with self.inhibited(model, inhibitors, scale):
-                images = drawn(model, prompts, Sampler("ddim", self.ddim_steps, self.guidance))
-            scores = judge.score(images, rest)
-            shown[scale] = (100 * torch.tensor(scores["texts"])).softmax(1)[:, : len(erased)].sum(1)
-            kept[scale] = torch.tensor(scores["own"])
-        at = lambda found: torch.stack([found[scale] for scale in self.scales])
-        return best(torch.tensor(self.scales), at(shown), at(kept), kept[0.0], self.shown, self.floor)
+                images = drawn(model, [prompts[i] for i in which], Sampler("ddim", self.ddim_steps, self.guidance))
+            scores = judge.score(images, [rest[i] for i in which])
+            chances = (100 * torch.tensor(scores["texts"])).softmax(1)[:, : len(erased)].sum(1)
+            return chances.float(), torch.tensor(scores["own"]).float()
+
+        return search(self.scales, seen, len(prompts), self.shown, self.floor)
 
     def train(
         self, model: Model, names: Sequence[str], prompts: Sequence[Prompt], labels: Tensor, seed: int
@@ -157,12 +162,28 @@ class GIE:
         return {name: weight.detach().cpu().contiguous() for name, weight in adapter.state_dict().items()}
 
 
-def best(scales: Tensor, shown: Tensor, kept: Tensor, before: Tensor, most: float, floor: float) -> Tensor:
-    """Of scales [S], falling, with the concept's probability and the rest's cosine [S, N] at each, and that cosine
-    unsuppressed [N]: the label [N] of each prompt."""
-    fits = (shown < most) & (kept >= before - floor)
-    least = (shown - kept).argmin(0)
-    return scales[torch.where(fits.any(0), fits.int().argmax(0), least)]
+def search(
+    scales: Sequence[float],
+    seen: Callable[[float, Tensor], tuple[Tensor, Tensor]],
+    count: int,
+    most: float,
+    floor: float,
+) -> Tensor:
+    """The label [count] of each prompt: the first of the scales, which fall, at which the concept is gone and the rest
+    is kept; or else that which shows least of the concept and most of the rest. A prompt that has its label is drawn
+    no more. seen(w, which [N]) -> the concept's probability and the rest's cosine, each [N]."""
+    left = torch.arange(count)
+    plain = seen(0.0, left)
+    labels, least = torch.zeros(count), torch.full((count,), torch.inf)
+    for scale in tqdm(scales, "gie labels", disable=None, delay=2):
+        if not len(left):
+            break
+        shown, kept = (x[left] for x in plain) if scale == 0 else seen(scale, left)
+        done = (shown < most) & (kept >= plain[1][left] - floor)
+        better = done | (shown - kept < least[left])
+        labels[left[better]], least[left[better]] = scale, (shown - kept)[better]
+        left = left[~done]
+    return labels
 
 
 def drawn(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int = 64) -> Tensor:

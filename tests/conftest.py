@@ -171,6 +171,7 @@ WORLD = {
         "prompts": {"path": None, "hub": None},
         "named": ["fire", "bomb"],
         "implicit": {"fire": ["the old chimney"]},
+        "kept": ["cat", "dog"],
     },
     "templates": {
         "object": ["a photo of the {c}"],
@@ -188,7 +189,7 @@ WORLD = {
         "imagenette": {"target": {"1": 2, "2": 4}, "retain": {"1": 3, "2": 4}},
         "celebrity": {"target": {"1": 4, "3": 6}, "retain": {"1": 4, "3": 4}},
         "style": {"target": {"1": 2, "2": 4}, "retain": 4},
-        "explicit": {"target": 4, "implicit": 3},
+        "explicit": {"target": 4, "implicit": 3, "retain": 2},
         "other_words": 6,
     },
     "composed": [],

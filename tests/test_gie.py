@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from erasebench.methods import gie
-from erasebench.methods.gie import GIE, Inhibiting, Inhibitors, best, probe, stronger
+from erasebench.methods.gie import GIE, Inhibiting, Inhibitors, probe, search, stronger
 
 from erasebench.attention import layers, projection
 from erasebench.contracts import Brief, Concept, ErasebenchError, Sampler
@@ -72,10 +72,16 @@ def test_the_adapter_sees_layers_as_they_run(tiny):
 
 
 def test_the_label_is_the_least_suppression_that_does():
-    scales = torch.tensor([0.0, -1.0, -2.0])
     shown = torch.tensor([[0.1, 0.9, 0.9, 0.9], [0.1, 0.4, 0.4, 0.8], [0.1, 0.1, 0.3, 0.7]])
     kept = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.3, 0.29, 0.2, 0.3], [0.3, 0.1, 0.29, 0.3]])
-    assert best(scales, shown, kept, torch.full((4,), 0.3), 0.5, 0.02).tolist() == [0, -1, -2, -2]
+    asked = []
+
+    def seen(scale, which):
+        asked.append((scale, which.tolist()))
+        return shown[int(-scale), which], kept[int(-scale), which]
+
+    assert search((0.0, -1.0, -2.0), seen, 4, 0.5, 0.02).tolist() == [0, -1, -2, -2]
+    assert asked == [(0.0, [0, 1, 2, 3]), (-1.0, [1, 2, 3]), (-2.0, [2, 3])]  # who has a label is drawn no more
 
 
 def test_of_near_concepts_the_stronger_is_injected():
@@ -99,10 +105,10 @@ class Judge:
 
 def test_fit_learns_an_adapter_that_attacks_can_look_through(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(gie, "Clip", Judge)
-    eraser = GIE(prompts=4, captions=1, scales=(0, -2), shown=0.4, epochs=50, guidance=2.0, ddim_steps=2)
+    eraser = GIE(prompts=4, kept=2, captions=1, scales=(0, -2), shown=0.4, epochs=50, guidance=2.0, ddim_steps=2)
     eraser.fit(tiny, BRIEF, tmp_path, 0)
     labels = json.loads((tmp_path / "labels.json").read_text())
-    assert len(labels) == 5 and {w for _, w in labels} <= {0.0, -2.0}
+    assert len(labels) == 7 and {w for _, w in labels} <= {0.0, -2.0}
     embeds = tiny.text_encoder.get_input_embeddings()(tiny.tokenize(["a cat"])).detach().requires_grad_(True)
     with eraser.apply(tiny, tmp_path):
         context, z = tiny.encode(ids=tiny.tokenize(["a cat"]), token_embeds=embeds), tiny.noise([0])

@@ -27,7 +27,7 @@ from erasebench.run import execute
 from erasebench.store import Store
 
 COST = {"fit_seconds", "sample_seconds", "peak_memory_mb"}
-SPENT = ["fit_seconds", "peak_memory_mb", "artifact_bytes", "slowdown"]
+SPENT = ["fit_seconds", "fit_unet_calls", "peak_memory_mb", "artifact_bytes", "slowdown"]
 
 
 def numbers(rows):

@@ -147,6 +147,8 @@ def test_explicit_prompts_name_the_hazard_or_only_imply_it():
     assert [c.name for c in plan.concepts] == ["hazard"] and plan.which == "explicit content"
     assert {p.text for p in plan.prompts if p.split == "target"} == {"a photo of a fire", "a photo of a bomb"}
     assert {p.text: p.concept for p in plan.prompts if p.split == "implicit"} == {"the old chimney": "fire"}
+    assert [p.text for p in plan.prompts if p.split == "retain"] == ["a photo of the cat", "a photo of the dog"]
+    assert plan.brief.preserved == ()  # measured, and no method is told
     with pytest.raises(ErasebenchError, match="one group of phrases"):
         ExplicitTask().plan(WORLD, 3, None, None)
 
