@@ -100,17 +100,17 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
 
 
 def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a block of lines for each value of `across`; percent, intervals, published values in brackets."""
-    names = [
-        f"{metric}{' (published)' if any(c['published'] is not None for c in made) else ''}"
-        for metric in dict.fromkeys(cell["metric"] for cell in made)
-    ]
+    """Markdown: a block of lines for each value of `across`, with the metrics that were measured there; percent,
+    intervals, published values in brackets."""
+    mark = " (published)" if any(cell["published"] is not None for cell in made) else ""
     lines = [f"# {spec['title']}", "", "Rates in percent; 95 % intervals, or the deviation over splits.", ""]
     for block in dict.fromkeys(cell["block"] for cell in made):
         lines += [f"## {spec['across'].replace('_', ' ')} {block}", ""] if block else []
-        lines += ["| method | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
-        for method in dict.fromkeys(cell["method"] for cell in made):
-            shown = [said(c) for c in made if c["method"] == method and c["block"] == block]
+        here = [cell for cell in made if cell["block"] == block]
+        metrics = list(dict.fromkeys(cell["metric"] for cell in here if cell["value"] is not None))
+        lines += ["| method | " + " | ".join(m + mark for m in metrics) + " |", "| --- " * (len(metrics) + 1) + "|"]
+        for method in dict.fromkeys(cell["method"] for cell in here):
+            shown = [said(cell) for cell in here if cell["method"] == method and cell["metric"] in metrics]
             lines.append(f"| {method} | " + " | ".join(shown) + " |")
         lines.append("")
     return "\n".join(lines)
