@@ -18,11 +18,11 @@ from typing import Literal
 
 import torch
 from erasebench.methods.ap import Adversarial, distance
-from erasebench.methods.esd import TRAINED
 from torch import Tensor
 
 from erasebench.contracts import Brief
 from erasebench.model import Context, Model, join
+from erasebench.training import TRAINED, erased_noise_target
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class AGE(Adversarial):
                     torch.cat([z, z, z_t]), torch.cat([t, t, t_t]), join(concept, target, word)
                 ).chunk(3)
             erased, kept = model.eps(torch.cat([z, z_t]), torch.cat([t, t_t]), join(concept, word)).chunk(2)
-            forget = distance(model, self.space, erased, aim - eta * (text - aim), t)
+            forget = distance(model, self.space, erased, erased_noise_target(aim, text, eta), t)
             return forget + self.preserve_scale * distance(model, self.space, kept, before, t_t)
 
         self.descend(model, play, TRAINED[self.trained], loss, out)
@@ -82,6 +82,6 @@ class AGE(Adversarial):
         # the target is the base's, and autograd must find the base's weights when it goes back through it
         with model.teacher(), torch.enable_grad():
             aim = model.eps(z, t, word)
-            target = aim - self.eta * (model.eps(z, t, concept) - aim)
+            target = erased_noise_target(aim, model.eps(z, t, concept), self.eta)
             slopes = torch.autograd.grad(distance(model, self.space, erased, target, t), parts)
         return hurt + sum((part * slope).sum() for part, slope in zip(parts, slopes, strict=True))

@@ -16,19 +16,18 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from erasebench.methods.esd import TRAINED
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench import vocabulary
 from erasebench.contracts import Brief, Sampler
 from erasebench.loaders import lines
 from erasebench.model import Context, Model, join
+from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import Along
 
 
@@ -96,18 +95,13 @@ class Adversarial:
 
     def descend(self, model: Model, play: Play, trained: str, loss: Callable[[Tensor], Tensor], out: Path) -> None:
         """Train the weights that match `trained` on the loss of concepts number [B], in which pi has its turn."""
-        with model.training(model.names(trained)) as weights:
-            optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
-            for _ in tqdm(range(self.steps), type(self).__name__.lower(), disable=None, delay=2):
-                value = loss(torch.randint(len(play.names), (self.batch,), generator=play.generator))
-                optimiser.zero_grad(set_to_none=True)
-                value.backward()
-                optimiser.step()
-            save_file({n: w.data.contiguous().cpu() for n, w in weights.items()}, out / "weights.safetensors")
+        drawn = lambda: torch.randint(len(play.names), (self.batch,), generator=play.generator)
+        adam = partial(torch.optim.Adam, lr=self.lr)
+        fine_tune(model, trained, lambda step: loss(drawn()), self.steps, adam, out, type(self).__name__.lower())
         (out / "words.json").write_text(json.dumps(dict(zip(play.names, play.choice.found(), strict=True))))
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+        return tuned(model, artifact)
 
 
 @dataclass(frozen=True)
@@ -134,7 +128,7 @@ class AP(Adversarial):
                     torch.cat([z, z, z_a]), torch.cat([t, t, t_a]), join(empty, concept, word)
                 ).chunk(3)
             erased, kept = model.eps(torch.cat([z, z_a]), torch.cat([t, t_a]), join(concept, word)).chunk(2)
-            forget = distance(model, self.space, erased, free - self.eta * (text - free), t)
+            forget = distance(model, self.space, erased, erased_noise_target(free, text, self.eta), t)
             return forget + self.preserve_scale * distance(model, self.space, kept, before, t_a)
 
         self.descend(model, play, TRAINED[self.variant], loss, out)

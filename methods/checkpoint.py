@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from erasebench.contracts import Brief, ErasebenchError
 from erasebench.model import Model, Source
+from erasebench.training import FILE, tuned
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Checkpoint:
             raise ErasebenchError(f"method.path={self.path}: not of the base's architecture, its weights do not fit")
         theirs = {name: other.weight(name).to(model.device, model.dtype) for name in names}
         changed = {name: w.contiguous().cpu() for name, w in theirs.items() if not torch.equal(w, model.weight(name))}
-        save_file(changed, out / "weights.safetensors")
+        save_file(changed, out / FILE)
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+        return tuned(model, artifact)

@@ -38,6 +38,7 @@ from erasebench.contracts import Brief, ErasebenchError, Sampler
 from erasebench.model import Context, Model, weights_digest
 from erasebench.store import Store, digest
 from erasebench.tasks import seed_of
+from erasebench.training import noised
 
 TERMS = ("anchor", "zero", "negative")
 Adapters = dict[str, LowRank]  # attention processor -> adapter of its value projection
@@ -228,14 +229,6 @@ def as_context(hidden: Tensor) -> Context:
     """Embeddings [B, length, D] in place of an encoded prompt."""
     ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     return Context(hidden, ids, ids[:, 0] + hidden.shape[1] - 1)
-
-
-def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_t, t [B], the noise in it) of clean latents [B, C, h, w], each at a t of its own."""
-    t = torch.randint(len(model.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    alpha = model.alphas_cumprod[t].to(latents.dtype).view(-1, 1, 1, 1)
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, noise
 
 
 def squared(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -12,22 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import midway
-
-TRAINED = {  # released parameter groups: norms included; the output, time embedding and input convolution are not
-    "x": r"^unet\..*attn2\.",
-    "u": r"^unet\.(?!.*attn2\.)(?!conv_out|conv_norm_out|time_embedding)",
-}
 
 
 @dataclass(frozen=True)
@@ -52,15 +47,15 @@ class ESD:
         with torch.no_grad():
             concepts = model.encode([concept.name for concept in brief.concepts])
         states = self.frozen if self.sampler == "frozen" else self.moving
-        with model.training(model.names(TRAINED[self.variant])) as weights:
-            optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
-            for state in tqdm(states(model, concepts, generator), "esd", self.steps, disable=None, delay=2):
-                target = state.free - self.eta * (state.text - state.free)
-                loss = (model.eps(state.z, state.t, state.context) - target).square().mean()
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-            save_file({n: w.data.contiguous().cpu() for n, w in weights.items()}, out / "weights.safetensors")
+        drawn = states(model, concepts, generator)
+
+        def loss(step: int) -> Tensor:
+            state = next(drawn)
+            target = erased_noise_target(state.free, state.text, self.eta)
+            return (model.eps(state.z, state.t, state.context) - target).square().mean()
+
+        adam = partial(torch.optim.Adam, lr=self.lr)
+        fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "esd")
 
     def frozen(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
         """Batches of states drawn from trajectories of the base; guidance has computed both predictions already."""
@@ -93,7 +88,7 @@ class ESD:
         return Sampler("ddim", self.ddim_steps, self.start_guidance)
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+        return tuned(model, artifact)
 
 
 class State(NamedTuple):

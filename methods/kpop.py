@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from erasebench.methods.esd import TRAINED
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from erasebench.attention import attend, layers
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.training import FILE, TRAINED, erased_noise_target, tuned
 from erasebench.trajectory import Along
 
 PLACES = {
@@ -104,7 +104,7 @@ class KPOP:
                 with torch.no_grad():
                     for part, centre in zip(key, start, strict=True):
                         part.copy_(within(part, centre, self.rho))
-        save_file({n: w.contiguous().cpu() for n, w in hidden.items()}, out / "weights.safetensors")
+        save_file({n: w.contiguous().cpu() for n, w in hidden.items()}, out / FILE)
         save_file({n: p.detach().contiguous().cpu() for n, p in key._asdict().items()}, out / "keys.safetensors")
         (out / "concepts.json").write_text(json.dumps(names))
 
@@ -112,7 +112,7 @@ class KPOP:
         """Stage 1's loss, with gradient to the weights."""
         with model.teacher():
             aim, text = model.eps(torch.cat([z, z]), torch.cat([t, t]), join(neutral, concept)).chunk(2)
-        erased = (model.eps(z, t, concept) - (aim - self.eta * (text - aim))).square().mean()
+        erased = (model.eps(z, t, concept) - erased_noise_target(aim, text, self.eta)).square().mean()
         back = (self.keyed_eps(model, z, t, concept, key) - text).square().mean()
         return erased + self.recover_scale * back
 
@@ -132,7 +132,7 @@ class KPOP:
         return {name: Keyed(present[name]) for name in layers(model) if name.startswith(PLACES[self.place])}
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+        return tuned(model, artifact)
 
     def unlock(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         """Inside `apply`, what was hidden is back in prompts that name it; leaving locks again."""

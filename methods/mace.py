@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,6 +39,7 @@ from erasebench.contracts import Brief, Sampler
 from erasebench.loaders import lines
 from erasebench.model import Context, Model
 from erasebench.tasks import seed_of
+from erasebench.training import FILE, tuned
 
 DEPARTURES = {  # where the released code departs from the paper; each can be set alone
     "paper": {"refined": "context", "silenced": "concept", "norm": "squared", "prior_power": 1, "pixels": "vae"},
@@ -129,9 +130,7 @@ class MACE:
                 adapters = self.adapters(model, brief, latents, shown, seed)
             fused, more = self.fuse(model, brief, kept, original, refined, adapters)
             notes |= {f"fusion_{key}": value for key, value in more.items()}
-        save_file(
-            {name: weight.float().contiguous().cpu() for name, weight in fused.items()}, out / "weights.safetensors"
-        )
+        save_file({name: weight.float().contiguous().cpu() for name, weight in fused.items()}, out / FILE)
         write_notes(out, notes)
 
     def kept(self, model: Model, brief: Brief) -> Tensor:
@@ -259,7 +258,7 @@ class MACE:
         return torch.stack(latents), torch.stack(shown).to(model.device), empty
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+        return tuned(model, artifact)
 
 
 class Silencing(NamedTuple):

@@ -5,16 +5,16 @@ min over theta   E_t,z   || eps_theta(z_t, t, c) - eps(z_t, t, c*) ||^2,   z_t o
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from erasebench.methods.esd import TRAINED
-from safetensors.torch import load_file, save_file
-from tqdm import tqdm
+from torch import Tensor
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Model
+from erasebench.training import TRAINED, fine_tune, tuned
 from erasebench.trajectory import walked
 
 
@@ -37,18 +37,16 @@ class OutputTuning:
             concepts = model.encode([concept.name for concept in brief.concepts])
             neutral = model.encode([concept.surrogate for concept in brief.concepts])
         seen = walked(model, concepts, self.trajectories, Sampler("ddim", self.ddim_steps, self.guidance), generator)
-        with model.training(model.names(TRAINED[self.variant])) as weights:
-            optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
-            rows = torch.randint(len(seen.t), (self.steps, self.batch), generator=generator)
-            for row in tqdm(rows, "output_tuning", disable=None, delay=2):
-                z, t, c = (part[row] for part in seen)
-                with model.teacher():
-                    target = model.eps(z, t, neutral.select(c))
-                loss = (model.eps(z, t, concepts.select(c)) - target).square().mean()
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-            save_file({n: w.data.contiguous().cpu() for n, w in weights.items()}, out / "weights.safetensors")
+        rows = torch.randint(len(seen.t), (self.steps, self.batch), generator=generator)
+
+        def loss(step: int) -> Tensor:
+            z, t, c = (part[rows[step]] for part in seen)
+            with model.teacher():
+                target = model.eps(z, t, neutral.select(c))
+            return (model.eps(z, t, concepts.select(c)) - target).square().mean()
+
+        adam = partial(torch.optim.Adam, lr=self.lr)
+        fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "output_tuning")
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        return model.changed(weights=load_file(artifact / "weights.safetensors"))
+        return tuned(model, artifact)

@@ -1,0 +1,64 @@
+"""Fine-tuning, as most methods do it: some weights, an optimiser, a loss a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from .model import Model
+
+FILE = "weights.safetensors"
+TRAINED = {  # ESD's released parameter groups: norms included; the output, time embedding and input convolution are not
+    "x": r"^unet\..*attn2\.",
+    "u": r"^unet\.(?!.*attn2\.)(?!conv_out|conv_norm_out|time_embedding)",
+}
+
+
+def erased_noise_target(free: Tensor, text: Tensor, eta: float) -> Tensor:
+    """What an erased model is to predict of a concept's prompt, from the base's predictions without it and with it,
+    [B, C, h, w]: the opposite direction of guidance (ESD, Eq. 6, and all that builds on it)."""
+    return free - eta * (text - free)
+
+
+def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_t, t [B], the noise in it) of clean latents [B, C, h, w], each at a t of its own."""
+    t = torch.randint(len(model.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    alpha = model.alphas_cumprod[t].to(latents.dtype).view(-1, 1, 1, 1)
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, noise
+
+
+def fine_tune(
+    model: Model,
+    trained: str,
+    loss: Callable[[int], Tensor],
+    steps: int,
+    optimiser: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
+    out: Path,
+    title: str,
+    adjust: Callable[[Mapping[str, Tensor]], None] = lambda weights: None,
+) -> None:
+    """Train the weights whose names match `trained` on loss(step) and write them into the folder `out`, for `apply`.
+
+    The model is the student while a loss is computed; `with model.teacher()` is the base. `adjust` sees the weights, with
+    their gradients, before each step of the optimiser (a mask, a clipped norm, a penalty's own gradient)."""
+    with model.training(model.names(trained)) as weights:
+        stepper = optimiser(weights.values())
+        for step in tqdm(range(steps), title, disable=None, delay=2):
+            value = loss(step)
+            stepper.zero_grad(set_to_none=True)
+            value.backward()
+            adjust(weights)
+            stepper.step()
+        save_file({name: w.data.contiguous().cpu() for name, w in weights.items()}, out / FILE)
+
+
+def tuned(model: Model, artifact: Path) -> AbstractContextManager[None]:
+    """The model with the weights that `fine_tune` wrote."""
+    return model.changed(weights=load_file(artifact / FILE))
