@@ -19,14 +19,8 @@ COLUMNS = {
     "task": ("erases", "keeps", "metrics"),
     "attack": ("paper", "sees", "images a prompt"),
 }
-FIRST = (
-    "none",
-    "checkpoint",
-    "retrained",
-    "negative_prompt",
-    "seed_search",
-    "random_prefix",
-)  # what is no method or attack
+# what is no method or attack
+FIRST = ("none", "checkpoint", "retrained", "negative_prompt", "seed_search", "random_prefix")
 
 
 def described(path: Path) -> dict[str, str]:
