@@ -96,7 +96,7 @@ def over_targets(found: Sequence[Sequence[Metric]], resamples: int = 10000) -> l
 def main() -> int:
     runs: list[Run] = []
     failed = config.main(lambda run: runs.append(run) or [], ["-m", *sys.argv[1:]])
-    if failed:
+    if failed or not runs:  # a dry run has none
         return failed
     try:
         paired = pairs(runs)
