@@ -219,10 +219,14 @@ class DarkMiner:
         with model.teacher():
             return model.latents(context, seeds, self.sampler)
 
-    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+    def low_rank(self, model: Model, artifact: Path) -> dict[str, tuple[Tensor, Tensor]]:
+        """weight -> (up [out, rank], down [rank, in]), which are added to it."""
         adapters = unpacked(load_file(artifact / "adapters.safetensors"), model)
-        merged = {projection(name, "v"): (x.up @ x.down)[0] for name, x in adapters.items()}
-        return model.changed(weights={name: model.weight(name) + change for name, change in merged.items()})
+        return {projection(name, "v"): (x.up[0], x.down[0]) for name, x in adapters.items()}
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        added = self.low_rank(model, artifact)
+        return model.changed(weights={name: model.weight(name) + up @ down for name, (up, down) in added.items()})
 
 
 def as_context(hidden: Tensor) -> Context:
