@@ -228,6 +228,7 @@ def execute(run: Run) -> list[Row]:
     metrics: list[tuple[str, Evaluator | None, Metric]] = []
     failures: list[tuple[str, Evaluator | None, str]] = []
     skipped = {name: reason for name, e in run.plan.evaluators.items() if (reason := run.skips(e))}
+    concepts = list(dict.fromkeys(prompt.concept for prompt in run.plan.prompts))
     base_shards: list[Shard] = []
     our_shards: list[Shard] = []
     cost: dict[str, float] = {}
@@ -259,7 +260,7 @@ def execute(run: Run) -> list[Row]:
         try:
             scores = {split: score(store, evaluator, our_shards, split) for split in evaluator.splits}
             base = {split: score(store, evaluator, base_shards, split) for split in evaluator.splits}
-            made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base))
+            made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
         except Exception as error:
             failures.append((name, evaluator, explain(error)))
@@ -470,6 +471,7 @@ def row(
     judge = evaluator.judge if evaluator else None
     nothing = {f.name: "" if f.type == "str" else None for f in fields(Metric)}
     measured = asdict(metric) if metric else {**nothing, "name": name}
+    concepts = measured.pop("by_concept")
     return Row(
         schema=SCHEMA,
         run_id=run_id,
@@ -495,6 +497,7 @@ def row(
         seed=run.seed,
         n_refused=refused if metric else None,
         n_dropped=run.plan.dropped,
+        by_concept=json.dumps(concepts, ensure_ascii=False) if concepts else "",
         sampler=sampler_text(run.sampler),
         prompts_sha256=digest(prompts),
         **measured,
