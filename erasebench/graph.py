@@ -2,8 +2,8 @@
 
 python -m erasebench.graph -m method=uce task=object target=airplane,bird,cat,dog,ship
 
-A cell of the matrix is the change of one concept's noise predictions when another is erased (`inspect.change`), over the
-same noise for all. Two claims, each with a number:
+A cell of the matrix is the change of one concept's noise predictions when another is erased (`inspect.change`), in units
+of what that concept says, over the same noise for all. Two claims, each with a number:
 
 locality    what is near moves more: mean over the erased concepts of the rank correlation between distance (of whole
             text encodings) and change, with its 95 % interval over erased concepts (bootstrap); claimed negative
@@ -49,17 +49,19 @@ class Edge(NamedTuple):
 def edges(model: Model, erased: str, others: list[str], draws: int = 16) -> list[Edge]:
     """Of the model as changed by erasing one concept."""
     far = vocabulary.distances(model, others, erased).tolist()
-    changes = [torch.cat([part for part in _changes(model, others, seed, draws)]).tolist() for seed in (0, 1)]
+    changes = [_changes(model, others, seed, draws).tolist() for seed in (0, 1)]
     return [Edge(erased, *values) for values in zip(others, *changes, far, strict=True)]
 
 
-def _changes(model: Model, texts: list[str], seed: int, draws: int) -> list[Tensor]:
+def _changes(model: Model, texts: list[str], seed: int, draws: int) -> Tensor:
+    """How far each text moved, in units of what it says."""
     generator = torch.Generator().manual_seed(seed)
     z = model.noise(torch.randint(2**31, (draws,), generator=generator).tolist())
     t = torch.randint(len(model.alphas_cumprod), (draws,), generator=generator).to(z.device)
     with model.teacher():
         empty = model.eps(z, t, model.unconditional().repeat(draws))
-    return [change(model, texts[i : i + 4], z, t, empty) for i in range(0, len(texts), 4)]
+    far, said = torch.cat([change(model, texts[i : i + 4], z, t, empty) for i in range(0, len(texts), 4)], 1)
+    return far / said
 
 
 def correlation(x: list[float], y: list[float]) -> float:

@@ -3,9 +3,10 @@
 python -m erasebench.inspect method=uce target=cat
 python -m erasebench.inspect method=checkpoint method.path=/somebody/elses/model target=cat
 
-A word's change is E |eps_changed(z, t, word) - eps(z, t, word)|^2 / E |eps(z, t, word) - eps(z, t, "")|^2, over pure
-noise at random t: how far it moved, measured by how much the word says at all. All words are tried on two draws of the
-noise, the quarter that moved most on twice as many, and so on: N words cost about 8 N U-Net evaluations.
+A word's change is E |eps_changed(z, t, word) - eps(z, t, word)|^2 over pure noise at random t, in units of what the
+words say on average, the mean over all of them of E |eps(z, t, word) - eps(z, t, "")|^2 (in units of what it says itself,
+words that say nothing would come first). All words are tried on two draws of the noise, the quarter that moved most on
+twice as many, and so on: N words cost about 8 N U-Net evaluations.
 """
 
 from __future__ import annotations
@@ -29,17 +30,19 @@ SHOWN = 20
 @torch.no_grad()
 def moved(model: Model, texts: Sequence[str], last: int = SHOWN, draws: int = 2, seed: int = 0) -> dict[str, float]:
     """text -> change, the `last` that moved most, the most first. `model` is changed; its teacher is the base."""
-    left, generator, batch = list(dict.fromkeys(texts)), torch.Generator().manual_seed(seed), 64
+    left, generator, batch, unit = list(dict.fromkeys(texts)), torch.Generator().manual_seed(seed), 64, None
     while True:
-        found: dict[str, float] = {}
+        seen: list[Tensor] = []
         z = model.noise(torch.randint(2**31, (draws,), generator=generator).tolist())
         t = torch.randint(len(model.alphas_cumprod), (draws,), generator=generator).to(z.device)
         with model.teacher():
             empty = model.eps(z, t, model.unconditional().repeat(draws))
         per = max(1, batch // draws)
         for i in range(0, len(left), per):
-            part = left[i : i + per]
-            found |= dict(zip(part, change(model, part, z, t, empty).tolist(), strict=True))
+            seen.append(change(model, left[i : i + per], z, t, empty))
+        far, said = torch.cat(seen, 1)
+        unit = said.mean() if unit is None else unit  # of all words, not of those that are left
+        found = dict(zip(left, (far / unit).tolist(), strict=True))
         left = sorted(found, key=found.get, reverse=True)[: max(last, len(left) // 4)]
         if len(left) == len(found) or len(left) <= last:
             return {text: found[text] for text in left[:last]}
@@ -47,7 +50,8 @@ def moved(model: Model, texts: Sequence[str], last: int = SHOWN, draws: int = 2,
 
 
 def change(model: Model, texts: Sequence[str], z: Tensor, t: Tensor, empty: Tensor) -> Tensor:
-    """The change [N] of each text over the same noise z [n, C, h, w] at t [n], `empty` being the base without prompt."""
+    """How far the predictions of each text moved, and how far the base's are from those without a prompt, `empty`: mean
+    squares [2, N] over the same noise z [n, C, h, w] at t [n]."""
     count = len(texts)
     many = lambda x: x.repeat(count, *[1] * (x.ndim - 1))
     spread = lambda context: join(*(context.select(slice(i, i + 1)).repeat(len(z)) for i in range(count)))
@@ -55,7 +59,7 @@ def change(model: Model, texts: Sequence[str], z: Tensor, t: Tensor, empty: Tens
         before = model.eps(many(z), many(t), spread(model.encode(texts)))
     now = model.eps(many(z), many(t), spread(model.encode(texts)))
     energy = lambda difference: difference.square().flatten(1).mean(1).view(count, -1).mean(1)
-    return energy(now - before) / energy(before - many(empty)).clamp(min=1e-12)
+    return torch.stack([energy(now - before), energy(before - many(empty))])
 
 
 def job(run: Run) -> list[Row]:

@@ -22,10 +22,16 @@ def test_the_change_of_a_word_by_hand(tiny):
     base = {word: tiny.eps(z, t, tiny.encode([word]).repeat(2)) for word in ("sun", "sea", "")}
     with tiny.changed(weights=planted(tiny, "snow")), torch.no_grad():
         got = inspect.change(tiny, ["sun", "sea"], z, t, base[""])
-        for word, value in zip(("sun", "sea"), got.tolist(), strict=True):
+        for word, (far, said) in zip(("sun", "sea"), got.T.tolist(), strict=True):
             now = tiny.eps(z, t, tiny.encode([word]).repeat(2))
-            by_hand = (now - base[word]).square().sum() / (base[word] - base[""]).square().sum()
-            assert value == pytest.approx(float(by_hand), rel=1e-3)
+            assert far == pytest.approx(float((now - base[word]).square().mean()), rel=1e-3)
+            assert said == pytest.approx(float((base[word] - base[""]).square().mean()), rel=1e-3)
+
+
+def test_a_word_that_says_nothing_does_not_come_first(tiny, monkeypatch):
+    energies = {"the": (0.1, 0.0), "sun": (0.5, 1.0), "sea": (0.2, 2.0)}
+    monkeypatch.setattr(inspect, "change", lambda model, texts, *_: torch.tensor([energies[w] for w in texts]).T)
+    assert inspect.moved(tiny, list(energies), last=3) == pytest.approx({"sun": 0.5, "sea": 0.2, "the": 0.1})
 
 
 def test_a_checkpoint_of_somebody_else_stands_in_for_the_base(tiny, tiny_folder, tmp_path):

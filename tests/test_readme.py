@@ -1,17 +1,54 @@
-"""Numbers in the README are those of the files that it names."""
+"""The README's tables are those of the configuration, its numbers those of the files that it names."""
 
-import csv
-import re
 from pathlib import Path
+
+import pytest
+
+from erasebench import catalog
+from erasebench.contracts import ErasebenchError
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_costs_of_a_fit_are_those_of_the_reference():
-    with (ROOT / "results/reference/forget_and_keep.csv").open(encoding="utf-8") as file:
-        cells = {(c["method"], c["metric"]): c["value"] for c in csv.DictReader(file) if c["block"] == "object"}
-    said = re.findall(r"^\| `(\w+)` .* \| ([\d.,]+) s, ([\d,]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {name for name, *_ in said} >= {"ap", "age", "dark_miner", "gie", "kpop", "uce", "esd"}
-    for name, seconds, calls in said:
-        assert f"{float(cells[name, 'fit_seconds']):.{seconds.partition('.')[2] and 1 or 0}f}" == seconds
-        assert f"{float(cells[name, 'fit_unet_calls']):,.0f}" == calls
+def test_the_tables_are_those_of_the_configuration():
+    """`python -m erasebench.catalog --write README.md` brings it up to date."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert catalog.written(text, catalog.tables()) == text
+
+
+def test_every_choice_is_described_or_is_a_variant_of_another():
+    for kind in catalog.COLUMNS:
+        for path in (ROOT / "conf" / kind).glob("*.yaml"):
+            assert catalog.described(path) or "defaults:" in path.read_text(), (
+                f"{path}: no first lines that describe it"
+            )
+
+
+def test_a_method_of_ones_own_has_a_line(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# paper: a|b\n# here: `x=1|2`\n_target_: mine.Mine\n")
+    (tmp_path / "method" / "other.yaml").write_text("defaults: [mine, _self_]\n")
+    made = catalog.table("method", tmp_path, {"mine": "3.0 s, 40"}).splitlines()
+    assert made[2:] == ["| `mine` | a\\|b | | | `x=1\\|2` | 3.0 s, 40 |"]
+
+
+def test_costs_come_from_the_block_of_objects(tmp_path):
+    lines = ["method,block,metric,value", "ap,object,fit_seconds,123.6", "ap,object,fit_unet_calls,23200.0"]
+    lines += [
+        "ap,style,fit_seconds,1",
+        "none,object,fit_seconds,0.0",
+        "uce,object,fit_seconds,0.26",
+        "uce,object,fit_unet_calls,0",
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    assert catalog.costs(tmp_path / "table.csv") == {"ap": "124 s, 23,200", "uce": "0.3 s, 0"}
+
+
+def test_faults_are_one_line(tmp_path, capsys):
+    (tmp_path / "plain.md").write_text("no marks")
+    assert catalog.main(["--write", str(tmp_path / "plain.md")]) == 1
+    assert capsys.readouterr().err.startswith("error: no <!-- methods -->")
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# paper: one\n# colour: red\n")
+    with pytest.raises(ErasebenchError, match="colour"):
+        catalog.table("method", tmp_path, {})

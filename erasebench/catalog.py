@@ -1,0 +1,104 @@
+"""What there is: methods, tasks and attacks, as the first lines of their configuration files describe them.
+
+python -m erasebench.catalog                      # prints the tables
+python -m erasebench.catalog --write README.md    # puts them between the marks `<!-- methods -->` and `<!-- end -->`
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from pathlib import Path
+
+from .contracts import ErasebenchError
+
+COLUMNS = {
+    "method": ("paper", "changes", "needs", "here", "to fit"),
+    "task": ("erases", "keeps", "metrics"),
+    "attack": ("paper", "sees", "images a prompt"),
+}
+# what is no method or attack
+FIRST = ("none", "checkpoint", "retrained", "negative_prompt", "seed_search", "random_prefix")
+
+
+def described(path: Path) -> dict[str, str]:
+    """`# key: value` lines at the start of a configuration file; empty for one that is a variant of another."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not (match := re.match(r"# ([a-z ]+): (.+)", line)):
+            break
+        found[match[1]] = match[2]
+    return found
+
+
+def costs(reference: Path) -> dict[str, str]:
+    """Method -> what its fit of an airplane in the embedded world took, from the table of experiment=forget_and_keep."""
+    with reference.open(encoding="utf-8") as file:
+        cells = {(c["method"], c["metric"]): c["value"] for c in csv.DictReader(file) if c["block"] == "object"}
+    found = {}
+    for method in {method for method, _ in cells}:
+        seconds, calls = (float(cells.get((method, metric)) or 0) for metric in ("fit_seconds", "fit_unet_calls"))
+        if seconds:
+            found[method] = f"{seconds:.{0 if seconds >= 10 else 1}f} s, {calls:,.0f}"
+    return found
+
+
+def table(kind: str, folder: Path, fitted: dict[str, str]) -> str:
+    """Markdown, a line for each configuration file that describes itself."""
+    columns = COLUMNS[kind]
+    lines = [f"| {' | '.join([kind, *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    place = lambda path: (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
+    for path in sorted((folder / kind).glob("*.yaml"), key=place):
+        if not (said := described(path)):
+            continue
+        if unknown := set(said) - {*columns, "options"}:
+            raise ErasebenchError(f"{path}: its first lines describe {sorted(unknown)[0]!r}, which is no column")
+        said["to fit"] = fitted.get(path.stem, "")
+        name = f"`{path.stem}`" + (f" ({said['options']})" if "options" in said else "")
+        cells = [name, *(said.get(column, "") for column in columns)]
+        shown = (f" {cell} ".replace("|", "\\|") if cell else " " for cell in cells)
+        lines.append(f"|{'|'.join(shown)}|")
+    return "\n".join(lines)
+
+
+def written(text: str, tables: dict[str, str]) -> str:
+    """The text with each table between its marks. Raises ErasebenchError where a mark is missing."""
+    for kind, content in tables.items():
+        pattern = re.compile(rf"(<!-- {kind}s -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ErasebenchError(f"no <!-- {kind}s --> and <!-- end --> to put the table between")
+        text = pattern.sub(lambda match, content=content: match[1] + content + match[2], text)
+    return text
+
+
+def tables(reference: Path | None = None) -> dict[str, str]:
+    """kind -> its table, of the configuration in use; costs where the reference's table is there."""
+    from . import conf, results
+
+    reference = reference or Path(next(iter(results.__path__)), "reference", "forget_and_keep.csv")
+    fitted = costs(reference) if reference.is_file() else {}
+    return {kind: table(kind, Path(next(iter(conf.__path__))), fitted) for kind in COLUMNS}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m erasebench.catalog", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="a Markdown file with the marks, to bring up to date"
+    )
+    path = parser.parse_args(argv).write
+    try:
+        made = tables()
+        if path is None:
+            print(*made.values(), sep="\n\n")
+        else:
+            path.write_text(written(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+    except (ErasebenchError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
