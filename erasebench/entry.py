@@ -25,40 +25,25 @@ COST = {
     "peak_memory_mb": "peak memory in MB",
 }
 
+UNSAID = dict.fromkeys(("threshold", "low", "high", "base_value", "change_low", "change_high", "p_value")) | {
+    **dict.fromkeys(("n", "n_valid", "n_refused", "published")),
+    **dict.fromkeys(("split", "attack", "judge", "judge_version", "ci_method", "by_concept"), ""),
+    "status": "ok",
+}
+
 
 def plain(text: object) -> str:
     """One printable line: control characters (newlines, terminal and bidi codes) become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def _json(text: str) -> dict:
-    """A JSON object, or nothing: these columns explain a row and must not take the page down."""
+def _json(text: str, kind: type = dict) -> dict | list:
+    """A JSON object or list, or an empty one: these columns explain a row and must not take the page down."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _asked(head: Row) -> dict[str, object]:
-    """Options that say what is erased, read from the row's target."""
-    target = head.target.removesuffix(", by pictures")  # a folder's place is in no row
-    erased, _, surrogate = target.partition(" -> ")
-    surrogates = surrogate.split(", ")
-    first, *more = erased.split(" + ")
-    if head.task == "explicit":  # knows one group of concepts alone
-        words: dict[str, object] = {}
-    else:
-        words = {"target": first} if first else {"n": head.n_concepts}
-    words |= {"concepts": more} if more else {}
-    words |= {"surrogate": surrogates if len(surrogates) > 1 else surrogate} if surrogate else {}
-    return words | ({"pictures.path": "..."} if head.target != target else {})
-
-
-def _override(name: str, value: object) -> str:
-    """One argument of the command line, quoted for Hydra and then for the shell."""
-    simple = not isinstance(value, str) or re.fullmatch(r"\w[\w .-]*", value)
-    return shlex.quote(f"{name}={value if isinstance(value, str) and simple else json.dumps(value)}")
+        return kind()
+    return found if isinstance(found, kind) else kind()
 
 
 def _is_digest(value: object) -> bool:
@@ -202,30 +187,7 @@ class Run:
             spent = [value for row in self.rows if not row.attack and finite(value := getattr(row, name))]
             if spent:
                 found.append(
-                    replace(
-                        self.head,
-                        metric=name,
-                        group="cost",
-                        value=max(spent),
-                        higher_is_better=False,
-                        split="",
-                        attack="",
-                        judge="",
-                        judge_version="",
-                        threshold=None,
-                        low=None,
-                        high=None,
-                        ci_method="",
-                        base_value=None,
-                        change_low=None,
-                        change_high=None,
-                        p_value=None,
-                        n=None,
-                        n_valid=None,
-                        n_refused=None,
-                        published=None,
-                        status="ok",
-                    )
+                    replace(self.head, metric=name, group="cost", value=max(spent), higher_is_better=False, **UNSAID)
                 )
         return {(r.metric, r.attack, r.split, r.judge, r.judge_version, r.threshold): r for r in found}
 
@@ -292,17 +254,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command line that makes these rows again."""
-        head, usual = self.head, _defaults(self.head.method, self.head.world, self.head.task)
-        words = {"model": head.base, "method": head.method}
-        words |= {f"{'' if k in usual else '++'}method.{k}": v for k, v in self.changed.items() if not _is_digest(v)}
-        words |= {"task": head.task} | _asked(head)
-        words |= {"seed": head.seed} | ({"images": self.cut} if self.cut else {})
-        if how := re.fullmatch(r"(\w+) (\d+) steps, guidance ([\d.e+-]+)(?:, (\d+) px)?", head.sampler):
-            said = zip(("name", "steps", "guidance", "size"), how.groups(), strict=True)
-            words |= {f"sampler.{k}": v for k, v in said if v is not None}
-        said = [_override(k, v) for k, v in words.items()]
-        said += [f"'attack=[{','.join(self.attacks)}]'"] * bool(self.attacks)
-        return plain(" ".join(["python -m erasebench", *said]))
+        return plain(shlex.join(["python", "-m", "erasebench", *map(str, _json(self.head.overrides, list))]))
 
     @property
     def provenance(self) -> dict[str, object]:

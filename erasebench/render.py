@@ -7,7 +7,6 @@ import hashlib
 import html
 import io
 import re
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -220,13 +219,6 @@ def as_html(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
     """The page, whole: styles, script, plotting library and images are inside."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    try:
-        from plotly.offline import get_plotlyjs
-
-        plotly = get_plotlyjs()
-    except ImportError:
-        plotly = ""
-        print("leaderboard.html has no plots: pip install 'erasebench[plots]'", file=sys.stderr)
     runs = [run for group in groups for run in group.runs]
     drawn = {f"{group.anchor} {kind}": getattr(group, kind) for group in groups for kind in ("pareto", "ripple")}
     drawn |= {f"{run.anchor} curve {i}": curve for run in runs for i, curve in enumerate(run.curves)}
@@ -256,7 +248,7 @@ def as_html(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
         drawn={name: spec for name, spec in drawn.items() if spec},
         concepts={run.anchor: run.by_concept for run in runs if run.by_concept},
         kinds=KINDS,
-        plotly=plotly,
+        plotly=Path(__file__).with_name("plotly-basic.min.js").read_text(encoding="utf-8"),
         nonce=nonce,
         plain=plain,
     ).encode()

@@ -76,6 +76,7 @@ class Row:
         ""  # JSON: hyperparameters, access, objective, images a prompt, what became of the prompts, key
     )
     by_concept: str = ""  # JSON concept -> [rate, images judged], of rates of forgetting and keeping
+    overrides: str = "[]"  # JSON: the command line that makes these rows again; a place on the disk is ...
 
     def flaw(self) -> str | None:
         if self.status not in ("ok", "skipped", "failed"):

@@ -56,6 +56,7 @@ class Run:
     attacked: int = 20  # prompts under attack: the first of the target split
     together: int = 32  # of them at once
     pictured: Pictured | None = None  # what the method is given in place of the concept's name
+    overrides: tuple[str, ...] = ()  # what the command line said of it, for the rows alone
 
     @property
     def is_base(self) -> bool:
@@ -498,6 +499,7 @@ def row(
         n_refused=refused if metric else None,
         n_dropped=run.plan.dropped,
         by_concept=json.dumps(concepts, ensure_ascii=False) if concepts else "",
+        overrides=json.dumps(run.overrides, ensure_ascii=False),
         sampler=sampler_text(run.sampler),
         prompts_sha256=digest(prompts),
         **measured,
