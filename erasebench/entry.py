@@ -9,8 +9,8 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from .rows import Row
@@ -49,46 +49,6 @@ def _json(text: str, kind: type = dict) -> dict | list:
 def _is_digest(value: object) -> bool:
     """Of files: a parameter that a method fills in itself."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-@cache
-def _defaults(method: str, world: str, task: str) -> dict:
-    """The method's parameters as the configuration has them in a world, for a task."""
-    from hydra.utils import get_class
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from . import conf
-
-    def read(part: str) -> dict:
-        found = {}
-        for path in (Path(folder, f"{part}.yaml") for folder in conf.__path__):
-            if re.fullmatch(r"\w+/\w+", part) and path.is_file():
-                found |= OmegaConf.to_container(OmegaConf.load(path))
-        return found
-
-    given = (
-        read(f"method/{method}") | read(f"method_for/{world}_{method}") | read(f"method_for/{world}_{method}_{task}")
-    )
-    whole, values = OmegaConf.create({"world": read(f"world/{world}"), "method": given}), {}
-    for name in given:
-        try:  # what depends on more than the world has no usual value
-            values[name] = OmegaConf.to_container(OmegaConf.create({name: whole.method[name]}), resolve=True)[name]
-        except OmegaConfBaseException:
-            continue
-    if None in values.values():  # a value that the method chooses by its others
-        plugin = get_class(values["_target_"])
-        known = {part.name for part in fields(plugin)}
-        chosen = vars(plugin(**{k: v for k, v in values.items() if k in known}))
-        values |= {k: chosen[k] for k, v in values.items() if v is None}
-    return values
-
-
-def _same(usual: object, given: object) -> bool:
-    """Is a parameter the configuration's? Of a plugin (a judge, say), the configuration need not name every field."""
-    if isinstance(usual, dict) and isinstance(given, dict):
-        return all(_same(value, given.get(key)) for key, value in usual.items() if key != "_target_")
-    return usual == given
 
 
 def _curves(notes: dict, within: str = "") -> Iterator[tuple[str, list[float]]]:
@@ -150,11 +110,13 @@ def fragment(kind: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """The rows of one run, where its sheet of images lies, and what re-running it said."""
+    """The rows of one run, where its sheet of images lies, what re-running it said, and the parameters that tell it from
+    other runs of its method."""
 
     rows: tuple[Row, ...]
     sheet: Path
     verified: dict | None = None
+    apart: frozenset[str] = frozenset()
 
     @property
     def head(self) -> Row:
@@ -220,11 +182,15 @@ class Run:
     def params(self) -> dict:
         return _json(self.head.params)
 
+    @property
+    def overrides(self) -> list[str]:
+        return [plain(word) for word in _json(self.head.overrides, list)]
+
     @cached_property
-    def changed(self) -> dict:
-        """Parameters that are not the configuration's."""
-        usual = _defaults(self.head.method, self.head.world, self.head.task)
-        return {k: v for k, v in self.params.items() if k not in usual or not _same(usual[k], v)}
+    def told(self) -> dict:
+        """Parameters that the command line gave, and those that tell the run from others of its method."""
+        asked = {found[1] for word in self.overrides if (found := re.match(r"\+{0,2}method\.(\w+)", word))}
+        return {k: v for k, v in self.params.items() if k in asked | self.apart}
 
     @property
     def method(self) -> str:
@@ -233,7 +199,7 @@ class Run:
     @property
     def details(self) -> list[str]:
         short = lambda value: value[:10] if _is_digest(value) else value
-        said = [plain(f"{name}={short(value)}") for name, value in self.changed.items()]
+        said = [plain(f"{name}={short(value)}") for name, value in self.told.items()]
         attacks = len(self.attacks)
         return said + [f"{attacks} attack{'s' * (attacks != 1)}"] * bool(attacks) + [f"seed {self.head.seed}"]
 
@@ -244,7 +210,7 @@ class Run:
     @property
     def short(self) -> str:
         """A name for a plot."""
-        said = [plain(v if isinstance(v, str) else f"{k}={v}") for k, v in self.changed.items() if not _is_digest(v)]
+        said = [plain(v if isinstance(v, str) else f"{k}={v}") for k, v in self.told.items() if not _is_digest(v)]
         return short(" ".join([self.method, *said]), 32)
 
     @property
@@ -254,7 +220,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command line that makes these rows again."""
-        return plain(shlex.join(["python", "-m", "erasebench", *map(str, _json(self.head.overrides, list))]))
+        return shlex.join(["python", "-m", "erasebench", *self.overrides])
 
     @property
     def provenance(self) -> dict[str, object]:

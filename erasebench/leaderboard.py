@@ -10,7 +10,7 @@ import csv
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -393,18 +393,24 @@ class Comparison:
 
 
 def _read(paths: Iterable[Path], kind: type, problems: list[str]) -> Iterator[tuple[Path, list]]:
-    """Files of records that can be read; a line in `problems` for each other."""
+    """Files of records that can be read; a line in `problems` for each other, and one for all of other schemas."""
+    outdated: list[rows.Outdated] = []
     for path in paths:
         try:
             found = rows.read(path, kind)
             if not found:
                 raise ErasebenchError(f"{path}: holds no rows{rows.AGAIN}")
+        except rows.Outdated as error:
+            outdated.append(error)
         except ErasebenchError as error:
             problems.append(plain(error))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             problems.append(plain(f"{path}: not a file of rows ({error}){rows.AGAIN}"))
         else:
             yield path, found
+    if outdated:
+        more = f" (and {len(outdated) - 1} more files like it)" if len(outdated) > 1 else ""
+        problems.append(plain(f"{outdated[0]}{more}"))
 
 
 def load(results: Path, task: str | None = None, world: str | None = None) -> tuple[list[Group], list[str]]:
@@ -421,7 +427,17 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
             run = Run(mine, path.with_suffix(".webp"), rows.verified(path))
             if task in (None, run.head.task) and world in (None, run.head.world):
                 groups.setdefault(run.group, []).append(run)
-    return [Group.of(groups[k]) for k in sorted(groups)], problems
+    return [Group.of(told_apart(groups[k])) for k in sorted(groups)], problems
+
+
+def told_apart(runs: list[Run]) -> list[Run]:
+    """The runs, with the parameters in which those of one method differ."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        for name, value in run.params.items():
+            seen.setdefault(run.head.method, {}).setdefault(name, set()).add(repr(value))
+    differ = {method: frozenset(k for k, some in each.items() if len(some) > 1) for method, each in seen.items()}
+    return [replace(run, apart=differ.get(run.head.method, frozenset())) for run in runs]
 
 
 def comparisons(

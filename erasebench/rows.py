@@ -20,6 +20,10 @@ SCHEMA = 4
 AGAIN = "; delete the file and repeat its command"
 
 
+class Outdated(ErasebenchError):
+    """A file that an earlier version wrote."""
+
+
 @dataclass(frozen=True)
 class Row:
     schema: int
@@ -208,7 +212,7 @@ def _refuse(path: Path, reader: csv.DictReader, wanted: set[str]) -> None:
     """Say of a header that is another: an older version's, or no header of ours."""
     found, first = set(reader.fieldnames or ()), next(reader, {})
     if found < wanted and (first.get("schema") or "").isdecimal():
-        raise ErasebenchError(
+        raise Outdated(
             f"{path}: of schema {first['schema']}, and {SCHEMA} is read: repeat its command, which writes it again from "
             "the store without making images again"
         )
