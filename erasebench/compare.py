@@ -23,6 +23,7 @@ import numpy as np
 from . import config, rows
 from .contracts import ErasebenchError, Metric
 from .entry import Run as Measured
+from .entry import told_apart
 from .run import Erased, Run, execute, images, score, slug
 from .stats import interval, summarize
 from .store import Store, digest
@@ -58,7 +59,7 @@ def compare(first: Run, second: Run) -> Compared:
                 )
                 measures += evaluator.measure(ours, base)
         measured.append(measures)
-    return Compared(*sides, summarize(measured[1], measured[0]))
+    return Compared(*told_apart(sides), summarize(measured[1], measured[0]))
 
 
 def pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:

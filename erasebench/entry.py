@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -293,3 +293,13 @@ class Run:
             return None
         uri = "data:image/webp;base64," + base64.b64encode(self.sheet.read_bytes()).decode()
         return {"uri": uri, "width": width, "height": height}
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with the parameters in which those of one method differ."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        for name, value in run.params.items():
+            seen.setdefault(run.head.method, {}).setdefault(name, set()).add(repr(value))
+    differ = {method: frozenset(k for k, some in each.items() if len(some) > 1) for method, each in seen.items()}
+    return [replace(run, apart=differ.get(run.head.method, frozenset())) for run in runs]

@@ -10,14 +10,14 @@ import csv
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
 from . import rows
 from .contracts import ErasebenchError
-from .entry import COST, Run, digits, finite, fragment, labels, plain
+from .entry import COST, Run, digits, finite, fragment, labels, plain, told_apart
 from .rows import Difference, Row
 
 KINDS = ("overall", "forget", "keep", "quality", "attack", "probe", "cost")
@@ -188,7 +188,7 @@ class Group:
             judged = [run.head.run_id for run in ranked if k in run.cells]
             rank = ranks([cells[run_id] for run_id in judged])
             columns.append(Column(label, cells, dict(zip(judged, rank, strict=True))))
-        columns.sort(key=lambda column: (column.kind, not column.glance, not column.unit))
+        columns.sort(key=lambda column: (column.kind, not column.glance, not column.rate))
         best = [c for c in columns if c.row.metric.startswith("h_")] + _first(columns, "forget")
         order = next(iter(best + columns), None)
 
@@ -428,16 +428,6 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
             if task in (None, run.head.task) and world in (None, run.head.world):
                 groups.setdefault(run.group, []).append(run)
     return [Group.of(told_apart(groups[k])) for k in sorted(groups)], problems
-
-
-def told_apart(runs: list[Run]) -> list[Run]:
-    """The runs, with the parameters in which those of one method differ."""
-    seen: dict[str, dict[str, set[str]]] = {}
-    for run in runs:
-        for name, value in run.params.items():
-            seen.setdefault(run.head.method, {}).setdefault(name, set()).add(repr(value))
-    differ = {method: frozenset(k for k, some in each.items() if len(some) > 1) for method, each in seen.items()}
-    return [replace(run, apart=differ.get(run.head.method, frozenset())) for run in runs]
 
 
 def comparisons(

@@ -548,4 +548,4 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
             blank = np.full((columns - len(pictures), *pictures.shape[1:]), 255, np.uint8)
             strips.append(np.concatenate(list(np.concatenate([pictures, blank])), axis=1))
         strips.append(np.full((8, strips[-1].shape[1], 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=90)
+    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=80)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, choices, mistakes, sweeps, and every way of installing it."""
 
+import json
 import os
 import re
 import shutil
@@ -121,7 +122,11 @@ def test_an_experiment_ends_with_its_table_and_two_methods_are_compared(tmp_path
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "results" / "small.md").read_text()
     assert table.startswith("# A small one") and "| none | " in table and "| uce | " in table
-    assert {row.n for row in read_all(tmp_path / "results" / "runs") if row.metric == "acc_e_top1"} == {2}
+    rows = read_all(tmp_path / "results" / "runs")
+    assert {row.n for row in rows if row.metric == "acc_e_top1"} == {2}
+    # what repeats one job of the sweep, and no place on this disk
+    said = {row.method: json.loads(row.overrides) for row in rows}
+    assert said["uce"] == ["method=uce", "experiment=small", "model.path=...", "sampler.steps=1"]
     done = erasebench("method=none,uce", "images=2", *common, cwd=tmp_path, module="erasebench.compare", **environment)
     assert done.returncode == 0 and "acc_e_top1" in done.stdout, done.stderr
 
