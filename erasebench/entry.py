@@ -190,7 +190,7 @@ class Run:
     def told(self) -> dict:
         """Parameters that the command line gave, and those that tell the run from others of its method."""
         asked = {found[1] for word in self.overrides if (found := re.match(r"\+{0,2}method\.(\w+)", word))}
-        return {k: v for k, v in self.params.items() if k in asked | self.apart}
+        return {k: v for k, v in self.params.items() if v is not None and k in asked | self.apart}
 
     @property
     def method(self) -> str:

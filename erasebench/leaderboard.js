@@ -30,10 +30,13 @@ for (const button of all(".wider")) button.addEventListener("click", () => {
   for (const head of all(".kinds th", table)) head.colSpan = (wide ? 0 : head.dataset.few) || head.dataset.all;
 });
 
+// Of the columns that are in sight.
 function meanings(details) {
-  const heads = all(".names th[title]", details.closest(".group"));
+  const heads = all(".names th[title]", details.closest(".group")).filter(head => head.checkVisibility());
+  details.querySelector("dl")?.remove();
   details.append(make("dl", {}, ...heads.flatMap(h => [make("dt", { textContent: h.textContent }), make("dd", { textContent: h.title })])));
 }
+for (const details of all(".meanings")) details.addEventListener("toggle", () => meanings(details));
 
 // What a run's rates are made of, made when it is asked for.
 function byConcept(details) {
@@ -62,8 +65,7 @@ function byConcept(details) {
     details.append(make("div", { className: "box", tabIndex: 0 }, table));
   }
 }
-for (const [kind, fill] of [[".meanings", meanings], [".concepts", byConcept]])
-  for (const details of all(kind)) details.addEventListener("toggle", () => fill(details), { once: true });
+for (const details of all(".concepts")) details.addEventListener("toggle", () => byConcept(details), { once: true });
 
 // Filters: a run is seen where it matches, a table where one of its runs does; the base stays beside what is seen.
 const form = document.getElementById("filters"), seen = new Set();

@@ -19,6 +19,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from erasebench import entry, leaderboard, render, rows
 from erasebench.contracts import ErasebenchError
@@ -419,7 +426,7 @@ def test_names_say_what_was_asked_for_and_what_tells_runs_apart(tmp_path):
     for name, params, asked in (
         ("a", digest("a"), []),
         ("b", digest("b"), ["method.rank=4", "method=x", "seed=1"]),
-        ("c", {"ridge": 1, "steps": 2}, ["++method.steps=2"]),
+        ("c", {"ridge": 1, "steps": 2, "scale": None}, ["++method.steps=2", "method.scale=null"]),
     ):
         method = "uce" if name == "c" else "retrained"
         save(tmp_path, name, *scores(0.1, 0.9), method=method, params=json.dumps(params), overrides=json.dumps(asked))
@@ -692,9 +699,6 @@ def browser(tmp_path_factory):
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("needs Chromium and chromedriver on the path")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (
@@ -758,9 +762,6 @@ def visible(page, selector: str) -> list[str]:
 
 def choose(page, name: str, value: str) -> None:
     """By keyboard."""
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-
     select = page.find_element(By.NAME, name)
     values = [option.get_attribute("value") for option in select.find_elements(By.TAG_NAME, "option")]
     select.send_keys(Keys.HOME + Keys.ARROW_DOWN * values.index(value))
@@ -789,9 +790,6 @@ def heads(page, group, expression: str) -> list:
 
 def click(page, group, label: str) -> int:
     """Sort by a column, by keyboard, as the headers are buttons."""
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-
     index = heads(page, group, "e.textContent.trim()").index(label)
     page.find_elements(By.CSS_SELECTOR, f"#{group.anchor} .names button")[index].send_keys(Keys.ENTER)
     return index
@@ -803,8 +801,6 @@ def draw(page, group) -> None:
 
 def show(page, plot: str) -> None:
     """Plots are drawn when they come into view."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
     page.execute_script("document.querySelector(arguments[0]).scrollIntoView({behavior: 'instant'})", plot)
     WebDriverWait(page, 20).until(lambda _: each(page, f"{plot} .main-svg", "1"))
 
@@ -839,8 +835,6 @@ def test_click_sorts_by_number_and_again_reverses(page, main_group):
 
 
 def test_filter_leaves_the_methods_that_match(page, main_group):
-    from selenium.webdriver.common.by import By
-
     page.find_element(By.ID, "filter").send_keys("BEL")
     assert shown(page, main_group, 0) == ["bell"]
     titles = each(page, ".run", "e.dataset.name")
@@ -861,8 +855,6 @@ def test_hostile_names_are_text(page, main_group):
     labels = each(page, f"{plot} .annotation-text", "e.textContent")
     assert {"none", "bell bell", EVIL[:29] + "..."} <= set(labels)
     assert each(page, f"{plot} script, {plot} a", "e.outerHTML") == []
-    from selenium.common.exceptions import NoAlertPresentException
-
     with pytest.raises(NoAlertPresentException):
         page.switch_to.alert.text  # noqa: B018
 
@@ -908,8 +900,6 @@ def test_the_page_escapes_in_its_source(results):
 
 
 def test_filters_leave_whole_tables_out(rich_page, rich, whole):
-    from selenium.webdriver.common.by import By
-
     page, groups = rich_page, leaderboard.load(rich)[0]
     by = {(group.runs[0].head.base, group.runs[0].head.task): group.anchor for group in groups}
     ((comparison,), _) = leaderboard.comparisons(rich, groups)
@@ -941,8 +931,6 @@ def test_filters_leave_whole_tables_out(rich_page, rich, whole):
 
 
 def test_a_filter_leaves_points_and_panels_out(rich_page, whole):
-    from selenium.webdriver.common.by import By
-
     pareto, ripple = (f"#{whole.anchor} [data-kind={kind}]" for kind in ("pareto", "ripple"))
     points = lambda: sum(traces(rich_page, pareto, "t.mode === 'markers' ? t.x.length : 0"))
     assert points() == 4 and len(traces(rich_page, ripple, "1")) == 2 * 3
@@ -971,9 +959,6 @@ def test_ripple_has_a_band_and_a_line_for_each_run(rich_page, whole):
 
 
 def test_hover_says_what_a_point_is(rich_page, whole):
-    from selenium.webdriver.common.actions.action_builder import ActionBuilder
-    from selenium.webdriver.support.ui import WebDriverWait
-
     plot = f"#{whole.anchor} [data-kind=pareto]"
     show(rich_page, plot)
     place = """const plot = document.querySelector(arguments[0]), t = plot.data.find(t => t.customdata?.[0][0] === arguments[1]);
@@ -993,8 +978,6 @@ def test_hover_says_what_a_point_is(rich_page, whole):
 
 
 def test_a_run_shows_its_fit_and_its_concepts(rich_page, whole):
-    from selenium.webdriver.common.by import By
-
     run = next(run for run in whole.runs if run.head.run_id == "r1")
     titles = each(rich_page, f"#{run.anchor} .curve figcaption", "e.textContent")
     assert titles == [f"{EVIL} of the fit, step by step", "loss late of the fit, step by step"]
@@ -1005,8 +988,6 @@ def test_a_run_shows_its_fit_and_its_concepts(rich_page, whole):
     rich_page.execute_script("document.querySelector(arguments[0]).open = true", f"#{run.anchor} .concepts")
     table = f"#{run.anchor} .concepts table"
     order = lambda: each(rich_page, f"{table} tbody th", "e.textContent")
-    from selenium.webdriver.support.ui import WebDriverWait
-
     WebDriverWait(rich_page, 10).until(lambda _: order())
     assert order() == list(BY)
     assert each(rich_page, f"{table} td", "e.textContent") == ["0.500 of 4", "1.000 of 2", "0.250 of 8", "–"]
@@ -1031,8 +1012,6 @@ def test_a_comparison_is_a_table_and_a_forest(rich_page):
     cells = each(rich_page, ".comparison tbody tr", "[...e.cells].map(c => c.innerText)")
     assert cells[0] == ["acc_e\xa0↓", "0.500", "0.200", "-0.300 [-0.350, -0.250]", "better", "0.031", "120"]
     assert cells[2][0] == f"{EVIL}\xa0↓" and cells[4][3:] == ["-0.250", "undecided", "–", "–"]
-    from selenium.webdriver.common.by import By
-
     rich_page.find_elements(By.CSS_SELECTOR, ".comparison .names button")[3].send_keys("\n")
     assert [line[0] for line in each(rich_page, ".comparison tbody tr", "[...e.cells].map(c => c.innerText)")][
         0
@@ -1040,14 +1019,15 @@ def test_a_comparison_is_a_table_and_a_forest(rich_page):
 
 
 def test_costs_of_attacks_are_a_click_away(rich_page, whole):
-    from selenium.webdriver.common.by import By
-
     labels = lambda: heads(rich_page, whole, "e.textContent.trim()")
+    explained = lambda: each(rich_page, f"#{whole.anchor} .meanings dt", "e.textContent")
     spans = lambda: each(rich_page, f"#{whole.anchor} .kinds th", "[e.textContent, e.colSpan]")
     assert "asr union" in labels() and "seconds_per_success" not in labels()
     assert dict(spans())["attack"] == 3
     rich_page.find_element(By.CSS_SELECTOR, f"#{whole.anchor} .wider").send_keys("\n")
     assert "seconds_per_success" in labels() and dict(spans())["attack"] == 4
+    rich_page.find_element(By.CSS_SELECTOR, f"#{whole.anchor} .meanings summary").send_keys("\n")
+    WebDriverWait(rich_page, 10).until(lambda _: explained() == labels()[1:])
     assert sum(n for _, n in spans()) == len(labels()) - 1
 
 
