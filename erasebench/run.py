@@ -535,7 +535,7 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
     """Base on top, erased below, same prompts and seeds: a pair of rows for each split. Never for explicit tasks."""
     if any(concept.kind == "explicit" for concept in run.plan.concepts):
         return
-    strips = []
+    strips, columns = [], min(columns, max(len(shard.prompts) for shard in made))
     shrink = lambda picture: np.asarray(Image.fromarray(picture).resize((SHEET, SHEET), Image.LANCZOS))
     for split in dict.fromkeys(shard.prompts[0].split for shard in made):
         pair = [

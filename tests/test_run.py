@@ -18,6 +18,7 @@ import torch
 from conftest import WORLD, Brightness, Redness
 from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
+from PIL import Image
 
 from erasebench import generate, stats
 from erasebench.contracts import ErasebenchError, Missing, Sampler
@@ -46,7 +47,9 @@ def test_a_run_writes_rows_a_sheet_and_costs(make_run):
     rows = execute(run)
     assert [row.metric for row in rows] == ["red", "red_change", *SPENT] and {row.status for row in rows} == {"ok"}
     file = run.results / "runs" / f"{rows[0].run_id}.csv"
-    assert read(file) == rows and file.with_suffix(".webp").exists()
+    assert read(file) == rows
+    with Image.open(file.with_suffix(".webp")) as sheet:
+        assert sheet.width == 5 * 16  # as wide as what is shown
     images = 5 + 4 + 3 + 3
     assert rows[0].n == 5 and rows[0].unet_calls == images * 3 * 2  # steps, and both halves of guidance
     assert rows[0].target == "airplane" and json.loads(rows[0].params)["ridge"] == 0.5
