@@ -193,13 +193,14 @@ def test_every_way_of_installing_finds_methods_and_configs(tmp_path, how):
     where = copy if how == "wheel inside a checkout" else tmp_path
     code = (
         "import erasebench, erasebench.methods.uce as m, erasebench.conf, importlib.util as u; "
-        "print(m.__file__); print(u.find_spec('methods') is None)"
+        "from erasebench.render import as_html; "
+        "print(m.__file__); print(u.find_spec('methods') is None and b'plotly' in as_html([], []))"
     )
     found = subprocess.run(
         [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
     )
-    file, no_stray = found.stdout.split()
-    assert no_stray == "True" and file.startswith(str(copy if how == "editable" else tmp_path / "venv"))
+    file, whole = found.stdout.split()
+    assert whole == "True" and file.startswith(str(copy if how == "editable" else tmp_path / "venv"))
     done = subprocess.run(
         [python, "-m", "erasebench", "--help"], cwd=where, capture_output=True, text=True, env=environment
     )
