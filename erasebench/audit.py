@@ -195,7 +195,7 @@ def main() -> int:
         return 0
     runs: list[Run] = []
     failed = config.main(lambda run: runs.append(run) or [], ["-m", *sys.argv[1:]])
-    if failed:
+    if failed or not runs:  # a dry run has none
         return failed
     try:
         found = [o for o in map(opinions, runs) if o is not None]

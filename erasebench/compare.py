@@ -156,7 +156,7 @@ def place(paired: Sequence[tuple[Run, Run]]) -> Path:
 def main() -> int:
     runs: list[Run] = []
     failed = config.main(lambda run: runs.append(run) or [], ["-m", *sys.argv[1:]])
-    if failed:
+    if failed or not runs:  # a dry run has none
         return failed
     try:
         paired = pairs(runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 import sys
 import typing
@@ -20,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .contracts import ErasebenchError
+from .contracts import ErasebenchError, Missing
 from .tables import show
 
 if typing.TYPE_CHECKING:
@@ -50,20 +51,27 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
     failed: list[bool] = []
     measured: list[Row] = []
     tables: dict[str, tuple[dict, Path]] = {}
-    dry: list[tuple[Run, float]] = []
+    dry: list[Run] = []
+    uncounted: list[str] = []
+    rates: list[float] = []
 
     @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
     def one(config: DictConfig) -> None:
         try:
+            rates.append(config.rate)
             run = build(config)
             if config.dry_run:
-                dry.append((run, config.rate))
+                dry.append(run)
                 return
             if config.table:
                 tables[config.table.name] = OmegaConf.to_container(config.table, resolve=True), run.results
             measured.extend(rows := job(run))
             failed.append(any(row.status == "failed" for row in rows))
         except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
+            if config.dry_run and isinstance(error, Missing):
+                chosen = HydraConfig.get().runtime.choices
+                uncounted.append(f"{chosen.method} {chosen.task} on {config.model.name}: missing: {error}")
+                return
             log.error("error: %s", one_line(error))
             failed.append(True)
 
@@ -72,12 +80,14 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
     except ErasebenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if "dry_run=true" in arguments:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # it says what would be downloaded
     sys.argv[1:] = arguments  # where Hydra looks for them
     one()
-    if dry:
+    if dry or uncounted:
         from .dry import planned, report
 
-        print(report([planned(run) for run, _ in dry], dry[0][1]))
+        print(report([planned(run) for run in dry], uncounted, rates[0]))
     for name, (spec, results) in tables.items():
         show(name, spec, measured, results)
     return int(any(failed))

@@ -76,8 +76,9 @@ def weights_present(source: Source) -> None:
         )
 
 
-def report(plans: Sequence[Planned], rate: float) -> str:
-    """A line for each run; images that several runs share (the originals) are counted once in the sum."""
+def report(plans: Sequence[Planned], uncounted: Sequence[str], rate: float) -> str:
+    """A line for each run, and for each whose prompts are not here; images that several runs share (the originals) are
+    counted once in the sum."""
     lines, every = [], {}
     for plan in plans:
         to_make = {key: n for key, (n, there) in plan.images.items() if not there}
@@ -87,11 +88,18 @@ def report(plans: Sequence[Planned], rate: float) -> str:
             + "".join(f"; missing: {what}" for what in plan.missing)
         )
         every |= {key: (n, plan.per_image) for key, n in to_make.items()}
+    lines += uncounted
     judges = {name: licence for plan in plans for name, licence in plan.judges.items()}
-    lines.append("judges: " + "; ".join(f"{name}, {licence}" for name, licence in judges.items()))
+    if judges:
+        lines.append("judges: " + "; ".join(f"{name}, {licence}" for name, licence in judges.items()))
     calls = sum(n * per_image for n, per_image in every.values())
     lines.append(
         f"{len(plans)} runs, {sum(n for n, _ in every.values())} images to make, {calls} U-Net evaluations, "
         f"{calls / rate / 3600:.1f} GPU hours at {rate:g} a second (fits and attacks not counted)"
+        + (
+            f"; {len(uncounted)} more runs, whose prompts are not here (a dry run downloads nothing)"
+            if uncounted
+            else ""
+        )
     )
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .contracts import ErasebenchError
+from .contracts import ErasebenchError, Missing
 from .gate import refuses
 
 LONGEST = 5000  # characters; a text encoder reads far less, so that more is a broken file
@@ -89,11 +89,11 @@ def table(spec: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ErasebenchError("datasets is not installed: pip install 'erasebench[data]', or give a file") from error
+        raise Missing("datasets is not installed: pip install 'erasebench[data]', or give a file") from error
     try:
         return list(load_dataset(spec["hub"], revision=spec.get("revision"), split="train")), spec["hub"]
     except Exception as error:  # hub, network and schema errors have no common class
-        raise ErasebenchError(
+        raise Missing(
             f"{spec['hub']} could not be loaded ({str(error).splitlines()[0][:150]}): give a file with a path"
         ) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -57,19 +57,22 @@ class Quality:
 
         real = nets.caption_features()
         ours, theirs = (s["caption"].arrays["features"].astype(float) for s in (scores, base))
-        n, rng = len(ours), np.random.default_rng(0)
-        distance = stats.frechet(ours, real)
-        half = 1.96 * stats.bootstrap_se(lambda index: stats.frechet(ours[index], real), n, rng)
         unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         paired = Part(
             "caption", 1 - (unit(ours) * unit(theirs)).sum(1), [p.text for p in scores["caption"].prompts], rate=False
         )
-        return [
-            Metric(
-                "fd_mini", "caption", distance, distance - half, distance + half, "bootstrap-se", n, n, False, "quality"
-            ),
-            Measure("paired_distance", "quality", False, (paired,)),
-        ]
+        return [distance("fd_mini", ours, real), Measure("paired_distance", "quality", False, (paired,))]
+
+
+def distance(name: str, ours: np.ndarray, real: np.ndarray, times: int = 200) -> Metric:
+    """The Frechet distance of features [N, D] from [M, D], with +-1.96 bootstrap standard errors; empty for a single image,
+    which has no covariance."""
+    empty = Metric(name, "caption", None, None, None, "", len(ours), len(ours), False, "quality")
+    if len(ours) < 2:
+        return empty
+    value, rng = stats.frechet(ours, real), np.random.default_rng(0)
+    half = 1.96 * stats.bootstrap_se(lambda index: stats.frechet(ours[index], real), len(ours), rng, times=times)
+    return replace(empty, value=value, low=value - half, high=value + half, ci_method="bootstrap-se")
 
 
 @dataclass(frozen=True)
@@ -192,22 +195,7 @@ class Fid:
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Metric]:
         real, ours = self.real_features(), scores["caption"].arrays["features"].astype(float)
-        distance, n = stats.frechet(ours, real), len(ours)
-        spread = stats.bootstrap_se(lambda i: stats.frechet(ours[i], real), n, np.random.default_rng(0), times=20)
-        return [
-            Metric(
-                f"fid_{self.judge.tool}",
-                "caption",
-                distance,
-                distance - 1.96 * spread,
-                distance + 1.96 * spread,
-                "bootstrap-se",
-                n,
-                n,
-                False,
-                "quality",
-            )
-        ]
+        return [distance(f"fid_{self.judge.tool}", ours, real, times=20)]
 
     def check(self) -> None:
         if self.real is None:

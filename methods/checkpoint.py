@@ -1,5 +1,7 @@
-"""Somebody else's erased model: a diffusers folder whose weights stand in for the base's."""
+"""Somebody else's erased model: what its author changed in U-Net and text encoder stands in for the base's weights."""
 
+import json
+import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,33 +10,55 @@ from typing import ClassVar
 import torch
 from safetensors.torch import save_file
 
+from erasebench import formats
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.model import Model, Source
+from erasebench.model import Model
 from erasebench.training import FILE, tuned
+
+log = logging.getLogger("erasebench")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """path: a diffusers folder of the base's architecture. content: what is in it, which is what counts."""
+    """path: a file or folder of weights (formats.py has what is read), or a hub id. partial: layers of a state dict may be absent
+    whose like are there. scale: of what a LoRA file adds. content: what is in it, which is what counts."""
 
     path: str | None = None
+    partial: bool = False
+    scale: float = 1.0
     content: str = ""
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            object.__setattr__(self, "content", Source("other", Path(self.path)).identity()["content"])
+            object.__setattr__(self, "content", formats.content(formats.located(self.path)))
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         if self.path is None:
-            raise ErasebenchError("method=checkpoint needs the erased model: give a diffusers folder with method.path=")
-        other = Model.load(Source("other", Path(self.path)))
-        names = model.names("")
-        if set(names) != set(other.names("")) or any(model.weight(n).shape != other.weight(n).shape for n in names):
-            raise ErasebenchError(f"method.path={self.path}: not of the base's architecture, its weights do not fit")
-        theirs = {name: other.weight(name).to(model.device, model.dtype) for name in names}
-        changed = {name: w.contiguous().cpu() for name, w in theirs.items() if not torch.equal(w, model.weight(name))}
-        save_file(changed, out / FILE)
+            raise ErasebenchError(
+                "method=checkpoint needs the erased model: give a file, a folder or a hub id with method.path="
+            )
+        theirs = formats.weights_of(formats.located(self.path), model, self.partial, self.scale)
+        theirs = {name: tensor.to(model.device, model.dtype).contiguous() for name, tensor in theirs.items()}
+        changed = {name: w for name, w in theirs.items() if not torch.equal(w, model.weight(name))}
+        if not changed:
+            raise ErasebenchError(f"method.path={self.path}: holds the base's own weights; nothing was erased")
+        by = {
+            n: float((w - model.weight(n)).norm() / model.weight(n).norm().clamp(min=1e-12)) for n, w in changed.items()
+        }
+        most = sorted(by, key=by.get, reverse=True)[:5]
+        parts = {part: sum(name.startswith(part) for name in changed) for part in ("unet", "text_encoder")}
+        log.info(
+            "checkpoint: %d of %d weights differ from the base (%s), by up to %.3g of their norm in %s",
+            len(changed),
+            len(model.names("")),
+            ", ".join(f"{part} {n}" for part, n in parts.items()),
+            by[most[0]],
+            most[0],
+        )
+        notes = {"changed": parts, "given": len(theirs), "most": {name: round(by[name], 6) for name in most}}
+        (out / "notes.json").write_text(json.dumps(notes))
+        save_file({name: w.cpu() for name, w in changed.items()}, out / FILE)
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return tuned(model, artifact)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; read when the hub is first imported
 
 import numpy as np
 import pytest

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from erasebench.evaluators import quality
 from erasebench.evaluators.clip import Clip, ClipScore
 from erasebench.evaluators.identity import IdentityAccuracy
 from erasebench.evaluators.objects import ObjectAccuracy
@@ -396,3 +397,8 @@ def test_a_metric_does_not_depend_on_how_the_judge_was_batched(size):
             pairs = ((off[:, 1:] * off[:, :-1]).mean() + (off[1:] * off[:-1]).mean()) / 2
             expected = off.std() if name == "contrast" else pairs / (off**2).mean()
             assert together[i] == pytest.approx(expected)
+
+
+def test_a_single_image_has_no_frechet_distance():
+    metric = quality.distance("fd_mini", np.ones((1, 4)), np.random.default_rng(0).normal(size=(9, 4)))
+    assert metric.value is None and metric.low is None and metric.n == 1
