@@ -5,6 +5,8 @@ images within them, the same draw for both. Runs that are not in the store are m
 
 Over several targets, python -m erasebench.compare method=ap method.search=random,gumbel target=cat,dog,horse,ship,truck,
 the targets are what is paired: mean difference, bootstrap over targets, exact sign-flip test.
+
+Written to <results>/comparisons/<first>-vs-<second>-<hash>.csv, which python -m erasebench.leaderboard shows.
 """
 
 from __future__ import annotations
@@ -13,24 +15,37 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from . import config
+from . import config, rows
 from .contracts import ErasebenchError, Metric
-from .run import Erased, Run, execute, images, score
-from .stats import summarize
-from .store import Store
+from .entry import Run as Measured
+from .entry import told_apart
+from .run import Erased, Run, execute, images, score, slug
+from .stats import interval, summarize
+from .store import Store, digest
 
 
-def compare(first: Run, second: Run) -> list[Metric]:
-    """Metrics of the second run, whose `base_value` and change are against the first.
+class Compared(NamedTuple):
+    """The rows of both runs, and metrics of the second whose `base_value` and change are against the first."""
+
+    first: Measured
+    second: Measured
+    metrics: list[Metric]
+
+
+def compare(first: Run, second: Run) -> Compared:
+    """Both runs, made if they are not in the store, and what is between them.
     Raises ErasebenchError for runs that were not shown the same prompts."""
     if first.plan.prompts != second.plan.prompts or first.sampler != second.sampler:
         raise ErasebenchError("the two runs were not shown the same prompts: compare methods on one task")
-    store, measured = Store(), []
+    store, sides, measured = Store(), [], []
     for side in (first, second):
-        if any(row.status == "failed" for row in execute(side)):
+        sides.append(Measured(tuple(execute(side)), Path()))
+        if any(row.status == "failed" for row in sides[-1].rows):
             raise ErasebenchError(f"method {side.method} failed: nothing to compare")
         erased = Erased(side, store)
         originals, made = images(side, store, erased)
@@ -44,7 +59,7 @@ def compare(first: Run, second: Run) -> list[Metric]:
                 )
                 measures += evaluator.measure(ours, base)
         measured.append(measures)
-    return summarize(measured[1], measured[0])
+    return Compared(*told_apart(sides), summarize(measured[1], measured[0]))
 
 
 def pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -72,8 +87,8 @@ def names(first: Run, second: Run) -> tuple[str, str]:
 
 def over_targets(found: Sequence[Sequence[Metric]], resamples: int = 10000) -> list[Metric]:
     """One metric for every name that all targets have: means of both sides over targets; the interval of the difference
-    by a bootstrap over targets, and p by flipping the signs of their differences in
-    every way (beyond 16 targets, in 65,536)."""
+    by a bootstrap over targets, p by flipping the signs of their differences in every way (beyond 16 targets, in 65,536),
+    and n over all."""
     made = []
     for metric in found[0]:
         same = [m for some in found for m in some if (m.name, m.split) == (metric.name, metric.split)]
@@ -82,15 +97,60 @@ def over_targets(found: Sequence[Sequence[Metric]], resamples: int = 10000) -> l
         first, second = (np.array([getattr(m, side) for m in same], float) for side in ("base_value", "value"))
         gap = second - first
         means = np.random.default_rng(0).choice(gap, (resamples, len(gap))).mean(1)
-        low, high = (float(q) for q in np.quantile(means, (0.025, 0.975)))
+        before, after = float(first.mean()), float(second.mean())
+        low, high = interval(means, after - before)
         if len(gap) > 16:
             flips = np.random.default_rng(1).choice((-1, 1), (2**16, len(gap)))
         else:
             flips = np.array(list(itertools.product((-1, 1), repeat=len(gap))))
         p = float(np.mean(np.abs(flips @ gap) >= abs(gap.sum()) - 1e-12))
-        ends = {"change_low": low, "change_high": high, "p_value": p, "low": None, "high": None}
-        made.append(replace(metric, value=float(second.mean()), base_value=float(first.mean()), **ends))
+        n = sum(m.n for m in same) if None not in [m.n for m in same] else None
+        ends = {"change_low": low, "change_high": high, "p_value": p, "low": None, "high": None, "n": n}
+        made.append(replace(metric, value=after, base_value=before, **ends))
     return made
+
+
+def differences(paired: Sequence[tuple[Run, Run]], each: Sequence[Compared]) -> list[rows.Difference]:
+    """What both sides have a value of, as it is written; one pair of runs for each target."""
+    several = len(each) > 1
+    head = each[0].first.head
+    joined = lambda runs: " ".join(dict.fromkeys(run.head.run_id for run in runs))
+    metrics = over_targets([compared.metrics for compared in each]) if several else each[0].metrics
+    return [
+        rows.Difference(
+            schema=rows.SCHEMA,
+            task=head.task,
+            world=head.world,
+            base=head.base,
+            sampler=head.sampler,
+            targets=", ".join(first.target or f"{len(first.plan.concepts)} concepts" for first, _ in paired),
+            first_label=each[0].first.label,
+            second_label=each[0].second.label,
+            first_runs=joined(compared.first for compared in each),
+            second_runs=joined(compared.second for compared in each),
+            metric=metric.name,
+            split=metric.split,
+            group=metric.group,
+            higher_is_better=metric.higher_is_better,
+            first=metric.base_value,
+            second=metric.value,
+            difference=metric.value - metric.base_value,
+            change_low=metric.change_low,
+            change_high=metric.change_high,
+            p_value=metric.p_value,
+            n=metric.n,
+            how=f"bootstrap over {len(each)} targets, sign-flip p" if several else "paired bootstrap, McNemar's p",
+        )
+        for metric in metrics
+        if metric.value is not None and metric.base_value is not None
+    ]
+
+
+def place(paired: Sequence[tuple[Run, Run]]) -> Path:
+    """The file of a comparison: the same for the same runs."""
+    which = digest([[side.identity() for side in pair] for pair in paired])[:10]
+    name = "-vs-".join(map(slug, names(*paired[0])))
+    return paired[0][0].results / "comparisons" / f"{name}-{which}.csv"
 
 
 def main() -> int:
@@ -104,26 +164,26 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        each = [compare(*pair) for pair in paired]
+        found = differences(paired, [compare(*pair) for pair in paired])
+        if not found:
+            raise ErasebenchError("no metric has a value on both sides: nothing to compare")
+        rows.write(found, path := place(paired), rows.Difference)
     except ErasebenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    several = len(each) > 1
-    how = f"{len(each)} targets, bootstrap over them), sign-flip p" if several else "paired bootstrap), McNemar's p"
     first, second = (name[:12] for name in names(*paired[0]))
-    print(f"{'':18}{first:>12} {second:>12}   difference, 95 % interval ({how}")
-    found = over_targets(each) if several else each[0]
-    print("\n".join(line(metric) for metric in found if metric.value is not None))
+    print(f"{'':18}{first:>12} {second:>12}   difference, 95 % interval ({found[0].how})")
+    print(*map(line, found), path, sep="\n")
     return 0
 
 
-def line(metric: Metric) -> str:
+def line(found: rows.Difference) -> str:
     """One metric: both values, the difference with its interval, a star where that does not hold 0."""
-    text = f"{metric.name:18}{metric.base_value:12.3f} {metric.value:12.3f}   {metric.value - metric.base_value:+.3f}"
-    if metric.change_low is not None:
-        sure = "" if metric.change_low <= 0 <= metric.change_high else " *"
-        text += f" [{metric.change_low:+.3f}, {metric.change_high:+.3f}]{sure}"
-    return text + (f"  p = {metric.p_value:.2g}" if metric.p_value is not None else "")
+    text = f"{found.metric:18}{found.first:12.3f} {found.second:12.3f}   {found.difference:+.3f}"
+    if found.change_low is not None:
+        sure = "" if found.change_low <= 0 <= found.change_high else " *"
+        text += f" [{found.change_low:+.3f}, {found.change_high:+.3f}]{sure}"
+    return text + (f"  p = {found.p_value:.2g}" if found.p_value is not None else "")
 
 
 if __name__ == "__main__":

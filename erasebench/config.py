@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 GROUPS = ("model", "task", "method", "attack", "experiment")
+ELSEWHERE = ("results", "device", "batch", "together", "rate", "dry_run")  # options of a machine, no part of a run
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
 # ${value_of:${world.objects},${target},mace_ridge,100}: what a world says of a concept, or the last
@@ -219,7 +220,19 @@ def build(config: DictConfig) -> Run:
         attacked=config.attacked,
         together=config.together,
         pictured=pictured,
+        overrides=repeatable(HydraConfig.get().overrides.task),
     )
+
+
+def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
+    """What of a command line decides its rows; a place on this disk becomes `...`, as it is nobody else's."""
+    said = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key not in ELSEWHERE:
+            place = "/" in value and Path(value.strip("'\"")).expanduser().exists()
+            said.append(f"{key}=..." if place else override)
+    return tuple(said)
 
 
 def embedded_source(dtype: str = "float32") -> Source:

@@ -74,7 +74,8 @@ class Metric:
 
     n counts the images made, n_valid those that the judge gave a verdict on, both None for a cost; rates are in [0, 1].
     `base_value` is the same number for the base's images of the same prompts and seeds; value - base_value lies in
-    [change_low, change_high]; p_value is McNemar's, for rates.
+    [change_low, change_high]; p_value is McNemar's, for rates. `by_concept` says of what it is made: concept -> (rate,
+    images judged).
     """
 
     name: str
@@ -92,6 +93,7 @@ class Metric:
     change_low: float | None = None
     change_high: float | None = None
     p_value: float | None = None
+    by_concept: Mapping[str, tuple[float | None, int]] = field(default_factory=dict)
 
 
 @runtime_checkable

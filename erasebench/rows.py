@@ -1,18 +1,27 @@
-"""The row: one metric of one run, with everything needed to doubt it."""
+"""The row: one metric of one run, with everything needed to doubt it; and the difference: one metric of a comparison."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from .contracts import ErasebenchError
 
-SCHEMA = 3
+SCHEMA = 4
+AGAIN = "; delete the file and repeat its command"
+
+
+class Outdated(ErasebenchError):
+    """A file that an earlier version wrote."""
 
 
 @dataclass(frozen=True)
@@ -70,29 +79,81 @@ class Row:
     attack_params: str = (
         ""  # JSON: hyperparameters, access, objective, images a prompt, what became of the prompts, key
     )
+    by_concept: str = ""  # JSON concept -> [rate, images judged], of rates of forgetting and keeping
+    overrides: str = "[]"  # JSON: the command line that makes these rows again; a place on the disk is ...
+
+    def flaw(self) -> str | None:
+        if self.status not in ("ok", "skipped", "failed"):
+            return f"status {self.status!r}"
+        if self.status != "ok" and self.value is not None:
+            return f"a {self.status} row has a value"
+        if self.value is not None and None not in (self.low, self.high) and not self.low <= self.value <= self.high:
+            return f"{self.metric} = {self.value} lies outside its interval [{self.low}, {self.high}]"
+        return None
 
 
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two sides that were shown the same prompts with the same seeds: second - first."""
+
+    schema: int
+    task: str
+    world: str
+    base: str
+    sampler: str
+    targets: str  # what is erased; joined by ", " where the difference is over several targets
+    first_label: str  # method with what it was given otherwise, and its seed
+    second_label: str
+    first_runs: str  # run ids joined by " "
+    second_runs: str
+    metric: str
+    split: str
+    group: str  # as a row's
+    higher_is_better: bool
+    first: float
+    second: float
+    difference: float
+    change_low: float | None
+    change_high: float | None
+    p_value: float | None
+    n: int | None  # images of each side
+    how: str  # what was resampled for the interval, and whose p it is
+
+    def flaw(self) -> str | None:
+        low, high = self.change_low, self.change_high
+        if not all(map(math.isfinite, (self.first, self.second, self.difference))):
+            return f"{self.metric} is no number"
+        if None not in (low, high) and not low <= self.difference <= high:
+            return f"{self.metric}: {self.difference} lies outside its interval [{low}, {high}]"
+        return None
+
+
+Record = TypeVar("Record", Row, Difference)
 NAMES = tuple(f.name for f in fields(Row))
-_TYPES = {f.name: f.type for f in fields(Row)}
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Write a CSV of rows, atomically. Floats keep full precision (repr)."""
+def write(records: Sequence[Record], path: Path, kind: type[Record] = Row) -> None:
+    """Write a CSV of records, atomically. Floats keep full precision (repr)."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, NAMES, lineterminator="\n")
+    writer = csv.DictWriter(buffer, [f.name for f in fields(kind)], lineterminator="\n")
     writer.writeheader()
-    for row in rows:
+    for record in records:
         writer.writerow(
-            {k: "" if v is None else repr(v) if isinstance(v, float) else v for k, v in asdict(row).items()}
+            {k: "" if v is None else repr(v) if isinstance(v, float) else v for k, v in asdict(record).items()}
         )
     check_writable(path.parent)
+    replace_file(path, buffer.getvalue().encode())
+
+
+def replace_file(path: Path, content: bytes, option: str = "results=") -> None:
+    """Write a file at once or not at all; the error names the option that chooses its folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
 
 
 def check_writable(folder: Path) -> None:
@@ -105,58 +166,72 @@ def check_writable(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> ErasebenchError:
-    return ErasebenchError(f"cannot write {path}: {error.strerror}; choose another folder with results=")
+def _unwritable(path: Path, error: OSError, option: str = "results=") -> ErasebenchError:
+    return ErasebenchError(f"cannot write {path}: {error.strerror}; choose another folder with {option}")
 
 
-def _parse(name: str, text: str):
-    kind = _TYPES[name]
+def _parse(kind: str, text: str):
     if text == "" and "None" in kind:
         return None
     if kind.startswith("bool"):
         return {"True": True, "False": False}[text]
     if kind.startswith("int"):
-        return int(text)
+        value = int(text)
+        if value.bit_length() > 63:
+            raise ValueError
+        return value
     if kind.startswith("float"):
         return float(text)
     return text
 
 
-def read(path: Path) -> list[Row]:
-    """Read and validate one CSV of rows. Raises ErasebenchError naming the file, line and column."""
+def read(path: Path, kind: type[Record] = Row) -> list[Record]:
+    """Read and validate one CSV of records. Raises ErasebenchError naming the file, line and column."""
+    types = {f.name: f.type for f in fields(kind)}
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != NAMES:
-            odd = sorted(set(NAMES) ^ set(reader.fieldnames or ()))
-            raise ErasebenchError(f"{path}: not rows of schema {SCHEMA} (columns that differ: {', '.join(odd)})")
-        rows = []
-        for number, record in enumerate(reader, start=2):
+        if tuple(reader.fieldnames or ()) != tuple(types):
+            _refuse(path, reader, set(types))
+        records = []
+        for number, line in enumerate(reader, start=2):
             values = {}
-            for name in NAMES:
+            for name, declared in types.items():
                 try:
-                    values[name] = _parse(name, record[name])
+                    values[name] = _parse(declared, line[name])
                 except (ValueError, KeyError, TypeError) as error:
-                    raise ErasebenchError(f"{path}:{number}: column {name} holds {record[name]!r}") from error
-            row = Row(**values)
-            problem = _invalid(row)
+                    raise ErasebenchError(f"{path}:{number}: column {name} holds {line[name]!r}{AGAIN}") from error
+            record = kind(**values)
+            problem = f"schema {record.schema}, expected {SCHEMA}" if record.schema != SCHEMA else record.flaw()
             if problem:
-                raise ErasebenchError(f"{path}:{number}: {problem}")
-            rows.append(row)
-    return rows
+                raise ErasebenchError(f"{path}:{number}: {problem}{AGAIN}")
+            records.append(record)
+    return records
 
 
-def _invalid(row: Row) -> str | None:
-    if row.schema != SCHEMA:
-        return f"schema {row.schema}, expected {SCHEMA}"
-    if row.status not in ("ok", "skipped", "failed"):
-        return f"status {row.status!r}"
-    if row.status != "ok" and row.value is not None:
-        return f"a {row.status} row has a value"
-    if row.value is not None and None not in (row.low, row.high) and not row.low <= row.value <= row.high:
-        return f"{row.metric} = {row.value} lies outside its interval [{row.low}, {row.high}]"
-    return None
+def _refuse(path: Path, reader: csv.DictReader, wanted: set[str]) -> None:
+    """Say of a header that is another: an older version's, or no header of ours."""
+    found, first = set(reader.fieldnames or ()), next(reader, {})
+    if found < wanted and (first.get("schema") or "").isdecimal():
+        raise Outdated(
+            f"{path}: of schema {first['schema']}, and {SCHEMA} is read: repeat its command, which writes it again from "
+            "the store without making images again"
+        )
+    raise ErasebenchError(
+        f"{path}: not rows of schema {SCHEMA} (columns that differ: {', '.join(sorted(wanted ^ found))}){AGAIN}"
+    )
 
 
 def read_all(folder: Path) -> list[Row]:
     """Rows of every CSV in a folder, in the order of file names."""
     return [row for path in sorted(folder.glob("*.csv")) for row in read(path)]
+
+
+def verified(path: Path) -> dict | None:
+    """What re-running said of a file of rows, <id>.verified.json beside it; None where there is no such file, or it
+    is of other rows than these."""
+    try:
+        found = json.loads(path.with_suffix(".verified.json").read_text(encoding="utf-8"))
+        now = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("rows_sha256") == now else None

@@ -56,6 +56,7 @@ class Run:
     attacked: int = 20  # prompts under attack: the first of the target split
     together: int = 32  # of them at once
     pictured: Pictured | None = None  # what the method is given in place of the concept's name
+    overrides: tuple[str, ...] = ()  # what the command line said of it, for the rows alone
 
     @property
     def is_base(self) -> bool:
@@ -228,6 +229,7 @@ def execute(run: Run) -> list[Row]:
     metrics: list[tuple[str, Evaluator | None, Metric]] = []
     failures: list[tuple[str, Evaluator | None, str]] = []
     skipped = {name: reason for name, e in run.plan.evaluators.items() if (reason := run.skips(e))}
+    concepts = list(dict.fromkeys(prompt.concept for prompt in run.plan.prompts))
     base_shards: list[Shard] = []
     our_shards: list[Shard] = []
     cost: dict[str, float] = {}
@@ -259,7 +261,7 @@ def execute(run: Run) -> list[Row]:
         try:
             scores = {split: score(store, evaluator, our_shards, split) for split in evaluator.splits}
             base = {split: score(store, evaluator, base_shards, split) for split in evaluator.splits}
-            made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base))
+            made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
         except Exception as error:
             failures.append((name, evaluator, explain(error)))
@@ -470,6 +472,7 @@ def row(
     judge = evaluator.judge if evaluator else None
     nothing = {f.name: "" if f.type == "str" else None for f in fields(Metric)}
     measured = asdict(metric) if metric else {**nothing, "name": name}
+    concepts = measured.pop("by_concept")
     return Row(
         schema=SCHEMA,
         run_id=run_id,
@@ -495,6 +498,8 @@ def row(
         seed=run.seed,
         n_refused=refused if metric else None,
         n_dropped=run.plan.dropped,
+        by_concept=json.dumps(concepts, ensure_ascii=False) if concepts else "",
+        overrides=json.dumps(run.overrides, ensure_ascii=False),
         sampler=sampler_text(run.sampler),
         prompts_sha256=digest(prompts),
         **measured,
@@ -530,7 +535,7 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
     """Base on top, erased below, same prompts and seeds: a pair of rows for each split. Never for explicit tasks."""
     if any(concept.kind == "explicit" for concept in run.plan.concepts):
         return
-    strips = []
+    strips, columns = [], min(columns, max(len(shard.prompts) for shard in made))
     shrink = lambda picture: np.asarray(Image.fromarray(picture).resize((SHEET, SHEET), Image.LANCZOS))
     for split in dict.fromkeys(shard.prompts[0].split for shard in made):
         pair = [
@@ -543,4 +548,4 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
             blank = np.full((columns - len(pictures), *pictures.shape[1:]), 255, np.uint8)
             strips.append(np.concatenate(list(np.concatenate([pictures, blank])), axis=1))
         strips.append(np.full((8, strips[-1].shape[1], 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=90)
+    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=80)

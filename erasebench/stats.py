@@ -58,9 +58,11 @@ class Measure:
         return self.combine(*means) if self.combine else means[0]
 
 
-def summarize(ours: Sequence[Measure | Metric], theirs: Sequence[Measure | Metric]) -> list[Metric]:
+def summarize(
+    ours: Sequence[Measure | Metric], theirs: Sequence[Measure | Metric], concepts: Sequence[str] = ()
+) -> list[Metric]:
     """Metrics with their intervals, and their change against the same measures of other images (the base's, or another
-    method's) of the same prompts and seeds, in pairs.
+    method's) of the same prompts and seeds, in pairs; of rates also those of each of the `concepts`.
 
     Wilson's interval for a rate, else the bootstrap. The change is resampled with the same draw on both sides; for a
     rate there is McNemar's exact p as well. A part that no image gave a verdict on leaves the metric empty, never 0.
@@ -80,8 +82,27 @@ def summarize(ours: Sequence[Measure | Metric], theirs: Sequence[Measure | Metri
             single = measure.parts[0] if measure.combine is None and measure.parts[0].rate else None
             p = mcnemar(single.values, before.parts[0].values) if single else None
             metric = replace(metric, base_value=other.value, change_low=low, change_high=high, p_value=p)
-        made.append(metric)
+        made.append(replace(metric, by_concept=by_concept(measure, concepts)))
     return made
+
+
+def by_concept(measure: Measure, concepts: Sequence[str]) -> dict[str, tuple[float | None, int]]:
+    """concept -> (rate among its images, how many were judged), in the order of `concepts`, where these rates make up
+    a metric of forgetting or keeping; empty for any other metric, and where there is one concept alone.
+
+    Names come from `concepts` alone: clusters of prompts' texts are no concepts, and stay out.
+    """
+    part = measure.parts[0]
+    clusters, shown = np.asarray(part.clusters), set(part.clusters)
+    named = [name for name in concepts if name in shown]
+    rate = measure.combine is None and part.rate and measure.group in ("forget", "keep")
+    if not rate or shown - set(named):
+        return {}
+    own = {name: part.values[clusters == name] for name in named}
+    judged = {name: values[~np.isnan(values)] for name, values in own.items()}
+    if sum(len(values) > 0 for values in judged.values()) < 2:
+        return {}
+    return {name: (float(values.mean()) if len(values) else None, len(values)) for name, values in judged.items()}
 
 
 def estimate(measure: Measure, drawn: Mapping[int, np.ndarray]) -> tuple[Metric, np.ndarray | None]:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, choices, mistakes, sweeps, and every way of installing it."""
 
+import json
 import os
 import re
 import shutil
@@ -121,7 +122,11 @@ def test_an_experiment_ends_with_its_table_and_two_methods_are_compared(tmp_path
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "results" / "small.md").read_text()
     assert table.startswith("# A small one") and "| none | " in table and "| uce | " in table
-    assert {row.n for row in read_all(tmp_path / "results" / "runs") if row.metric == "acc_e_top1"} == {2}
+    rows = read_all(tmp_path / "results" / "runs")
+    assert {row.n for row in rows if row.metric == "acc_e_top1"} == {2}
+    # what repeats one job of the sweep, and no place on this disk
+    said = {row.method: json.loads(row.overrides) for row in rows}
+    assert said["uce"] == ["method=uce", "experiment=small", "model.path=...", "sampler.steps=1"]
     done = erasebench("method=none,uce", "images=2", *common, cwd=tmp_path, module="erasebench.compare", **environment)
     assert done.returncode == 0 and "acc_e_top1" in done.stdout, done.stderr
 
@@ -188,13 +193,14 @@ def test_every_way_of_installing_finds_methods_and_configs(tmp_path, how):
     where = copy if how == "wheel inside a checkout" else tmp_path
     code = (
         "import erasebench, erasebench.methods.uce as m, erasebench.conf, importlib.util as u; "
-        "print(m.__file__); print(u.find_spec('methods') is None)"
+        "from erasebench.render import as_html; "
+        "print(m.__file__); print(u.find_spec('methods') is None and b'plotly' in as_html([], []))"
     )
     found = subprocess.run(
         [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
     )
-    file, no_stray = found.stdout.split()
-    assert no_stray == "True" and file.startswith(str(copy if how == "editable" else tmp_path / "venv"))
+    file, whole = found.stdout.split()
+    assert whole == "True" and file.startswith(str(copy if how == "editable" else tmp_path / "venv"))
     done = subprocess.run(
         [python, "-m", "erasebench", "--help"], cwd=where, capture_output=True, text=True, env=environment
     )

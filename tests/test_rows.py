@@ -1,12 +1,15 @@
 """Rows survive a round trip exactly, and bad files are refused by name."""
 
+import csv
+import hashlib
+import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from erasebench.contracts import ErasebenchError
-from erasebench.rows import SCHEMA, Row, read, write
+from erasebench.rows import SCHEMA, Difference, Row, read, verified, write
 
 
 def example(**changes) -> Row:
@@ -103,3 +106,80 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ErasebenchError, match="choose another folder with results="):
         write([example()], tmp_path / "file" / "a.csv")
+
+
+def test_rows_of_an_older_schema_say_how_they_are_made_again(tmp_path):
+    write([example()], tmp_path / "a.csv")
+    (old,) = csv.DictReader((tmp_path / "a.csv").open())
+    del old["by_concept"]
+    with (tmp_path / "a.csv").open("w") as stream:
+        csv.DictWriter(stream, old).writeheader()
+        csv.DictWriter(stream, old).writerow(old | {"schema": "3"})
+    with pytest.raises(
+        ErasebenchError, match="a.csv: of schema 3, .* repeat its command, .* without making images again"
+    ):
+        read(tmp_path / "a.csv")
+
+
+def difference(**changes) -> Difference:
+    known = {
+        "schema": SCHEMA,
+        "task": "object",
+        "world": "mini",
+        "base": "mini",
+        "sampler": "ddim 25 steps, guidance 4",
+        "targets": "airplane",
+        "first_label": "uce (seed 0)",
+        "second_label": "esd (seed 0)",
+        "first_runs": "a",
+        "second_runs": "b",
+        "metric": "acc_e",
+        "split": "target",
+        "group": "forget",
+        "higher_is_better": False,
+        "first": 0.5,
+        "second": 0.1 + 0.2,
+        "difference": -0.2,
+        "change_low": -0.3,
+        "change_high": -0.1,
+        "p_value": 1e-9,
+        "n": 120,
+        "how": "paired bootstrap, McNemar's p",
+    }
+    return Difference(**known | changes)
+
+
+def test_differences_are_kept_and_refused_as_rows_are(tmp_path):
+    bare = difference(change_low=None, change_high=None, p_value=None, n=None, targets='a, "b"\n')
+    write([difference(), bare], tmp_path / "a.csv", Difference)
+    assert read(tmp_path / "a.csv", Difference) == [difference(), bare]
+    for change, message in (
+        ({"difference": 0.5}, "outside its interval"),
+        ({"first": float("nan")}, "no number"),
+        ({"schema": 3}, "schema 3, expected"),
+    ):
+        write([difference(**change)], tmp_path / "b.csv", Difference)
+        with pytest.raises(ErasebenchError, match=f"b.csv:2: .*{message}"):
+            read(tmp_path / "b.csv", Difference)
+    with pytest.raises(ErasebenchError, match="not rows of schema"):
+        read(tmp_path / "a.csv")
+
+
+def test_whole_numbers_are_of_64_bits(tmp_path):
+    write([example(n=2**63)], tmp_path / "a.csv")
+    with pytest.raises(ErasebenchError, match="column n holds"):
+        read(tmp_path / "a.csv")
+
+
+def test_verified_is_of_these_rows_alone(tmp_path):
+    path = tmp_path / "a.csv"
+    write([example()], path)
+    assert verified(path) is None
+    said = {"rows_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "identical": 1}
+    (tmp_path / "a.verified.json").write_text(json.dumps(said))
+    assert verified(path) == said
+    write([example(value=0.25)], path)  # somebody improved a number
+    assert verified(path) is None
+    for damage in ("", "[]", "{", '{"rows_sha256": null}'):
+        (tmp_path / "a.verified.json").write_text(damage)
+        assert verified(path) is None

@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import Brightness, Redness
+from conftest import WORLD, Brightness, Redness
 from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
+from PIL import Image
 
 from erasebench import generate, stats
 from erasebench.contracts import ErasebenchError, Missing, Sampler
@@ -25,6 +26,7 @@ from erasebench.model import Model
 from erasebench.rows import read
 from erasebench.run import execute
 from erasebench.store import Store
+from erasebench.tasks import ExplicitTask
 
 COST = {"fit_seconds", "sample_seconds", "peak_memory_mb"}
 SPENT = ["fit_seconds", "fit_unet_calls", "peak_memory_mb", "artifact_bytes", "slowdown"]
@@ -45,7 +47,9 @@ def test_a_run_writes_rows_a_sheet_and_costs(make_run):
     rows = execute(run)
     assert [row.metric for row in rows] == ["red", "red_change", *SPENT] and {row.status for row in rows} == {"ok"}
     file = run.results / "runs" / f"{rows[0].run_id}.csv"
-    assert read(file) == rows and file.with_suffix(".webp").exists()
+    assert read(file) == rows
+    with Image.open(file.with_suffix(".webp")) as sheet:
+        assert sheet.width == 5 * 16  # as wide as what is shown
     images = 5 + 4 + 3 + 3
     assert rows[0].n == 5 and rows[0].unet_calls == images * 3 * 2  # steps, and both halves of guidance
     assert rows[0].target == "airplane" and json.loads(rows[0].params)["ridge"] == 0.5
@@ -389,3 +393,36 @@ def test_prompts_that_the_gate_dropped_are_counted_in_every_row(make_run):
     run = make_run("none", NoErasure())
     rows = execute(replace(run, plan=replace(run.plan, dropped=3)))
     assert {row.n_dropped for row in rows} == {3} and rows[0].n == 5
+
+
+@dataclass(frozen=True)
+class Bright(Redness):
+    """Rates of every split, by concept, and one by prompt."""
+
+    splits: tuple[str, ...] = ("target", "retain")
+
+    def measure(self, scores, base):
+        hits = {split: (scores[split].arrays["red"] > 0.4) * 1.0 for split in self.splits}
+        part = lambda split, clusters: stats.Part(split, hits[split], clusters)
+        return [
+            stats.Measure("erased", "forget", False, (part("target", scores["target"].concepts),)),
+            stats.Measure("kept", "keep", True, (part("retain", scores["retain"].concepts),)),
+            stats.Measure("asked", "keep", True, (part("retain", [p.text for p in scores["retain"].prompts]),)),
+        ]
+
+
+def test_a_row_says_what_its_rate_is_made_of_and_never_a_prompt(make_run):
+    run = make_run("uce", UCE(), {"bright": Bright()})
+    rows = {row.metric: row for row in execute(run)}
+    assert rows["erased"].by_concept == "" == rows["asked"].by_concept == rows["slowdown"].by_concept
+    made = json.loads(rows["kept"].by_concept)
+    assert list(made) == ["cat", "dog"] and sum(n for _, n in made.values()) == rows["kept"].n == 4
+    assert sum(rate * n for rate, n in made.values()) == pytest.approx(rows["kept"].value * 4)
+
+
+def test_explicit_prompts_are_in_no_row(make_run):
+    plan = ExplicitTask(evaluators={"bright": Bright()}).plan(WORLD, None, None, None)
+    texts = {prompt.text for prompt in plan.prompts}
+    for row in execute(make_run("uce", UCE(), plan=plan)):
+        assert set(json.loads(row.by_concept or "{}")) <= {"fire", "bomb", "cat", "dog"}
+        assert not any(text in str(value) for text in texts for value in vars(row).values())

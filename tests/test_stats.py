@@ -131,3 +131,34 @@ def test_frechet_of_fewer_images_than_features_is_finite():
 
 def test_intervals_hold_their_value():
     assert stats.interval(np.array([1.0, 2.0, 3.0]), 5.0)[1] == 5.0
+
+
+def test_a_rate_says_what_its_concepts_are_by_hand():
+    nan, names = np.nan, ["cat", "dog", "owl", "cow"]  # nobody was asked for a cow
+    shown = part([1, 0, nan, 1, 1, nan], ["dog", "cat", "dog", "cat", "cat", "owl"], rate=True)
+    measure = stats.Measure("m", "keep", True, (shown,))
+    assert stats.by_concept(measure, names) == {"cat": (2 / 3, 3), "dog": (1.0, 1), "owl": (None, 0)}
+    assert list(stats.by_concept(measure, names[::-1])) == ["owl", "dog", "cat"]
+    (found,) = stats.summarize([measure], [measure], names)
+    assert found.by_concept["cat"] == (2 / 3, 3) and stats.summarize([measure], [measure])[0].by_concept == {}
+
+
+@pytest.mark.parametrize(
+    "changes, clusters",
+    [
+        ({}, ["cat", "a naked prompt", "dog"]),  # clusters that are no concepts, in whole or in part
+        ({}, ["cat", "cat", "cat"]),  # one concept is the metric itself
+        ({"group": "quality"}, ["cat", "dog", "dog"]),
+        ({"combine": lambda mean: mean}, ["cat", "dog", "dog"]),
+    ],
+)
+def test_nothing_else_is_said_by_concept(changes, clusters):
+    known = {
+        "name": "m",
+        "group": "forget",
+        "higher_is_better": False,
+        "parts": (part([1, 0, 1], clusters, rate=True),),
+    }
+    assert stats.by_concept(stats.Measure(**known | changes), ["cat", "dog"]) == {}
+    mean = part([0.5, 0.1, 0.2], ["cat", "dog", "dog"])
+    assert stats.by_concept(stats.Measure("m", "keep", True, (mean,)), ["cat", "dog"]) == {}

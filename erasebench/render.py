@@ -1,0 +1,257 @@
+"""The leaderboard's formats: CSV and Parquet for programs, text, Markdown, LaTeX and a page for people."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import io
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from .entry import GROUP, Run, labels, plain, short
+from .leaderboard import KINDS, Column, Comparison, Group
+from .rows import Row
+
+ABOUT = (*GROUP, "method", "method_version", "params", "seed", "run_id", "commit", "dirty", "device")
+ENDS = ("", "_low", "_high", "_n_valid", "_published")  # of the columns of one metric
+ABREAST = 5  # metrics side by side in a LaTeX table
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    **{c: rf"\{c}" for c in "{}$&#_%"},
+}
+
+
+def view(groups: Sequence[Group]) -> tuple[dict[str, str], list[dict[str, object]]]:
+    """Column -> its type, and one line a run: what it is, then value, low, high and n_valid of each metric."""
+    known = {f.name: f.type for f in fields(Row)}
+    types = {name: known[name] for name in ABOUT} | {"status": "str", "reason": "str", "verified": "bool"}
+    runs = [run for group in groups for run in group.runs]
+    about, names = set(types), {}
+    for key, label in labels(dict.fromkeys(k for run in runs for k in run.cells)).items():
+        while any(label + end in types for end in ENDS):  # somebody's metric `seed`, or `acc_e_low`
+            label += "_"
+        names[key] = label
+        types |= {label + end: "int" if end == "_n_valid" else "float" for end in ENDS}
+    lines = []
+    for run in runs:
+        line = {name: getattr(run.head, name) for name in ABOUT}
+        line |= {"status": run.status, "reason": "; ".join(run.reasons), "verified": run.verified is not None}
+        for key, row in run.cells.items():
+            said = (row.value, row.low, row.high, row.n_valid, row.published)
+            line |= {names[key] + end: value for end, value in zip(ENDS, said, strict=True) if value is not None}
+        lines.append(line)
+    used = about.union(*lines)
+    return {name: kind for name, kind in types.items() if name in used}, lines
+
+
+def as_csv(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
+    """At full precision: csv writes floats by repr."""
+    types, lines = view(groups)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, types, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue().encode()
+
+
+def as_parquet(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
+    """The CSV's columns, with their types."""
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = {"int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_(), "str": pyarrow.string()}
+    types, lines = view(groups)
+    schema = pyarrow.schema([(name, kinds[kind.split(" ")[0]]) for name, kind in types.items()])
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(lines, schema), stream)
+    return stream.getvalue()
+
+
+def as_text(groups: Sequence[Group], width: int = 100) -> str:
+    """The ranked tables as plain text: what orders them, forgetting, keeping, then what the width holds."""
+    out = []
+    for group in groups:
+        out += textwrap.wrap(", ".join([group.title, *group.facts]), width)
+        shown = group.reference + group.ranked
+        table = [
+            [
+                "#",
+                *("" if run in group.reference else str(group.order.rank.get(run.head.run_id) or "-") for run in shown),
+            ],
+            ["method", *(short(run.label, 36) for run in shown)],
+        ]
+        columns = [group.order, *group.axes, *group.columns]
+        for column in {id(column): column for column in columns if column}.values():
+            cells = (column.cells.get(run.head.run_id) for run in shown)
+            said = [f"{column.text(row.value)} {column.interval(row)}".rstrip() if row else "-" for row in cells]
+            lines = [short(column.label, 24), *said]
+            if sum(max(map(len, cells)) + 2 for cells in [*table, lines]) - 2 > width:
+                break
+            table.append(lines)
+        sizes = [max(map(len, cells)) for cells in table]
+        out += ["  ".join(map(str.ljust, line, sizes)).rstrip() for line in zip(*table, strict=True) if shown]
+        for run in group.incomplete:
+            said = f"incomplete, not ranked: {run.label}: {'; '.join(run.reasons)}"
+            out += textwrap.wrap(said, width, subsequent_indent="    ")
+        out.append("")
+    return "\n".join(out)
+
+
+def tables(group: Group) -> Iterator[tuple[str, list[Column]]]:
+    """What a group shows at a glance: a table for each kind of metric."""
+    for kind, columns in group.kinds if group.reference + group.ranked else ():
+        if shown := [column for column in columns if column.glance]:
+            yield kind, shown
+
+
+def markdown(text: str) -> str:
+    """Text that is no markup, wherever it stands in a table."""
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(text, quote=False))
+
+
+def as_md(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
+    """A table for each group and kind of metric, best in bold, then the comparisons."""
+    out = ["# Leaderboard", "", "95 % intervals; bold: no method's interval lies wholly on the better side.", ""]
+
+    def cell(column: Column, run: Run) -> str:
+        if (row := column.cells.get(run.head.run_id)) is None:
+            return "–"
+        mark = "**" if column.rank.get(run.head.run_id) == 1 else ""
+        paper = f"(paper {column.text(row.published)})" if row.published is not None else ""
+        return " ".join(filter(None, [f"{mark}{column.text(row.value)}{mark}", column.interval(row), paper]))
+
+    def lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+        said = [[*map(markdown, head)], ["---"] * len(head), *body]
+        return [f"| {' | '.join(line)} |" for line in said] + [""]
+
+    for group in groups:
+        out += [f"## {markdown(group.title)}", "", markdown(", ".join(group.facts)), ""]
+        for kind, columns in tables(group):
+            head = [kind, *(f"{column.label} {column.arrow}".rstrip() for column in columns)]
+            shown = group.reference + group.ranked
+            out += lines(head, [[markdown(run.label), *(cell(column, run) for column in columns)] for run in shown])
+        for run in group.incomplete:
+            out += [f"- incomplete, not ranked: {markdown(run.label)}: {markdown('; '.join(run.reasons))}"]
+        out += [""] * bool(group.incomplete)
+    for comparison in compared:
+        out += [f"## {markdown(comparison.title)}", "", markdown(", ".join(comparison.facts)), ""]
+        head = ["metric", *comparison.sides, "difference", "the second is", "p", "n"]
+        body = [
+            [
+                markdown(f"{line.metric} {line.arrow}"),
+                line.first,
+                line.second,
+                f"{line.difference} {line.interval}",
+                line.verdict,
+                line.p or "–",
+                line.n or "–",
+            ]
+            for line in comparison.lines
+        ]
+        out += lines(head, body)
+    return "\n".join(out).encode()
+
+
+def latex(text: str) -> str:
+    """Text that is no command, wherever it stands in a table."""
+    return re.sub("-(?=-)", "-{}", "".join(TEX.get(c, c) for c in text))
+
+
+def as_tex(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
+    """A table for each group and kind of metric, of at most ABREAST metrics: booktabs, best in bold, intervals small."""
+    out = [r"% \usepackage{booktabs}; names beyond Latin letters need XeLaTeX or LuaLaTeX", ""]
+    number = lambda text: text.replace("-", "$-$")
+
+    def cell(column: Column, run: Run) -> str:
+        if (row := column.cells.get(run.head.run_id)) is None:
+            return "--"
+        value, interval = number(column.text(row.value)), column.interval(row)
+        said = [rf"\textbf{{{value}}}" if column.rank.get(run.head.run_id) == 1 else value]
+        said += [rf"{{\scriptsize {number(interval)}}}"] if interval else []
+        said += [rf"{{\scriptsize (paper {number(column.text(row.published))})}}"] if row.published is not None else []
+        return " ".join(said)
+
+    # a line that began with a bracket would be read as the distance to it: names stand in braces
+    line = lambda cells: " & ".join([f"{{{cells[0]}}}", *cells[1:]]) + r" \\"
+    for group in groups:
+        for kind, columns in tables(group):
+            caption = latex(f"{', '.join([group.title, *group.facts])}: {kind}")
+            for start in range(0, len(columns), ABREAST):
+                some = columns[start : start + ABREAST]
+                body = lambda runs, some=some: [
+                    line([latex(run.label), *(cell(column, run) for column in some)]) for run in runs
+                ]
+                out += [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{caption}}}",
+                    rf"\begin{{tabular}}{{l{'r' * len(some)}}}",
+                    r"\toprule",
+                    line(["method", *(latex(f"{column.label} {column.arrow}".rstrip()) for column in some)]),
+                    r"\midrule",
+                    *body(group.reference),
+                    *[r"\midrule"] * bool(group.reference and group.ranked),
+                    *body(group.ranked),
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                    "",
+                ]
+        for run in group.incomplete:
+            said = f"{group.title}, incomplete, not ranked: {run.label}: {'; '.join(run.reasons)}"
+            out += [rf"{{\footnotesize {latex(said)}}}", ""]
+    return "\n".join(out).encode()
+
+
+def as_html(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
+    """The page, whole: styles, script, plotting library and images are inside."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    runs = [run for group in groups for run in group.runs]
+    drawn = {f"{group.anchor} {kind}": getattr(group, kind) for group in groups for kind in ("pareto", "ripple")}
+    drawn |= {f"{run.anchor} curve {i}": curve for run in runs for i, curve in enumerate(run.curves)}
+    drawn |= {f"{c.anchor} forest {i}": part for c in compared for i, part in enumerate(c.forest)}
+    every = [*runs, *compared]
+    named = lambda part: [(name, name) for name in sorted({plain(getattr(one.head, part)) for one in every})]
+    filters = {
+        "base": ("every base", named("base")),
+        "world": ("every world", named("world")),
+        "images": ("any n", [(n, f"n ≥ {n}") for n in sorted({one.images for one in every})]),
+    }
+    # Only scripts with this nonce run. It depends on every row, so no row can contain it.
+    nonce = hashlib.sha256(repr([[run.rows for run in runs], compared]).encode()).hexdigest()
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    page = pages.get_template("leaderboard.html.jinja")
+    return page.render(
+        groups=groups,
+        compared=compared,
+        filters=filters,
+        drawn={name: spec for name, spec in drawn.items() if spec},
+        concepts={run.anchor: run.by_concept for run in runs if run.by_concept},
+        kinds=KINDS,
+        plotly=Path(__file__).with_name("plotly-basic.min.js").read_text(encoding="utf-8"),
+        nonce=nonce,
+        plain=plain,
+    ).encode()
+
+
+FILES = {"csv": as_csv, "parquet": as_parquet, "md": as_md, "tex": as_tex, "html": as_html}
