@@ -235,6 +235,17 @@ def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(said)
 
 
+def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
+    """The command line of somebody's rows, with `more` in place of what it says of the same. Raises ErasebenchError where it would
+    load code of theirs, or needs a place that rows do not keep."""
+    said = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *more)}
+    if named := next((word for word in overrides if "_target_" in word or word.startswith("-")), None):
+        raise ErasebenchError(f"{named[:80]!r}: rows may not say what code to load")
+    if elsewhere := next((key for key, word in said.items() if word.endswith("=...")), None):
+        raise ErasebenchError(f"rows do not keep where something was: give {elsewhere}=")
+    return list(said.values())
+
+
 def embedded_source(dtype: str = "float32") -> Source:
     """The model that ships with the package."""
     from .model import Source

@@ -93,6 +93,14 @@ class Run:
         absent = set(evaluator.splits) - {prompt.split for prompt in self.plan.prompts}
         return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
 
+    @property
+    def id(self) -> str:
+        """What its files are called."""
+        which = self.target or f"n{len(self.plan.concepts)}"
+        return "-".join(
+            [*map(slug, (self.method, self.plan.task, which, self.source.name)), digest(self.identity())[:10]]
+        )
+
     def fit_identity(self) -> dict[str, Any]:
         return {
             "eraser": self.eraser,
@@ -214,8 +222,7 @@ def execute(run: Run) -> list[Row]:
     """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
     check_writable(run.results / "runs")
     store = Store()
-    which = run.target or f"n{len(run.plan.concepts)}"
-    run_id = "-".join([*map(slug, (run.method, run.plan.task, which, run.source.name)), digest(run.identity())[:10]])
+    run_id = run.id
     path = run.results / "runs" / f"{run_id}.csv"
     erased = Erased(run, store)
     log.info(

@@ -1,0 +1,154 @@
+"""An erased model to give away: a diffusers folder that loads without erasebench and draws the same, or a LoRA file where the method
+is one; with a card that holds what was measured of it.
+
+python -m erasebench.export results/runs/<id>.csv erased
+python -m erasebench.export results/runs/<id>.csv erased.safetensors        # LoRA: dark_miner
+python -m erasebench.export results/runs/<id>.csv erased model.path=/base   # a place on the disk, which rows do not keep
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from . import config
+from .contracts import ErasebenchError
+from .rows import Row, read
+from .run import Erased, Run
+from .store import Store
+
+
+def card(rows: Sequence[Row], run: Run) -> str:
+    """The model card: what was erased, from what, how, and every number with its interval."""
+    head = rows[0]
+    what = head.target or f"{head.n_concepts} concepts of task {head.task}"
+    lines = [
+        "---",
+        f"base_model: {run.source.hub or run.source.name}",
+        "tags: [concept-erasure, text-to-image]",
+        "---",
+        "",
+        f"# {what}, erased from {head.base} by {head.method}",
+        "",
+        f"Base: {head.base}, {head.revision}. Method: `{head.method}`, version {head.method_version}, seed {head.seed}, with",
+        "",
+        f"    {head.params}",
+        "",
+        f"Fitted and measured with `python -m erasebench {' '.join(json.loads(head.overrides))}` at commit {head.commit or 'unknown'}"
+        f"{', of a tree with changes' if head.dirty else ''}.",
+        "",
+        "An erased model is not a safe model: a concept is forgotten as far as these numbers go, against the attacks that are in the "
+        "table, and no further. Rates in [0, 1], 95 % intervals.",
+        "",
+        "| metric | of | attack | value | interval | base | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    number = lambda value: "" if value is None else f"{value:.4g}"
+    for row in rows:
+        if row.status == "ok" and row.value is not None:
+            interval = f"{number(row.low)} to {number(row.high)}" if row.low is not None else ""
+            cells = [
+                row.metric,
+                row.split,
+                row.attack,
+                number(row.value),
+                interval,
+                number(row.base_value),
+                row.n or "",
+            ]
+        else:
+            cells = [row.metric, row.split, row.attack, f"{row.status}: {row.reason}".strip(": "), "", "", ""]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
+    """Write a diffusers pipeline with the erased weights into the new folder `out`. Raises ErasebenchError for a method that changes
+    more than weights."""
+    from diffusers import DiffusionPipeline
+
+    erased = Erased(run, Store())
+    try:
+        model = erased.base()
+        before = {name: model.weight(name) for name in model.names("")}
+        sampling = model.guidance, model.guard, dict(model.unet.attn_processors)
+        own_text = model.text_encoder
+        erased.erased()
+        if (model.guidance, model.guard, dict(model.unet.attn_processors)) != sampling:
+            raise ErasebenchError(
+                f"{run.method} changes how the model is sampled, not its weights: no folder holds that"
+            )
+        revision = {} if run.source.path else {"revision": run.source.revision}
+        pipeline = DiffusionPipeline.from_pretrained(str(run.source.path or run.source.hub), **revision)
+        if model.text_encoder is not own_text:
+            pipeline.text_encoder = model.text_encoder
+        for name in model.names(""):
+            part, _, inner = name.partition(".")
+            if name in before and model.weight(name) is not before[name]:
+                getattr(pipeline, part).get_parameter(inner).data = model.weight(name).cpu()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
+            pipeline.save_pretrained(made := Path(unfinished) / "made")
+            (made / "README.md").write_text(card(rows, run), encoding="utf-8")
+            made.rename(out)
+    finally:
+        erased.close()
+
+
+def lora(run: Run, rows: Sequence[Row], out: Path) -> None:
+    """Write what the method adds as a LoRA file as diffusers reads it, and its card beside it."""
+    if not hasattr(run.eraser, "low_rank"):
+        raise ErasebenchError(f"{run.method} is no LoRA: give a folder to export it to")
+    erased = Erased(run, Store())
+    try:
+        pairs = run.eraser.low_rank(erased.base(), erased.artifact())
+    finally:
+        erased.close()
+    halves = {}
+    for name, (up, down) in pairs.items():
+        module = name.removesuffix(".weight")
+        halves |= {f"{module}.lora_B.weight": up.contiguous().cpu(), f"{module}.lora_A.weight": down.contiguous().cpu()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(halves, out)
+    out.with_suffix(".md").write_text(card(rows, run), encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m erasebench.export", description=__doc__.splitlines()[0])
+    parser.add_argument("rows", type=Path, help="the file of rows of a run")
+    parser.add_argument("out", type=Path, help="a folder that is not there yet, or a file that ends with .safetensors")
+    parser.add_argument("more", nargs="*", help="options that the rows do not keep, such as model.path=")
+    given = parser.parse_args(arguments)
+    try:
+        if given.out.exists():
+            raise ErasebenchError(f"{given.out} is there already")
+        if not given.rows.is_file():
+            raise ErasebenchError(f"{given.rows}: no such file")
+        rows = read(given.rows)
+        if not rows or rows[0].method == "none":
+            raise ErasebenchError(f"{given.rows}: " + ("nothing was erased" if rows else "no rows"))
+        command = config.again(json.loads(rows[0].overrides), given.more)
+    except ErasebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    def job(run: Run) -> list[Row]:
+        if run.id != rows[0].run_id:
+            raise ErasebenchError(
+                f"{given.rows}: here its options make {run.id}; rows of another version, or of another base"
+            )
+        (lora if given.out.suffix == ".safetensors" else folder)(run, rows, given.out)
+        print(f"{given.out}: {run.method} on {run.source.name}, {run.target or len(run.plan.concepts)} erased")
+        return []
+
+    return config.main(job, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
