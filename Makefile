@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test bench chaos mini mini-report lint clean
+.PHONY: demo test regress bench chaos mini mini-report lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+regress: $(INSTALLED)
+	$(BIN)/python -m erasebench.regress --results build/regress
 
 chaos: $(INSTALLED)
 	ERASEBENCH_CHAOS=20 $(BIN)/python -m pytest tests/test_run.py -k kill

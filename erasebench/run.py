@@ -320,7 +320,9 @@ def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Sh
     # what must change comes first: images of the concept, or all where a task shows none
     count = sum(part[0].split == "target" for part in parts) or len(parts)
     target = produce(run, store, parts[:count], erased.erased, identity, "erased target")
-    if all(np.array_equal(a.images(), b.images()) for a, b in zip(originals, target, strict=False)):
+    # with another number of threads to a shard the same model rounds otherwise: one grey level, in few places
+    gap = lambda a, b: int((a.images().int() - b.images().int()).abs().max())
+    if all(gap(a, b) <= 1 for a, b in zip(originals, target, strict=False)):
         raise ErasebenchError(f"method {run.method} changed no image of the concept: nothing was erased")
     return originals, target + produce(run, store, parts[count:], erased.erased, identity, "erased rest")
 

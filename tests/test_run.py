@@ -148,6 +148,30 @@ def test_an_eraser_that_changes_nothing_is_an_error(make_run):
     assert [row.status for row in rows] == ["failed"] and "changed no image" in rows[0].reason and rows[0].value is None
 
 
+@dataclass(frozen=True)
+class Rounds(Idle):
+    """Moves one pixel of every picture by some grey levels."""
+
+    levels: int = 1
+
+    @contextmanager
+    def apply(self, model, artifact):
+        def sample(*given):
+            made = Model.sample(model, *given)
+            pixel = made.images[:, 0, 0, 0]
+            pixel += torch.where(pixel < 128, self.levels, -self.levels).to(torch.uint8)
+            return made
+
+        model.sample = sample
+        yield
+        del model.sample
+
+
+def test_what_rounding_does_is_no_erasure(make_run):
+    for levels, status in ((1, "failed"), (2, "ok")):
+        assert execute(make_run("rounds", Rounds(levels)))[0].status == status
+
+
 @pytest.mark.parametrize(
     "where,reason",
     [
