@@ -75,6 +75,7 @@ def row(metric: str, value: float | None, half: float = 0.05, **changes) -> rows
         "unet_calls": 9000,
         "peak_memory_mb": 900.0,
         "fit_notes": "",
+        "artifact": "",
     }
     return rows.Row(**blank | known | changes)
 
