@@ -18,6 +18,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,7 +32,7 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 GROUPS = ("model", "task", "method", "attack", "experiment")
-ELSEWHERE = ("results", "device", "batch", "together", "rate", "dry_run")  # options of a machine, no part of a run
+ELSEWHERE = ("results", "device", "batch", "together", "rate", "dry_run", "track")  # options of a machine, no part of a run
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
 # ${value_of:${world.objects},${target},mace_ridge,100}: what a world says of a concept, or the last
@@ -66,6 +67,10 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
             if config.table:
                 tables[config.table.name] = OmegaConf.to_container(config.table, resolve=True), run.results
             measured.extend(rows := job(run))
+            if config.track == "wandb" and rows:
+                from .track import mirror
+
+                mirror(run.results / "runs" / f"{rows[0].run_id}.csv", sweep_name(config, arguments))
             failed.append(any(row.status == "failed" for row in rows))
         except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
             if config.dry_run and isinstance(error, Missing):
@@ -93,6 +98,16 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
     return int(any(failed))
 
 
+def sweep_name(config: DictConfig, arguments: list[str]) -> str:
+    """What the runs of one command have in common: its table, or what a sweep was asked for; nothing for a single run."""
+    if config.table:
+        return config.table.name
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    elsewhere = ("track=", "results=", "device=")
+    return " ".join(word for word in arguments if re.match(r"[^-]\S*=", word) and not word.startswith(elsewhere))
+
+
 def one_line(error: Exception) -> str:
     """The message that the user needs: of the innermost cause, if it is ours."""
     while error.__cause__ is not None and not isinstance(error, ErasebenchError):
@@ -117,6 +132,8 @@ def check_words(arguments: list[str]) -> None:
         refuse_unknown("option", key, keys)
         if key == "attack" and not rest:
             value = value.strip("[]").replace(" ", "")
+        if key == "track":
+            refuse_unknown("track", value, ["none", "wandb"])
         if key in choices and not rest and value and not re.search(r"[\[\]${}*]", value):
             for choice in value.split(","):
                 refuse_unknown(key, choice, choices[key])

@@ -43,7 +43,7 @@ import yaml
 
 from . import config, provenance
 from .contracts import ErasebenchError
-from .leaderboard import plain
+from .entry import plain
 from .rows import Row
 
 if TYPE_CHECKING:

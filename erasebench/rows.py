@@ -76,6 +76,7 @@ class Row:
     unet_calls: int | None  # U-Net evaluations of single latents, fit and sampling together
     peak_memory_mb: float | None
     fit_notes: str  # JSON of what the fit had to say: condition numbers, ridges raised, masks found empty
+    artifact: str  # key in the store of what the method learnt; empty for the base
     attack_params: str = (
         ""  # JSON: hyperparameters, access, objective, images a prompt, what became of the prompts, key
     )

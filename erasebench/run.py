@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 from . import provenance
@@ -419,6 +419,7 @@ def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
         "unet_calls": fit["unet_samples"] + sum(meta["unet_samples"] for meta in metas),
         "peak_memory_mb": max([fit["peak_memory_mb"], *(meta["peak_memory_mb"] for meta in metas)]),
         "fit_notes": notes.read_text() if notes and notes.is_file() else "",
+        "artifact": artifact.name if artifact else "",
     }
 
 
@@ -477,6 +478,7 @@ def row(
         "unet_calls": None,
         "peak_memory_mb": None,
         "fit_notes": "",
+        "artifact": "",
     }
     judge = evaluator.judge if evaluator else None
     nothing = {f.name: "" if f.type == "str" else None for f in fields(Metric)}
@@ -541,20 +543,26 @@ def slug(text: str) -> str:
 
 
 def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Path, columns: int = 12) -> None:
-    """Base on top, erased below, same prompts and seeds: a pair of rows for each split. Never for explicit tasks."""
+    """Base on top, erased below, same prompts and seeds: a pair of rows for each split. Never for explicit tasks.
+
+    The file says what it shows (EXIF): the run, its rows of each split, and the columns' prompts and seeds.
+    """
     if any(concept.kind == "explicit" for concept in run.plan.concepts):
         return
-    strips, columns = [], min(columns, max(len(shard.prompts) for shard in made))
+    columns = min(columns, max(len(shard.prompts) for shard in made))
+    strips, shown, sides = [], {}, ["base"] if run.is_base else ["base", "erased"]
     shrink = lambda picture: np.asarray(Image.fromarray(picture).resize((SHEET, SHEET), Image.LANCZOS))
     for split in dict.fromkeys(shard.prompts[0].split for shard in made):
-        pair = [
-            next(s for s in side if s.prompts[0].split == split).images()[:columns].numpy()
-            for side in (originals, made)
-        ]
-        for pictures in pair if not run.is_base else pair[:1]:
+        first = [next(s for s in side if s.prompts[0].split == split) for side in (originals, made)]
+        shown[split] = [(prompt.text, prompt.seed) for prompt in first[0].prompts[:columns]]
+        pair = [shard.images()[:columns].numpy() for shard in first]
+        for pictures in pair[: len(sides)]:
             if pictures.shape[1] > SHEET:  # a page holds the sheets of many runs
                 pictures = np.stack([shrink(picture) for picture in pictures])
             blank = np.full((columns - len(pictures), *pictures.shape[1:]), 255, np.uint8)
             strips.append(np.concatenate(list(np.concatenate([pictures, blank])), axis=1))
         strips.append(np.full((8, strips[-1].shape[1], 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=80)
+    said = Image.Exif()
+    what = {"run": path.stem, "sides": sides, "columns": columns, "shows": shown}
+    said[ExifTags.Base.ImageDescription] = json.dumps(what)
+    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=80, exif=said)

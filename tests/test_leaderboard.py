@@ -89,6 +89,7 @@ def row(metric: str, value: float | None, half: float = 0.05, **changes) -> rows
         "peak_memory_mb": 900.0,
         "fit_notes": "",
         "overrides": "[]",
+        "artifact": "",
     }
     return rows.Row(**blank | known | changes)
 

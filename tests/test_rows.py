@@ -64,6 +64,7 @@ def example(**changes) -> Row:
         unet_calls=5,
         peak_memory_mb=1.5,
         fit_notes="",
+        artifact="",
     )
     return replace(row, **changes)
 
