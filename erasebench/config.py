@@ -31,8 +31,17 @@ if typing.TYPE_CHECKING:
     from .run import Run
 
 log = logging.getLogger("erasebench")
+DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
 GROUPS = ("model", "task", "method", "attack", "experiment")
-ELSEWHERE = ("results", "device", "batch", "together", "rate", "dry_run", "track")  # options of a machine, no part of a run
+ELSEWHERE = (
+    "results",
+    "device",
+    "batch",
+    "together",
+    "rate",
+    "dry_run",
+    "track",
+)  # options of a machine, no part of a run
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
 # ${value_of:${world.objects},${target},mace_ridge,100}: what a world says of a concept, or the last
@@ -43,9 +52,10 @@ OmegaConf.register_new_resolver(
 )
 
 
-def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
+def main(job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob | None = None) -> int:
     """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep.
-    An experiment ends with its table."""
+    An experiment ends with its table. With dry_run=true nothing runs: the runs, those whose prompts are not here (task, model and
+    why), and the rate go to `dry_job`; without one a report is printed."""
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -53,7 +63,7 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
     measured: list[Row] = []
     tables: dict[str, tuple[dict, Path]] = {}
     dry: list[Run] = []
-    uncounted: list[str] = []
+    uncounted: list[tuple[str, str, str]] = []
     rates: list[float] = []
 
     @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
@@ -74,8 +84,7 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
             failed.append(any(row.status == "failed" for row in rows))
         except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
             if config.dry_run and isinstance(error, Missing):
-                chosen = HydraConfig.get().runtime.choices
-                uncounted.append(f"{chosen.method} {chosen.task} on {config.model.name}: missing: {error}")
+                uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
                 return
             log.error("error: %s", one_line(error))
             failed.append(True)
@@ -87,12 +96,14 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str]) -> int:
         return 2
     if "dry_run=true" in arguments:
         os.environ["HF_HUB_OFFLINE"] = "1"  # it says what would be downloaded
+        if hub := sys.modules.get("huggingface_hub.constants"):
+            hub.HF_HUB_OFFLINE = True
     sys.argv[1:] = arguments  # where Hydra looks for them
     one()
     if dry or uncounted:
-        from .dry import planned, report
+        from .dry import tell
 
-        print(report([planned(run) for run in dry], uncounted, rates[0]))
+        (dry_job or tell)(dry, uncounted, rates[0])
     for name, (spec, results) in tables.items():
         show(name, spec, measured, results)
     return int(any(failed))

@@ -76,8 +76,12 @@ def weights_present(source: Source) -> None:
         )
 
 
-def report(plans: Sequence[Planned], uncounted: Sequence[str], rate: float) -> str:
-    """A line for each run, and for each whose prompts are not here; images that several runs share (the originals) are
+def tell(runs: Sequence[Run], uncounted: Sequence[tuple[str, str, str]], rate: float) -> None:
+    print(report([planned(run) for run in runs], uncounted, rate))
+
+
+def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], rate: float) -> str:
+    """A line for each run, and for each whose prompts are not here (task, model, why); images that several runs share (the originals) are
     counted once in the sum."""
     lines, every = [], {}
     for plan in plans:
@@ -88,7 +92,7 @@ def report(plans: Sequence[Planned], uncounted: Sequence[str], rate: float) -> s
             + "".join(f"; missing: {what}" for what in plan.missing)
         )
         every |= {key: (n, plan.per_image) for key, n in to_make.items()}
-    lines += uncounted
+    lines += [f"{task} on {model}: missing: {why}" for task, model, why in uncounted]
     judges = {name: licence for plan in plans for name, licence in plan.judges.items()}
     if judges:
         lines.append("judges: " + "; ".join(f"{name}, {licence}" for name, licence in judges.items()))

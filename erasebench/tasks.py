@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from . import loaders
-from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Plan, Prompt
+from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Missing, Plan, Prompt
 
 OTHER_WORDS = ("misspelt", "paraphrase", "language")
 
@@ -253,7 +253,7 @@ class CaptionTask:
             raise ErasebenchError(f"n={n}: task=caption erases the explicit phrases, or one concept with target=")
         concepts = explicit(world) if target is None else (known(world, target),)
         if not world["captions"]["evaluation"]:
-            raise ErasebenchError(f"world {world['name']} has no captions: give a file with world.captions.path=")
+            raise Missing(f"world {world['name']} has no captions: give a file with world.captions.path=")
         return _plan(self, world, concepts, (), [], concepts[0].kind, images)
 
 

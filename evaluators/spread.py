@@ -57,7 +57,7 @@ class Neighbours:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return self.of.splits
+        return self.of.splits if self.of else ("target", "retain")  # a world may have no judge of the kind
 
     @property
     def judge(self) -> Judge | None:

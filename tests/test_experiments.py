@@ -92,7 +92,7 @@ def test_a_dry_run_names_what_is_missing_and_the_licences_of_the_judges(said):
 
 def test_a_dry_run_without_prompts_says_so_and_downloads_nothing(said):
     code, out = said["mace_table2 without prompts"]
-    assert code == 0 and "none explicit on sd14: missing: AIML-TUDA/i2p could not be loaded" in out
+    assert code == 0 and "explicit on sd14: missing: AIML-TUDA/i2p could not be loaded" in out
     assert out.strip().endswith("1 more runs, whose prompts are not here (a dry run downloads nothing)")
 
 

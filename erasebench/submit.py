@@ -1,0 +1,119 @@
+"""Checks a file of rows before it is given to others, and makes it verified by running it again.
+
+python -m erasebench.submit results/runs/<id>.csv                       # what is wrong with it, and what verifying it would take
+python -m erasebench.submit results/runs/<id>.csv --rerun               # verified, if the same numbers come out
+python -m erasebench.submit results/runs/<id>.csv --rerun model.path=/base      # a place on the disk, which rows do not keep
+
+A submission is one file, results/runs/<id>.csv, with its sheet of images beside it; rows of others are merged without conflict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import config, provenance, regress
+from .contracts import ErasebenchError
+from .dry import planned
+from .entry import plain
+from .rows import Row, read
+from .run import Run
+
+
+def faults(path: Path, rows: Sequence[Row], command: Sequence[str]) -> tuple[list[tuple[str, str]], list[Run]]:
+    """((what was checked, "" or what is wrong) for each check, the run that the rows' command makes here)."""
+    head, runs = rows[0], []
+    config.main(lambda run: runs.append(run) or [], list(command))
+    made = runs[0].id if runs else "nothing: see above"
+    failed = [row.reason for row in rows if row.status == "failed"]
+    differing = {
+        name: (version, json.loads(provenance.packages()).get(name))
+        for name, version in json.loads(head.packages or "{}").items()
+        if json.loads(provenance.packages()).get(name) != version
+    }
+    checks = [
+        ("one run, in a file of its name", "" if {row.run_id for row in rows} == {path.stem} else f"it holds {', '.join(sorted({r.run_id for r in rows}))}"),
+        ("nothing failed", "; ".join(failed)),
+        ("made from a clean checkout", "" if head.commit and head.dirty is False else "of a tree with changes, or outside git"),
+        ("its options make this very run here", "" if made == head.run_id else f"they make {made}: other hyperparameters, prompts, judges or base"),
+        ("made with the packages that are here", "; ".join(f"{name} {was}, here {now}" for name, (was, now) in differing.items())),
+    ]  # fmt: skip
+    return checks, runs
+
+
+def rerun(path: Path, rows: Sequence[Row], command: Sequence[str]) -> dict | None:
+    """What a run of the same command, from an empty store, says of the rows: how many values are identical and how many lie within
+    the interval; None, and a table of what moved, where they do not come out."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = regress.carry_out({path.stem: [*command]}, Path(folder))[path.stem]
+    moves = regress.compare(path.stem, [regress.line_of(row) for row in rows], made)
+    if any(move.fault for move in moves):
+        print(regress.table(moves))
+        return None
+    within = sum(len(move.rows) for move in moves)
+    return {"identical": sum(row.value is not None for row in rows) - within, "within": within}
+
+
+def submit(path: Path, again: bool, more: Sequence[str]) -> int:
+    if not path.is_file():
+        raise ErasebenchError(f"{path}: no such file")
+    rows = read(path)
+    if not rows:
+        raise ErasebenchError(f"{path}: no rows")
+    command = config.again(json.loads(rows[0].overrides), more)
+    checks, runs = faults(path, rows, command)
+    for what, wrong in checks:
+        print(plain(f"{'wrong' if wrong else 'ok':6}{what}{': ' + wrong if wrong else ''}"))
+    if not runs or checks[3][1]:
+        print("These rows cannot be verified here.")
+        return 1
+    if not again:
+        plan = planned(runs[0])
+        images = sum(n for n, _ in plan.images.values())
+        print(plain(f"To verify: python -m erasebench.submit {path} --rerun {' '.join(more)}".rstrip()))
+        print(
+            f"That makes {images} images and takes {images * plan.per_image:,} U-Net evaluations, and its fit and attacks."
+        )
+        for what in plan.missing:
+            print(plain(f"Missing here: {what}"))
+        return int(any(wrong for _, wrong in checks))
+    if (found := rerun(path, rows, command)) is None:
+        print("Not verified: other numbers come out.")
+        return 1
+    commit, dirty = provenance.git()
+    if dirty or not commit:
+        print("Not verified: the same numbers come out, but of a tree with changes, or outside git.")
+        return 1
+    found |= {
+        "rows_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "commit": commit,
+        "date": str(datetime.datetime.now(datetime.UTC).date()),
+        "packages": json.loads(provenance.packages()),
+    }
+    note = path.with_suffix(".verified.json")
+    note.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(plain(f"Verified: {found['identical']} values identical, {found['within']} within their intervals; {note}"))
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m erasebench.submit", description=__doc__.splitlines()[0])
+    parser.add_argument("rows", type=Path, help="results/runs/<id>.csv")
+    parser.add_argument("--rerun", action="store_true", help="run it again, and note that it is verified")
+    parser.add_argument("more", nargs="*", help="options that the rows do not keep, such as model.path=")
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        return submit(given.rows, given.rerun, given.more)
+    except ErasebenchError as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
