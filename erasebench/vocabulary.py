@@ -9,6 +9,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from .closed_form import filled
 from .contracts import Brief, ErasebenchError
 from .model import Context, Model, join
 
@@ -45,7 +46,7 @@ def kept_prompts(brief: Brief, count: int, generator: torch.Generator) -> list[s
     """At most `count` prompts of what is to stay as it is, in turn a preserved name in a training template and an
     ordinary caption, as far as there are both. Raises ErasebenchError where there is neither."""
     shuffled = lambda texts: [texts[i] for i in torch.randperm(len(texts), generator=generator)]
-    named = shuffled([t.replace("{c}", name) for t in brief.templates for name in brief.preserved])
+    named = shuffled([filled(t, name) for t in brief.templates for name in brief.preserved])
     both = [text for pair in zip_longest(named, shuffled(ordinary(brief))) for text in pair if text is not None]
     if not both:
         raise ErasebenchError("nothing is named that is kept: give ordinary captions with world.captions.path=")

@@ -127,7 +127,7 @@ class LatentGuard:
 
     def head(self, model: Model) -> Head:
         made = Head(model.text_width, self.heads, self.width, self.size, 1 / self.temperature)
-        return made.to(model.device, model.dtype)
+        return made.to(model.device)  # in fp32, whatever the model's format
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         head, said = self.head(model), json.loads((artifact / "guard.json").read_text())
@@ -173,13 +173,13 @@ def encoded(model: Model, texts: Sequence[str], batch: int = 64) -> Context:
 
 
 def ends(context: Context) -> Tensor:
-    """The encodings at EOS [B, D]."""
-    return context.hidden[torch.arange(len(context.hidden), device=context.hidden.device), context.ends]
+    """The encodings at EOS, fp32 [B, D]."""
+    return context.hidden[torch.arange(len(context.hidden), device=context.hidden.device), context.ends].float()
 
 
 def read(context: Context) -> Tensor:
-    """What the head reads of prompts: [B, 1 + L, D], EOS first."""
-    return torch.cat([ends(context)[:, None], context.hidden], 1)
+    """What the head reads of prompts: fp32 [B, 1 + L, D], EOS first."""
+    return torch.cat([ends(context)[:, None], context.hidden.float()], 1)
 
 
 def named_by(concepts: Sequence[str], texts: Sequence[str]) -> Tensor:
