@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,13 +20,17 @@ class States(NamedTuple):
     which: Tensor
 
 
-def midway(model: Model, context: Context, sampler: Sampler, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def midway(
+    model: Model, context: Context, sampler: Sampler, generator: torch.Generator, seeds: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """(z [B, C, h, w], t [B]) sampled with the model as it stands up to a random step, the same for all; t is uniform
-    among the training timesteps which that step stands for (ESD and what builds on it)."""
+    among the training timesteps which that step stands for (ESD and what builds on it). `seeds`: of the noise that it
+    starts from, where the caller must know it."""
     count = len(context.ids)
     draw = lambda high, *shape: torch.randint(high, shape, generator=generator)
     stop = int(draw(sampler.steps))
-    z = model.latents(context, draw(2**31, count).tolist(), sampler, stop=stop)
+    seeds = draw(2**31, count).tolist() if seeds is None else seeds
+    z = model.latents(context, seeds, sampler, stop=stop)
     width = len(model.alphas_cumprod) // sampler.steps
     t = (model.scheduler(sampler).timesteps[stop].cpu() - draw(width)).clamp(min=0)
     return z, t.expand(count).to(z.device)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
+from .closed_form import filled
 from .contracts import Brief, ErasebenchError
 from .model import Context, Model, join
 
@@ -31,6 +33,24 @@ def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
             f"vocabulary={source}: no word but those to erase; give a list, or a file with one a line"
         )
     return left
+
+
+def ordinary(brief: Brief) -> list[str]:
+    """The brief's captions that name nothing of what is erased, nor a synonym of it."""
+    names = [text for concept in brief.concepts for text in (concept.name, *concept.synonyms)]
+    erased = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b", re.IGNORECASE)
+    return [caption for caption in dict.fromkeys(brief.captions) if not erased.search(caption)]
+
+
+def kept_prompts(brief: Brief, count: int, generator: torch.Generator) -> list[str]:
+    """At most `count` prompts of what is to stay as it is, in turn a preserved name in a training template and an
+    ordinary caption, as far as there are both. Raises ErasebenchError where there is neither."""
+    shuffled = lambda texts: [texts[i] for i in torch.randperm(len(texts), generator=generator)]
+    named = shuffled([filled(t, name) for t in brief.templates for name in brief.preserved])
+    both = [text for pair in zip_longest(named, shuffled(ordinary(brief))) for text in pair if text is not None]
+    if not both:
+        raise ErasebenchError("nothing is named that is kept: give ordinary captions with world.captions.path=")
+    return both[:count]
 
 
 @torch.no_grad()

@@ -1,0 +1,133 @@
+"""AdvUnlearn (Zhang et al., NeurIPS 2024): train the text encoder against the prompts that bring the concept back.
+
+    min over theta   || eps(x_t, E_theta(d* + c)) - [eps(x_t) - eta (eps(x_t, c) - eps(x_t))] ||^2
+                     + lambda || eps(x_t, E_theta(c_r)) - eps(x_t, c_r) ||^2
+    d* = argmin over d   || eps(x_t, E_theta(d + c)) - eps(x_t, c) ||^2,    d: embeddings of k words before the prompt
+
+The U-Net, eps, stays the base's; what is not E_theta(.) is read by the base's text encoder. c_r: prompts of what is kept. So
+latents and targets do not depend on theta: both come from trajectories sampled once, where the released code samples anew
+in every step of the attack too (the same distribution, at a twentieth of the cost). Departs from the released code: the
+attack forgets its gradients after each step (there they add up over all thirty), gives the embeddings of its last step
+(not those before it) and counts tokens (not words); several attacks run side by side, each on its own latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from erasebench.methods.esd import ESD, State
+from torch import Tensor
+
+from erasebench.contracts import Brief, ErasebenchError
+from erasebench.model import Context, Model
+from erasebench.search import Slots, errors, table, with_vectors, words
+from erasebench.training import erased_noise_target, fine_tune, tuned
+from erasebench.vocabulary import kept_prompts
+
+ENCODER = r"^text_encoder\.(?!.*embeddings\.)"  # every layer and the last norm
+
+
+@dataclass(frozen=True)
+class AdvUnlearn:
+    """warmup: steps before the first attack. retained: how many prompts are kept (preserved names and captions), of which
+    retain_batch share a step with weight retain_scale (lambda). words: k of the attack, which starts at random ones.
+    eta, start_guidance, ddim_steps, trajectories: as ESD's."""
+
+    steps: int = 1000
+    warmup: int = 200
+    batch: int = 1
+    lr: float = 1e-5
+    eta: float = 1.0
+    retain_scale: float = 0.3
+    retain_batch: int = 5
+    retained: int = 243
+    words: int = 1
+    attack_steps: int = 30
+    attack_lr: float = 1e-3
+    start_guidance: float = 3.0
+    ddim_steps: int = 50
+    trajectories: int = 100
+    version: ClassVar[int] = 1
+
+    def skip(self, model: Model) -> str:
+        return "it trains one text encoder, and this model has two" if model.text_encoder_2 is not None else ""
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            concepts = model.encode([concept.name for concept in brief.concepts])
+            retained = model.encode(kept_prompts(brief, self.retained, generator))
+        if int(concepts.ends.max()) + self.words >= model.context_length:
+            raise ErasebenchError(f"method.words={self.words}: the context has no room for them before the concept")
+        count, attacks = len(concepts.ids), self.attack_steps * max(self.steps - self.warmup, 0)
+        towards = [
+            self.states(
+                model, concepts.select([i]), self.batch, self.trajectories // count, self.steps + attacks, generator
+            )
+            for i in range(count)
+        ]
+        kept = self.states(model, retained, self.retain_batch, len(retained.ids), self.steps, generator)
+
+        def loss(step: int) -> Tensor:
+            concept = towards[torch.randint(count, (), generator=generator)]  # one a step, attack and all
+            adversary = self.attack(model, concept, generator) if step >= self.warmup else None
+            state, other = next(concept), next(kept)
+            context = model.encode(ids=state.context.ids)
+            if adversary is not None:
+                context = with_vectors(model, before(state.context, self.words), adversary)
+            target = erased_noise_target(state.free, state.text, self.eta)
+            forget = (model.eps(state.z, state.t, context) - target).square().mean()
+            now = model.eps(other.z, other.t, model.encode(ids=other.context.ids))
+            return forget + self.retain_scale * (now - other.text).square().mean()
+
+        adam = partial(torch.optim.Adam, lr=self.lr)
+        fine_tune(model, ENCODER, loss, self.steps, adam, out, "adv_unlearn")
+
+    def states(
+        self, model: Model, contexts: Context, batch: int, trajectories: int, count: int, generator: torch.Generator
+    ) -> Iterator[State]:
+        """`count` batches on the base's way to the prompts, each with the base's predictions."""
+        esd = ESD(
+            steps=count,
+            batch=batch,
+            start_guidance=self.start_guidance,
+            ddim_steps=self.ddim_steps,
+            trajectories=max(trajectories, 1),
+        )
+        return esd.frozen(model, contexts, generator)
+
+    def attack(self, model: Model, towards: Iterator[State], generator: torch.Generator) -> Tensor:
+        """Embeddings [batch * k, D] of words that bring the concept back most, before its prompt, with theta as it is."""
+        known = words(model)
+        first = known[torch.randint(len(known), (self.batch * self.words,), generator=generator)]
+        adversary = table(model)[first].detach().clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([adversary], lr=self.attack_lr)
+        for _ in range(self.attack_steps):
+            state = next(towards)
+            optimiser.zero_grad()
+            adversary.grad = torch.autograd.grad(self.revival(model, state, adversary), adversary)[0]
+            optimiser.step()
+        return adversary.detach()
+
+    def revival(self, model: Model, state: State, adversary: Tensor) -> Tensor:
+        """The attack's loss, summed over prompts, so that each has the gradient that it has alone."""
+        context = with_vectors(model, before(state.context, self.words), adversary)
+        return errors(model.eps(state.z, state.t, context), state.text).sum()
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return tuned(model, artifact)
+
+
+def before(context: Context, count: int) -> Slots:
+    """The prompts with `count` free places between their start and their first word."""
+    ids = context.ids
+    shifted = torch.cat([ids[:, :1], ids[:, :1].expand(-1, count), ids[:, 1 : ids.shape[1] - count]], 1)
+    free = torch.zeros_like(shifted, dtype=torch.bool)
+    free[:, 1 : 1 + count] = True
+    return Slots(shifted, free)
