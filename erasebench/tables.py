@@ -107,7 +107,8 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
     for block in dict.fromkeys(cell["block"] for cell in made):
         lines += [f"## {spec['across'].replace('_', ' ')} {block}", ""] if block else []
         here = [cell for cell in made if cell["block"] == block]
-        metrics = list(dict.fromkeys(cell["metric"] for cell in here if cell["value"] is not None))
+        measured = {cell["metric"] for cell in here if cell["value"] is not None}
+        metrics = [metric for metric in spec["metrics"] if metric in measured]
         lines += ["| method | " + " | ".join(m + mark for m in metrics) + " |", "| --- " * (len(metrics) + 1) + "|"]
         for method in dict.fromkeys(cell["method"] for cell in here):
             shown = [said(cell) for cell in here if cell["method"] == method and cell["metric"] in metrics]

@@ -1,5 +1,5 @@
 """Every command in the documents, in order, in one folder for each document: what composes runs with `dry_run=true`, the rest
-for real. Files that a document gives are written first, as they stand there."""
+for real. Files that a document gives are written first, as they stand there; <id> is that of a run made before."""
 
 import os
 import re
@@ -8,9 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from glob import glob
 from pathlib import Path
 
 import pytest
+
+from erasebench import provenance, rows
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -18,6 +22,7 @@ COMPOSES = ("", ".audit", ".check", ".compare", ".graph", ".inspect")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # what a reader has and we have not: another model folder, a data set, ten minutes
 INSTEAD = {"/any/diffusers/folder": str(ROOT / "erasebench/mini/weights/sd")}
+MORE = {"erasebench.regress": ["--only", "object_none"]}
 
 
 def blocks(document: str) -> list[tuple[str, str]]:
@@ -32,6 +37,8 @@ def commands(document: str) -> list[str]:
 def run(line: str, capsys, monkeypatch) -> tuple[int, str]:
     """(exit status, what was printed)"""
     _, _, module, *arguments = shlex.split(line, comments=True)
+    arguments = [path for argument in arguments for path in (sorted(glob(argument.replace("<id>", "*"))) or [argument])]
+    arguments += MORE.get(module, [])
     arguments = [
         INSTEAD.get(value := argument.rpartition("=")[2], value).join([argument[: -len(value)], ""])
         for argument in arguments
@@ -53,13 +60,15 @@ def measured(tmp_path_factory):
     """Results of one run on the embedded model, as short as can be."""
     folder = tmp_path_factory.mktemp("measured")
     done = subprocess.run(
-        [sys.executable, "-m", "erasebench", "method=uce", "images=1", "sampler.steps=1"],
+        [sys.executable, "-m", "erasebench", "method=uce", "images=1", "sampler.steps=4"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "ERASEBENCH_HOME": str(folder / "home")},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    (path,) = (folder / "results/runs").glob("*.csv")
+    rows.write([replace(row, commit="abc123", dirty=False) for row in rows.read(path)], path)  # as of a clean checkout
     return folder / "results"
 
 
@@ -69,6 +78,7 @@ def test_every_command_runs(document, measured, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(provenance, "git", lambda: ("abc123", False))  # a reader's checkout is clean
     for _, text in blocks(document):
         if match := re.match(r"# ([\w/]+\.(?:py|yaml))\b", text):
             (tmp_path / match[1]).parent.mkdir(parents=True, exist_ok=True)

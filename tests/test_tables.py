@@ -69,6 +69,15 @@ def test_the_average_is_over_the_blocks_and_empty_where_one_is_missing():
     assert "not measured" in tables.text(SPEC, cells)
 
 
+def test_a_metric_that_the_first_method_lacks_keeps_its_column():
+    spec = {"name": "t", "title": "", "across": "", "metrics": {"rsr": None, "acc_e_prob": None}}
+    made = [row("uce", "cat", "acc_e_prob", 0.25), *(row("kpop", "cat", metric, 0.5) for metric in spec["metrics"])]
+    lines = tables.text(spec, tables.layout(spec, made)).splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert table[0] == ["method", "rsr", "acc_e_prob"]
+    assert table[2][:2] == ["uce", "not measured"] and table[2][2].startswith("25.0")
+
+
 def test_failed_rows_are_not_measured():
     cells = tables.layout(SPEC, [replace(r, status="failed", value=None) if r.method == "mace" else r for r in rows()])
     assert {c["method"] for c in cells} == {"uce"}
