@@ -16,7 +16,8 @@ PACKAGES = ("erasebench", "torch", "diffusers", "transformers", "peft", "open_cl
 
 @cache
 def git() -> tuple[str, bool | None]:
-    """(commit, dirty) of the checkout that this code runs from; ("", None) outside git."""
+    """(commit, dirty) of the checkout that this code runs from; ("", None) outside git. What lies in results makes nothing dirty:
+    no row depends on it."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return "", None
@@ -24,7 +25,7 @@ def git() -> tuple[str, bool | None]:
         run = lambda *args: subprocess.run(
             ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
-        return run("rev-parse", "HEAD"), bool(run("status", "--porcelain"))
+        return run("rev-parse", "HEAD"), bool(run("status", "--porcelain", "--", ".", ":(exclude)results"))
     except (OSError, subprocess.SubprocessError):
         return "", None
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from .claims import Finding, findings
 from .entry import GROUP, Run, labels, plain, short
 from .leaderboard import KINDS, Column, Comparison, Group
 from .rows import Row
@@ -145,6 +146,10 @@ def as_md(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
         for run in group.incomplete:
             out += [f"- incomplete, not ranked: {markdown(run.label)}: {markdown('; '.join(run.reasons))}"]
         out += [""] * bool(group.incomplete)
+    if found := findings(groups, compared):
+        out += ["## Claims of papers", ""]
+        names = [f.name for f in fields(Finding) if f.name != "anchor"]
+        out += lines(["claim", *names[1:]], [[markdown(getattr(one, name)) for name in names] for one in found])
     for comparison in compared:
         out += [f"## {markdown(comparison.title)}", "", markdown(", ".join(comparison.facts)), ""]
         head = ["metric", *comparison.sides, "difference", "the second is", "p", "n"]
@@ -244,6 +249,7 @@ def as_html(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
     return page.render(
         groups=groups,
         compared=compared,
+        findings=findings(groups, compared),
         filters=filters,
         drawn={name: spec for name, spec in drawn.items() if spec},
         concepts={run.anchor: run.by_concept for run in runs if run.by_concept},

@@ -11,7 +11,7 @@ An experiment (conf/experiment) sweeps runs and says in `table` how their rows a
     n          metric -> number of images without which it does not compare with the published one (Frechet distances)
     average    true adds a block with the mean and deviation over the others
     raw        metrics that are shown as they stand; others are percent
-    split      rows of this split alone, where a metric stands for several (captions and attacks always count)
+    split      whose rows count where a metric stands for several; else those of the first
     figure     metrics to draw against `across`
 """
 
@@ -41,14 +41,15 @@ def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, 
         value = json.loads(row.params)[parameter] if parameter else getattr(row, field) if field else ""
         return ", ".join(value) if isinstance(value, list) else str(value)
 
-    wanted = set(spec["metrics"])
-    name = lambda row: f"{row.attack}/{row.metric}" if row.attack else row.metric
-    shown = lambda row: row.attack or spec.get("split") in (None, row.split) or row.split == "caption"
-    return {
-        (row.method, block(row), name(row)): row
-        for row in rows
-        if row.status == "ok" and name(row) in wanted and shown(row)
-    }
+    wanted, found = set(spec["metrics"]), {}
+    for row in rows:
+        name = f"{row.attack}/{row.metric}" if row.attack else row.metric
+        if row.status == "ok" and name in wanted:
+            key = (row.method, block(row), name)
+            first = found.setdefault(key, row)
+            if row.run_id != first.run_id or row.split == spec.get("split"):
+                found[key] = row
+    return found
 
 
 def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str], float]:

@@ -78,6 +78,15 @@ def test_a_metric_that_the_first_method_lacks_keeps_its_column():
     assert table[2][:2] == ["uce", "not measured"] and table[2][2].startswith("25.0")
 
 
+def test_where_a_metric_stands_for_several_splits_one_counts():
+    spec = {"across": "", "metrics": {"ner": None, "shown_retain": None}}
+    made = [row("uce", "", "ner", 0.25, split="target"), row("uce", "", "ner", 0.5, split="implicit")]
+    made += [row("uce", "", "shown_retain", 0.75, split="retain")]
+    for split, ner in ((None, 0.25), ("target", 0.25), ("implicit", 0.5)):
+        found = {c["metric"]: c["value"] for c in tables.layout(spec | {"split": split}, made)}
+        assert found == {"ner": ner, "shown_retain": 0.75}
+
+
 def test_failed_rows_are_not_measured():
     cells = tables.layout(SPEC, [replace(r, status="failed", value=None) if r.method == "mace" else r for r in rows()])
     assert {c["method"] for c in cells} == {"uce"}
