@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test regress bench chaos mini mini-report lint clean
+.PHONY: demo test regress reference bench chaos mini mini-report lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ test: $(INSTALLED)
 
 regress: $(INSTALLED)
 	$(BIN)/python -m erasebench.regress --results build/regress
+
+reference: $(INSTALLED)
+	$(BIN)/python -m erasebench.reference
 
 chaos: $(INSTALLED)
 	ERASEBENCH_CHAOS=20 $(BIN)/python -m pytest tests/test_run.py -k kill

@@ -156,8 +156,11 @@ def place(paired: Sequence[tuple[Run, Run]]) -> Path:
 def main() -> int:
     runs: list[Run] = []
     failed = config.main(lambda run: runs.append(run) or [], ["-m", *sys.argv[1:]])
-    if failed or not runs:  # a dry run has none
-        return failed
+    return failed if failed or not runs else report(runs)  # a dry run has none
+
+
+def report(runs: Sequence[Run]) -> int:
+    """Compares, writes the comparison and prints it; the exit status."""
     try:
         paired = pairs(runs)
     except ErasebenchError as error:

@@ -542,7 +542,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "x"
 
 
-def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Path, columns: int = 12) -> None:
+def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Path, columns: int = 8) -> None:
     """Base on top, erased below, same prompts and seeds: a pair of rows for each split. Never for explicit tasks.
 
     The file says what it shows (EXIF): the run, its rows of each split, and the columns' prompts and seeds.
@@ -565,4 +565,4 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
     said = Image.Exif()
     what = {"run": path.stem, "sides": sides, "columns": columns, "shows": shown}
     said[ExifTags.Base.ImageDescription] = json.dumps(what)
-    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=80, exif=said)
+    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=70, exif=said)

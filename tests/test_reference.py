@@ -1,0 +1,65 @@
+"""The reference is made once: what is there is not made again, and what has changed is."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from erasebench import reference, rows, run
+
+
+@pytest.fixture
+def made(tmp_path, tiny_folder, monkeypatch):
+    """(make it -> ids of the runs that were carried out, where, the list)."""
+    listed, place, carried = tmp_path / "list.yaml", tmp_path / "reference", []
+    real = run.execute
+    monkeypatch.setattr(run, "execute", lambda one: carried.append(one.id) or real(one))
+    tiny = f"model.path={tiny_folder} sampler.steps=2 images=4"
+    lines = [f"-m {tiny} method=${{every}} target=cat", f"compare {tiny} method=none,uce target=dog"]
+
+    def make(*arguments, lines=lines):
+        carried.clear()
+        listed.write_text(yaml.safe_dump({"every": "none,uce", "runs": lines}))
+        assert reference.main([*arguments], listed, place) == 0
+        return list(carried)
+
+    return make, place, lines
+
+
+def test_what_is_there_is_not_made_again(made, capsys):
+    make, place, lines = made
+    assert make("--dry-run") == [] and not list(place.glob("**/*.csv"))
+    assert "0 of 2 runs are there" in capsys.readouterr().out
+    first = make()
+    assert [name.split("-")[0] for name in first][:2] == ["none", "uce"]
+    assert (place / "leaderboard.html").is_file() and len(list((place / "comparisons").glob("*.csv"))) == 1
+    assert make() == []
+    said = capsys.readouterr().out
+    assert "2 of 2 runs are there" in said and "left over" not in said
+
+
+def test_what_failed_is_damaged_or_has_changed_is_made_again(made, capsys):
+    make, place, lines = made
+    first = make(lines=lines[:1])
+    path = place / "runs" / f"{first[1]}.csv"
+    there = rows.read(path)
+    rows.write([replace(row, status="failed", value=None, low=None, high=None) for row in there[:1]], path)
+    assert make(lines=lines[:1]) == [first[1]]
+    assert rows.read(path) == there
+    path.write_bytes(path.read_bytes()[:500])
+    assert make(lines=lines[:1]) == [first[1]] and rows.read(path) == there
+    capsys.readouterr()
+    (again,) = make(lines=[lines[0].replace("method=${every}", "method=uce method.preserve_scale=7")])
+    assert again not in first
+    said = capsys.readouterr().out
+    assert f"missing: {again}: about" in said  # by the run of before
+    assert f"left over: {path}" in said
+
+
+def test_the_list_that_ships_makes_runs_of_every_method():
+    lines = reference.listed(reference.LIST)
+    every = yaml.safe_load(reference.LIST.read_text())["every"].split(",")
+    methods = {path.stem for path in (reference.LIST.parent / "method").glob("*.yaml")}
+    assert methods - set(every) == {"checkpoint"}
+    for task in ("object", "explicit", "style", "celebrity"):
+        assert any(f"task={task}" in line and f"method={','.join(every)}" in line for line in lines)
