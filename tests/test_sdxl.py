@@ -57,7 +57,7 @@ ERASERS = {
     "esd": ESD(steps=2, trajectories=2, ddim_steps=2, lr=1e-2),
     "esd moving": ESD(sampler="moving", variant="u", steps=2, ddim_steps=2, lr=1e-2),
     "output_tuning": OutputTuning(steps=2, trajectories=2, ddim_steps=2, lr=1e-2),
-    "mace": MACE(masks="whole", images=1, image_steps=2, steps=2),
+    "mace": MACE(masks="whole", images=1, image_steps=2, steps=2, lr=1e-2, ridge=0.1),
 }
 
 
