@@ -32,16 +32,17 @@ def test_a_method_of_ones_own_has_a_line(tmp_path):
     assert made[2:] == ["| `mine` | a\\|b | | | `x=1\\|2` | 3.0 s, 40 |"]
 
 
-def test_costs_come_from_the_block_of_objects(tmp_path):
-    lines = ["method,block,metric,value", "ap,object,fit_seconds,123.6", "ap,object,fit_unet_calls,23200.0"]
+def test_costs_come_from_the_longest_fit_of_an_airplane(tmp_path):
+    lines = ["method,world,target,fit_seconds,fit_unet_calls", "ap,mini,airplane,123.6,23200", "ap,mini,cat,500,1"]
     lines += [
-        "ap,style,fit_seconds,1",
-        "none,object,fit_seconds,0.0",
-        "uce,object,fit_seconds,0.26",
-        "uce,object,fit_unet_calls,0",
+        "ap,photo,airplane,900,1",
+        "gie,mini,airplane,,",
+        "gie,mini,airplane,57.4,20720",
+        "uce,mini,airplane,0.26,0",
     ]
+    lines += ["gie,mini,airplane,12,100", "none,mini,airplane,0.0,0"]
     (tmp_path / "table.csv").write_text("\n".join(lines))
-    assert catalog.costs(tmp_path / "table.csv") == {"ap": "124 s, 23,200", "uce": "0.3 s, 0"}
+    assert catalog.costs(tmp_path / "table.csv") == {"ap": "124 s, 23,200", "gie": "57 s, 20,720", "uce": "0.3 s, 0"}
 
 
 def test_faults_are_one_line(tmp_path, capsys):
