@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m erasebench.leaderboard
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 regress: $(INSTALLED)
 	$(BIN)/python -m erasebench.regress --results build/regress

@@ -20,7 +20,9 @@ from erasebench.contracts import Sampler
 from erasebench.model import Model, Source
 from erasebench.tasks import ObjectTask
 
-torch.set_num_threads(2)
+torch.set_num_threads(
+    1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+)  # more workers than cores would wait for each other
 
 
 def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl: bool = False) -> Path:
