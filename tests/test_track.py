@@ -165,7 +165,7 @@ def test_pictures_are_those_of_their_prompt_base_and_erased(make_run, tmp_path):
     sheet(run, side(0), side(220), path)
     row = next(iter(execute(make_run("none", NoErasure()))))
     found = track.pictures(leaderboard.Run((replace(row, run_id="r", method="uce"),), path))
-    assert [line["prompt"] for line in found] == [f"target {i}" for i in range(12)] + [f"caption {i}" for i in range(3)]
+    assert [line["prompt"] for line in found] == [f"target {i}" for i in range(8)] + [f"caption {i}" for i in range(3)]
     for line in found:
         n, blue = (14, 0) if line["split"] == "target" else (3, 200)
         for name, red in (("base", 0), ("erased", 220)):
