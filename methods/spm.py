@@ -161,8 +161,8 @@ class Transport:
 
     def __call__(self, context: Context) -> Tensor:
         length = min(context.hidden.shape[1], self.concepts.shape[1])  # a mined embedding may have any
-        flat = lambda hidden: hidden[:, :length].flatten(1)
-        cosine = F.cosine_similarity(flat(context.hidden)[:, None], flat(self.concepts)[None], dim=2)
+        flat = lambda hidden: F.normalize(hidden[:, :length].flatten(1), dim=1)
+        cosine = flat(context.hidden) @ flat(self.concepts).T
         held = [(context.ids[:, :, None] == words).any(1).to(cosine).mean(1) for words in self.words]
         return cosine.maximum(torch.stack(held, 1))
 
