@@ -32,7 +32,7 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
     seeds = list(range(len(prompts)))
     before, openings = (
         weights_digest(model.unet, model.text_encoder, model.vae),
-        (model.guidance, model.guard, dict(model.unet.attn_processors)),
+        (model.guidance, model.guard, model.around, dict(model.unet.attn_processors)),
     )
     base = model.sample(prompts, seeds, SAMPLER)
 
@@ -46,7 +46,8 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
     def untouched() -> str | None:
         if weights_digest(model.unet, model.text_encoder, model.vae) != before:
             return "weights differ from the base"
-        if (model.guidance, model.guard, dict(model.unet.attn_processors)) != openings or model.is_changed:
+        now = (model.guidance, model.guard, model.around, dict(model.unet.attn_processors))
+        if now != openings or model.is_changed:
             return "guidance, guard or attention processors were left changed"
         return None
 

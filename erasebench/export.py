@@ -77,10 +77,10 @@ def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
     try:
         model = erased.base()
         before = {name: model.weight(name) for name in model.names("")}
-        sampling = model.guidance, model.guard, dict(model.unet.attn_processors)
+        sampling = model.guidance, model.guard, model.around, dict(model.unet.attn_processors)
         own_text = model.text_encoder
         erased.erased()
-        if (model.guidance, model.guard, dict(model.unet.attn_processors)) != sampling:
+        if (model.guidance, model.guard, model.around, dict(model.unet.attn_processors)) != sampling:
             raise ErasebenchError(
                 f"{run.method} changes how the model is sampled, not its weights: no folder holds that"
             )

@@ -1,7 +1,7 @@
 """Model: a Stable Diffusion pipeline with a few declared openings, seen alike by samplers, methods and attacks.
 
-Openings, all through `changed`: weights, attention processors, `guidance`, `guard`, `text_encoder`. What a method
-changes through them is undone exactly when it leaves, and `teacher` shows the base without a second network.
+Openings, all through `changed`: weights, attention processors, `guidance`, `guard`, `text_encoder`, `around`. What a
+method changes through them is undone exactly when it leaves, and `teacher` shows the base without a second network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -191,6 +191,16 @@ class Guard(Protocol):
     def __call__(self, model: Model, context: Context) -> Tensor: ...
 
 
+class Around(Protocol):
+    """What is entered around every call of the U-Net, with the prompts of its rows."""
+
+    def __call__(self, model: Model, context: Context) -> AbstractContextManager[None]: ...
+
+
+def nothing_around(model: Model, context: Context) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class Sampled(NamedTuple):
     images: Tensor  # uint8 [B, H, W, 3] on the CPU
     refused: Tensor  # bool [B]; a refused image is black
@@ -232,6 +242,7 @@ class Model:
         self.scheduler_config = dict(scheduler_config)
         self.guidance: Guidance = ClassifierFree()
         self.guard: Guard | None = None
+        self.around: Around = nothing_around
         self._counted = threading.local()
         self._slots: list[_Slot] = []
         schedule = diffusers.DDIMScheduler.from_config(self.scheduler_config)
@@ -339,11 +350,11 @@ class Model:
 
         weights     name -> tensor that stands in for the parameter (the base's own storage is never written)
         processors  U-Net attention processors by diffusers' names; those not named stay
-        openings    guidance, guard, text_encoder
+        openings    guidance, guard, text_encoder, around
         Raises ErasebenchError for a name that does not exist or a shape that does not fit.
         """
         slots, values = [], []
-        if unknown := set(openings) - {"guidance", "guard", "text_encoder"}:
+        if unknown := set(openings) - {"guidance", "guard", "text_encoder", "around"}:
             raise ErasebenchError(f"the model has no opening called {sorted(unknown)[0]}")
         parameters = self._parameters() if weights else {}
         for name, value in (weights or {}).items():
@@ -497,14 +508,15 @@ class Model:
         """
         t = torch.as_tensor(t, device=z.device)
         self._counted.samples = self.unet_samples + len(z)
-        out = self.unet(
-            z,
-            t,
-            context.hidden,
-            cross_attention_kwargs=(state or {}).get("attention"),
-            added_cond_kwargs=self._added(z, context),
-            return_dict=False,
-        )[0]
+        with self.around(self, context):
+            out = self.unet(
+                z,
+                t,
+                context.hidden,
+                cross_attention_kwargs=(state or {}).get("attention"),
+                added_cond_kwargs=self._added(z, context),
+                return_dict=False,
+            )[0]
         if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
             alpha = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z

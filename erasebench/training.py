@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .model import Model
+from .contracts import Sampler
+from .model import Context, Model, join
 
 FILE = "weights.safetensors"
 TRAINED = {  # ESD's released parameter groups: norms included; the output, time embedding and input convolution are not
     "x": r"^unet\..*attn2\.",
     "u": r"^unet\.(?!.*attn2\.)(?!conv_out|conv_norm_out|time_embedding)",
+    "full": r"^unet\.",
 }
+
+
+class Pictures(NamedTuple):
+    """Clean latents z [N, C, h, w] with a prompt each."""
+
+    z: Tensor
+    context: Context
+
+    def select(self, which: Tensor) -> Pictures:
+        return Pictures(self.z[which], self.context.select(which))
+
+
+@torch.no_grad()
+def drawn(model: Model, texts: Sequence[str], sampler: Sampler, generator: torch.Generator) -> Pictures:
+    """A picture of each text, by the model as it stands; its latents are the sampler's own."""
+    made = []
+    for i in range(0, len(texts), 64):
+        context = model.encode(texts[i : i + 64])
+        seeds = torch.randint(2**31, (len(context.ids),), generator=generator).tolist()
+        made.append(Pictures(model.latents(context, seeds, sampler), context))
+    z, contexts = zip(*made, strict=True)
+    return Pictures(torch.cat(z), join(*contexts))
+
+
+def shuffled(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of indices [batch] below `count` without end, each index once before any comes again."""
+    left = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(left) < batch:
+            left = torch.cat([left, torch.randperm(count, generator=generator)])
+        yield left[:batch]
+        left = left[batch:]
+
+
+def denoising(model: Model, pictures: Pictures, generator: torch.Generator) -> Tensor:
+    """What diffusion models are trained on: mean squared error of the noise in noisy pictures (Ho et al., 2020, Eq. 14)."""
+    z, t, noise = noised(model, pictures.z, generator)
+    return (model.eps(z, t, pictures.context) - noise).square().mean()
 
 
 def erased_noise_target(free: Tensor, text: Tensor, eta: float) -> Tensor:

@@ -1,0 +1,96 @@
+"""Selective Amnesia (Heng & Soh, NeurIPS 2023): learn something else for the concept, as one task after another is learnt.
+
+    L = DDPM(q(x | c_f), c_f) + DDPM(replay) + lambda sum_i F_i (theta_i - theta*_i)^2
+    F = 1/N sum over x  ( sum over t  grad_theta || eps - eps_theta(x_t, c) ||^2 )^2,   at theta*, the base
+
+q(x | c_f): pictures of the concept's surrogate, which are given the concept's bare name; replay and the x of F: the base's
+own pictures of prompts that are kept. F goes over all T timesteps of each of N pictures (fim=full), or over `fim_steps` of
+them, drawn anew for each, as if they were all (fim=subsampled): the sum, then T / fim_steps times as large, is right on
+average, its square somewhat too large.
+
+Departs from the released code: all replayed prompts are used (there the first thousand of five), the gradient of the
+penalty is added as it is, F and theta* never leave the device, and several concepts have surrogates of their own.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench.closed_form import filled
+from erasebench.contracts import Brief, Sampler
+from erasebench.model import Model
+from erasebench.search import errors, noisy
+from erasebench.training import TRAINED, Pictures, denoising, drawn, fine_tune, shuffled, tuned
+from erasebench.vocabulary import kept_prompts
+
+
+@dataclass(frozen=True)
+class SelectiveAmnesia:
+    """variant full trains the whole U-Net, u what ESD's does. pictures: of the surrogates; replay: of what is kept, of which
+    the first fim_pictures make F, fim_batch timesteps at a time. ewc: lambda. guidance, ddim_steps: of all pictures."""
+
+    variant: Literal["full", "u"] = "full"
+    steps: int = 12600
+    batch: int = 16
+    lr: float = 1.6e-4
+    weight_decay: float = 0.01
+    ewc: float = 50.0
+    fim: Literal["full", "subsampled"] = "full"
+    fim_pictures: int = 5000
+    fim_steps: int = 50
+    fim_batch: int = 8
+    pictures: int = 1000
+    replay: int = 5000
+    guidance: float = 7.5
+    ddim_steps: int = 50
+    version: ClassVar[int] = 1
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator, sampler = torch.Generator().manual_seed(seed), Sampler("ddim", self.ddim_steps, self.guidance)
+        named = [(c.name, filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
+        names, texts = zip(*(named[i % len(named)] for i in range(self.pictures)), strict=True)
+        with torch.no_grad():
+            surrogates = drawn(model, texts, sampler, generator)._replace(context=model.encode(names))
+        replayed = drawn(model, kept_prompts(brief, self.replay, generator), sampler, generator)
+        fisher = self.fisher(model, replayed.select(slice(self.fim_pictures)), generator)
+        before = {name: model.weight(name) for name in fisher}
+        orders = [shuffled(len(p.z), self.batch, generator) for p in (surrogates, replayed)]
+
+        def loss(step: int) -> Tensor:
+            forget, keep = (p.select(next(order)) for p, order in zip((surrogates, replayed), orders, strict=True))
+            return denoising(model, forget, generator) + denoising(model, keep, generator)
+
+        def consolidate(weights) -> None:
+            for name, weight in weights.items():
+                weight.grad += 2 * self.ewc * fisher[name] * (weight.data - before[name])
+
+        adam = partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay)
+        fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "sa", consolidate)
+
+    def fisher(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
+        """F of every weight that is trained, over pictures as the model stands."""
+        total, every = len(model.alphas_cumprod), self.fim == "full"
+        with model.training(model.names(TRAINED[self.variant])) as weights:
+            found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            for i in tqdm(range(len(pictures.z)), "fisher", disable=None, delay=2):
+                times = torch.arange(total) if every else torch.randperm(total, generator=generator)[: self.fim_steps]
+                one = pictures.select([i])
+                for t in times.to(one.z.device).split(self.fim_batch):
+                    noise = torch.randn(len(t), *one.z.shape[1:], generator=generator).to(one.z)
+                    z = noisy(model, one.z, t, noise)
+                    errors(model.eps(z, t, one.context.repeat(len(t))), noise).sum().backward()
+                for name, weight in weights.items():
+                    found[name] += (weight.grad * (total / len(times))).square() / len(pictures.z)
+                    weight.grad = None
+        return found
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return tuned(model, artifact)

@@ -1,0 +1,111 @@
+"""SalUn (Fan et al., ICLR 2024): answer the concept as something else, with the weights that it depends on alone.
+
+    m = 1( |grad_theta L_m| >= gamma ),   L_m = || eps - [eps_theta(x_t) + s (eps_theta(x_t, c) - eps_theta(x_t))] ||^2
+    min over theta   || eps_theta(x_t, c) - eps_theta(x_t, c') ||^2 + alpha || eps - eps_theta(x_t, c_r) ||^2
+    theta <- theta - lr m * Adam(...)
+
+x_t: noisy pictures of c, or of what is kept, c_r; c': the same prompt with another thing in it, the concept's surrogate (for
+another class of the task, as the paper has it: `surrogate=dog`); its prediction is the model's own of the moment, as given.
+gamma keeps the share `salient` of all weights, and the gradient is that of all pictures of c together, before its absolute
+value.
+
+variant=released is the data order of the public code until February 2026, from which the papers' baselines come: every
+step takes the same first pictures of c, and where that is explicit content the same first of what is kept too. Departs
+from that code: the base draws its own pictures, in training templates, in place of Imagenette's, and the noise is added
+to the sampler's latents, so that both predictions of a pair see one x_t (there the picture was encoded twice, at random).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasebench.closed_form import filled
+from erasebench.contracts import Brief, Sampler
+from erasebench.model import Context, Model
+from erasebench.training import TRAINED, Pictures, denoising, drawn, fine_tune, noised, shuffled, tuned
+from erasebench.vocabulary import kept_prompts
+
+
+@dataclass(frozen=True)
+class SalUn:
+    """pictures, kept: how many of the concept, and of prompts that are kept (preserved names and captions). epochs: over the
+    pictures of the concept. keep_scale: alpha. mask_guidance: s. guidance, ddim_steps: of the pictures."""
+
+    variant: Literal["fixed", "released"] = "fixed"
+    pictures: int = 950
+    kept: int = 8500
+    epochs: int = 5
+    batch: int = 8
+    lr: float = 1e-5
+    keep_scale: float = 0.5
+    salient: float = 0.5
+    mask_guidance: float = 8.5
+    guidance: float = 7.5
+    ddim_steps: int = 50
+    version: ClassVar[int] = 1
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator, sampler = torch.Generator().manual_seed(seed), Sampler("ddim", self.ddim_steps, self.guidance)
+        named = [(filled(t, c.name), filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
+        texts, others = zip(*(named[i % len(named)] for i in range(self.pictures)), strict=True)
+        forget = drawn(model, texts, sampler, generator)
+        retain = drawn(model, kept_prompts(brief, self.kept, generator), sampler, generator)
+        with torch.no_grad():
+            other = model.encode(others)
+        mask = saliency(self.gradient(model, forget, generator), self.salient)
+        orders = [shuffled(len(p.z), self.batch, generator) for p in (forget, retain)]
+        if self.variant == "released":
+            explicit = all(concept.kind == "explicit" for concept in brief.concepts)
+            orders[0] = repeat(torch.arange(min(self.batch, len(forget.z))))
+            orders[1] = repeat(torch.arange(min(self.batch, len(retain.z)))) if explicit else orders[1]
+
+        def loss(step: int) -> Tensor:
+            which, kept = (next(order) for order in orders)
+            erased = unlearning(model, forget.select(which), other.select(which), generator)
+            return erased + self.keep_scale * denoising(model, retain.select(kept), generator)
+
+        def salient_only(weights) -> None:
+            for name, weight in weights.items():
+                weight.grad *= mask[name]
+
+        steps = self.epochs * -(-self.pictures // self.batch)
+        adam = partial(torch.optim.Adam, lr=self.lr)
+        fine_tune(model, TRAINED["full"], loss, steps, adam, out, "salun", salient_only)
+
+    def gradient(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of L_m, added up over all pictures."""
+        with model.training(model.names(TRAINED["full"])) as weights:
+            for which in tqdm(torch.arange(len(pictures.z)).split(self.batch), "saliency", disable=None, delay=2):
+                z, t, noise = noised(model, pictures.z[which], generator)
+                text = model.eps(z, t, pictures.context.select(which))
+                free = model.eps(z, t, model.unconditional().repeat(len(z)))
+                guided = free + self.mask_guidance * (text - free)
+                (guided - noise).square().mean().backward()
+            return {name: weight.grad.clone() for name, weight in weights.items()}
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return tuned(model, artifact)
+
+
+def saliency(gradient: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """bool, like the gradient: where it is among the `share` of all its numbers that are largest in absolute value."""
+    sizes = torch.cat([g.abs().flatten().cpu() for g in gradient.values()])
+    least = sizes.kthvalue(len(sizes) - max(1, round(share * len(sizes))) + 1).values
+    return {name: g.abs() >= least.to(g) for name, g in gradient.items()}
+
+
+def unlearning(model: Model, pictures: Pictures, other: Context, generator: torch.Generator) -> Tensor:
+    """The distance of what is predicted for the pictures' prompts from what is for the other prompts."""
+    z, t, _ = noised(model, pictures.z, generator)
+    with torch.no_grad():
+        target = model.eps(z, t, other)
+    return (model.eps(z, t, pictures.context) - target).square().mean()
