@@ -1,12 +1,12 @@
 """Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from the concept, where the prompt goes towards it.
 
-    eps = eps(x_t) + w [ eps(x_t, p) - eps(x_t) - gamma ]                                           (Eq. 3)
-    gamma = mu (eps(x_t, S) - eps(x_t)) + s_m nu                                                    (Eq. 4, 7)
-    mu = min(1, |s (eps(x_t, p) - eps(x_t, S))|)   where eps(x_t, p) - eps(x_t, S) < lambda, or else 0    (Eq. 5, 6)
-    nu <- beta nu + (1 - beta) gamma,   which starts at 0                                           (Eq. 8)
+    eps = eps(x_t) + w [ eps(x_t, p) - eps(x_t) - gamma ]
+    gamma = mu (eps(x_t, S) - eps(x_t)) + s_m nu
+    mu = min(1, |s (eps(x_t, p) - eps(x_t, S))|)   where eps(x_t, p) - eps(x_t, S) < lambda, or else 0
+    nu <- beta nu + (1 - beta) gamma,   which starts at 0
 
-S: the names of the concepts; gamma is left out while the image warms up, and nu is not. The paper prints max in the place of
-min; this is what the released code takes, and the text around Eq. 6 means. The momentum nu is in the trajectory's state, one for
+S: the names of the concepts; gamma is left out while the image warms up, and nu is not. The formula is
+printed with max in the place of min; this is what the released code takes. The momentum nu is in the trajectory's state, one for
 each image. The warm-up ends at the noise at which that of `warmup` steps of fifty does: a sampler of fewer steps warms up over as
 much of the way, and whoever asks for a single t (an attack) knows where it is. Departs from the released code: a list of names too
 long for the context is split and the encodings averaged, there it is cut; and gamma works at w = 1 too, there it does not.
