@@ -69,24 +69,43 @@ class Pictured:
 
     def learn(self, model: Model, templates: Sequence[str], seed: int) -> Tensor:
         """The word's embedding [1, D]."""
-        channels, side, _ = model.latent_shape()
+        side = model.latent_shape()[1]
         pictures, masks = self.load(side * model.pixels_per_latent)
         z0, masks = model.encode_images(pictures), F.interpolate(masks, (side, side), mode="area").to(model.device)
         rows = [with_placeholder(model, t.replace("{c}", PLACEHOLDER), 1) for t in templates]
-        rows = [row for row in rows if fits(model, row)]
-        vector = torch.nn.Parameter(table(model)[tokens(model, self.start)[-1:]].detach().clone())
-        optimiser, draws = torch.optim.AdamW([vector], lr=self.lr, weight_decay=0.01), Draws(model, [seed])
-        for _ in tqdm(range(self.steps), "inversion", disable=None, delay=2, leave=False):
-            pick, which, t = (
-                draws.integers([0], 0, most, self.batch)[0] for most in (len(z0), len(rows), len(model.alphas_cumprod))
-            )
-            noise = draws.normal([0], self.batch, channels, side, side)[0]
-            context = with_vectors(model, slots(model, [rows[i] for i in which]), vector.repeat(self.batch, 1))
-            error = (model.eps(noisy(model, z0[pick], t, noise), t, context) - noise).square()
-            loss = (error * masks[pick]).mean() / masks[pick].mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        first = table(model)[tokens(model, self.start)[-1:]]
+        draws = Draws(model, [seed])
+        vector = textual_inversion(model, z0, masks, rows, first, self.steps, self.batch, self.lr, draws)
         if not torch.isfinite(vector).all():
             raise ErasebenchError("the inversion of the pictures diverged: lower pictures.lr")
-        return vector.detach()
+        return vector
+
+
+def textual_inversion(
+    model: Model,
+    latents: Tensor,
+    masks: Tensor,
+    rows: Sequence[Sequence[int]],
+    start: Tensor,
+    steps: int,
+    batch: int,
+    lr: float,
+    draws: Draws,
+) -> Tensor:
+    """Token embeddings [k, D], from `start` on, that stand for what latents [N, C, h, w] show where masks [N, 1, h, w] are
+    one; `rows` are prompts of token ids with k free ones, of which those that are too long are passed over."""
+    rows = [row for row in rows if fits(model, row)]
+    vectors = torch.nn.Parameter(start.detach().clone())
+    optimiser = torch.optim.AdamW([vectors], lr=lr, weight_decay=0.01)
+    for _ in tqdm(range(steps), "inversion", disable=None, delay=2, leave=False):
+        pick, which, t = (
+            draws.integers([0], 0, most, batch)[0] for most in (len(latents), len(rows), len(model.alphas_cumprod))
+        )
+        noise = draws.normal([0], batch, *latents.shape[1:])[0]
+        context = with_vectors(model, slots(model, [rows[i] for i in which]), vectors.repeat(batch, 1))
+        error = (model.eps(noisy(model, latents[pick], t, noise), t, context) - noise).square()
+        loss = (error * masks[pick]).mean() / masks[pick].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return vectors.detach()

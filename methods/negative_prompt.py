@@ -5,6 +5,7 @@ the artifact.
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,19 @@ class NegativePrompt:
     version: ClassVar[int] = 1
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
-        chunks: list[str] = []
-        for concept in brief.concepts:
-            longer = f"{chunks[-1]}, {concept.name}" if chunks else concept.name
-            fits = len(model.tokenizer(longer).input_ids) <= model.context_length
-            chunks[-1:] = [longer] if fits or not chunks else [chunks[-1], concept.name]
+        chunks = listed(model, [concept.name for concept in brief.concepts])
         (out / "negative.json").write_text(json.dumps(chunks))
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         context = model.encode(json.loads((artifact / "negative.json").read_text()))
         return model.changed(guidance=ClassifierFree(negative=context.mean()))
+
+
+def listed(model: Model, names: Sequence[str]) -> list[str]:
+    """The names joined by commas, in as few texts as the model's context lets them be."""
+    chunks: list[str] = []
+    for name in names:
+        longer = f"{chunks[-1]}, {name}" if chunks else name
+        fits = len(model.tokenizer(longer).input_ids) <= model.context_length
+        chunks[-1:] = [longer] if fits or not chunks else [chunks[-1], name]
+    return chunks

@@ -1,0 +1,201 @@
+"""Concept Ablation (Kumari et al., ICCV 2023): what names the concept is answered as if it named its anchor.
+
+    variant=model   min over theta   || eps_theta(x_t, c*) - sg eps_theta(x_t, c) ||^2
+    variant=noise   min over theta   || eps_theta(x_t, c*) - eps ||^2
+    and perhaps                      + lambda || eps_theta(x_t, c) - eps ||^2
+
+c: prompts of the anchor, which is the concept's surrogate; c*: the same with the concept in its place; x_t: noisy pictures that the
+base draws of c; sg stops the gradient: the target is the answer of the weights as they stand, not the base's. As in the released
+code the keys and values of BOS get no gradient, and pictures are mirrored by chance and, with `augment`, made smaller
+on a grey ground or larger than the frame, which the prompt then says; the norms are taken over what the picture fills.
+
+Departs from it: pictures come of training templates or a file of prompts, not from a language model; they are encoded to the
+posterior's mean; the mask leaves out whatever of the latent the picture does not fill wholly (there, one row more on two sides);
+lambda does not double the rate. Left out: memorised pictures, which need a filter of copies, and its group `embedding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from erasebench.attention import attend, layers
+from erasebench.closed_form import filled
+from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.loaders import lines
+from erasebench.model import ClassifierFree, Context, Model
+from erasebench.tasks import seed_of
+from erasebench.training import fine_tune, noised, tuned
+
+GROUPS = {
+    "cross-attn": r"^unet\..*attn2\.to_[kv]\.",
+    "attn": r"^unet\..*attn[12]\.",
+    "full-weight": r"^unet\.",
+}
+SMALL, LARGE = ("far away", "very small"), ("zoomed in", "close up")  # said of a picture made smaller, larger
+TOGETHER = 64  # pictures drawn at a time
+
+
+@dataclass(frozen=True)
+class CA:
+    """trained: the released parameter groups. templates: a file with one prompt a line and {c} where the anchor stands, in
+    place of the world's training templates. `images` pictures of each anchor, shared by all concepts that have it;
+    away: guided away from the concepts. prior_scale: lambda. augment: of objects and people, not of styles."""
+
+    variant: Literal["model", "noise"] = "model"
+    trained: Literal["cross-attn", "attn", "full-weight"] = "cross-attn"
+    steps: int = 100
+    batch: int = 8
+    lr: float = 1.6e-5
+    prior_scale: float = 0.0
+    augment: bool = True
+    templates: str | tuple[str, ...] | None = None
+    images: int = 1000
+    away: bool = False
+    image_sampler: str = "dpmsolver"
+    image_steps: int = 25
+    image_guidance: float = 6.0
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
+            object.__setattr__(self, "templates", lines(self.templates, "method.templates"))
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        templates = self.templates or brief.templates
+        pictures = self.pictures(model, brief.concepts, templates, seed)
+        clip = lambda weights: torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        adam = partial(torch.optim.AdamW, lr=self.lr, weight_decay=0.01)
+
+        def loss(step: int) -> Tensor:
+            return self.loss(model, self.seen(model, brief.concepts, templates, pictures, generator))
+
+        with model.changed(processors=dict.fromkeys(layers(model), start_held)):
+            fine_tune(model, GROUPS[self.trained], loss, self.steps, adam, out, "ca", clip)
+
+    def loss(self, model: Model, seen: Seen) -> Tensor:
+        with torch.set_grad_enabled(self.prior_scale > 0):
+            anchored = model.eps(seen.z, seen.t, seen.anchor)
+        target = anchored.detach() if self.variant == "model" else seen.noise
+        loss = within(model.eps(seen.z, seen.t, seen.concept) - target, seen.mask)
+        if self.prior_scale > 0:
+            loss = loss + self.prior_scale * within(anchored - seen.noise, seen.mask)
+        return loss
+
+    def seen(
+        self,
+        model: Model,
+        concepts: Sequence[Concept],
+        templates: Sequence[str],
+        pictures: dict[str, Tensor],
+        generator: torch.Generator,
+    ) -> Seen:
+        """A batch: each with a concept, a picture of its anchor, and a view of it of its own."""
+        views, anchors, named = [], [], []
+        for _ in range(self.batch):
+            concept = concepts[draw(0, len(concepts), generator)]
+            i = draw(0, self.images, generator)
+            views.append(self.view(model, pictures[concept.surrogate][i], generator))
+            say = lambda name, i=i: " ".join([*views[-1].said, filled(templates[i % len(templates)], name)])
+            anchors.append(say(concept.surrogate))
+            named.append(say(concept.name))
+        z, t, noise = noised(model, model.encode_images(torch.stack([v.picture for v in views])), generator)
+        with torch.no_grad():
+            anchor, concept = model.encode(anchors), model.encode(named)
+        return Seen(z, t, noise, anchor, concept, torch.stack([v.mask for v in views]).to(z))
+
+    def view(self, model: Model, picture: Tensor, generator: torch.Generator) -> View:
+        """A picture uint8 [S, S, 3], perhaps mirrored and, by two chances in three, smaller, or else larger."""
+        side, cell = len(picture), model.pixels_per_latent
+        if draw(0, 2, generator):
+            picture = picture.flip(1)
+        mask = torch.ones(1, side // cell, side // cell)
+        if not self.augment:
+            return View(picture, mask, ())
+        least = max(side // 3, 2 * cell - 1)  # wherever it lies, it fills a place of the latent
+        if draw(0, 100, generator) < 66:
+            size, words = draw(least, side + 1, generator), SMALL
+        else:
+            size, words = draw(round(1.2 * side), round(1.4 * side), generator), LARGE
+        top, left = (draw(0, abs(side - size) + 1, generator) for _ in "yx")
+        said = (words[draw(0, 2, generator)],) if size < 0.6 * side or size > side else ()
+        scaled = F.interpolate(picture.permute(2, 0, 1)[None].float(), (size, size), mode="bilinear", antialias=True)
+        scaled = scaled[0].permute(1, 2, 0).round().to(torch.uint8)
+        if size > side:
+            return View(scaled[top : top + side, left : left + side], mask, said)
+        shown = torch.full_like(picture, 128)
+        shown[top : top + size, left : left + size] = scaled
+        rows, columns = (slice(-(-first // cell), (first + size) // cell) for first in (top, left))
+        mask = torch.zeros_like(mask)
+        mask[:, rows, columns] = 1
+        return View(shown, mask, said)
+
+    def pictures(
+        self, model: Model, concepts: Sequence[Concept], templates: Sequence[str], seed: int
+    ) -> dict[str, Tensor]:
+        """anchor -> uint8 [N, S, S, 3], drawn by the base; number i of template i, modulo their number."""
+        sampler = Sampler(self.image_sampler, self.image_steps, self.image_guidance)
+        guidance = nullcontext()
+        if self.away:
+            with torch.no_grad():
+                guidance = model.changed(
+                    guidance=ClassifierFree(negative=model.encode([c.name for c in concepts]).mean())
+                )
+        made = {}
+        with guidance:
+            for anchor in tqdm(dict.fromkeys(c.surrogate for c in concepts), "ca images", disable=None, delay=2):
+                texts = [filled(templates[i % len(templates)], anchor) for i in range(self.images)]
+                seeds = [seed_of("ca image", seed, anchor, i) for i in range(self.images)]
+                parts = [slice(i, i + TOGETHER) for i in range(0, self.images, TOGETHER)]
+                made[anchor] = torch.cat([model.sample(texts[p], seeds[p], sampler).images for p in parts])
+        return made
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return tuned(model, artifact)
+
+
+class View(NamedTuple):
+    """A picture uint8 [S, S, 3], which places of its latent it fills [1, h, w], and what its prompt says of that."""
+
+    picture: Tensor
+    mask: Tensor
+    said: tuple[str, ...]
+
+
+class Seen(NamedTuple):
+    """A batch: noisy latents z at t [B], the noise in them, prompts of anchor and concept, masks [B, 1, h, w]."""
+
+    z: Tensor
+    t: Tensor
+    noise: Tensor
+    anchor: Context
+    concept: Context
+    mask: Tensor
+
+
+def within(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean square of errors [B, C, h, w] where the masks [B, 1, h, w] are one; each sample counts the same."""
+    filled_ = mask.expand_as(error)
+    return ((error.square() * filled_).sum((1, 2, 3)) / filled_.sum((1, 2, 3))).mean()
+
+
+def start_held(attn, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask=None, temb=None) -> Tensor:
+    """Processor of a cross-attention layer in which the key and the value of BOS get no gradient."""
+    held = lambda x: torch.cat([x[:, :1].detach(), x[:, 1:]], 1)
+    key, value = (held(projection(encoder_hidden_states)) for projection in (attn.to_k, attn.to_v))
+    return attend(attn, hidden_states, key, value)
+
+
+def draw(low: int, high: int, generator: torch.Generator) -> int:
+    """In [low, high)."""
+    return int(torch.randint(low, high, (), generator=generator))

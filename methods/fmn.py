@@ -1,0 +1,145 @@
+"""Forget-Me-Not (Zhang et al., CVPR workshops 2024): the concept's tokens are to draw no attention in its pictures.
+
+    min over theta   || A_S ||,   A_S: every cross-attention layer's map of x_t at the positions S of the prompt, side by side
+
+x_t: noisy pictures of the concept, at any t; S: the concept's own tokens and, with silenced=concept_and_end, EOS (and padding,
+where it is EOS, as in Stable Diffusion 1). One norm of all maps together, not squared; nothing else is learnt or kept. With
+inversion_steps the concept is called not by its name but by `inversion_tokens` embeddings that textual inversion learns of
+the pictures first.
+
+Departs from the released code: the pictures are not a user's, the base draws them (from training templates, which it
+reads in training, too, in the place of one); several concepts are forgotten in one run. Its clipping of gradients, which finds no
+weights to clip, is left out. Declared: the inversion starts from the name's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from erasebench.attention import maps
+from erasebench.closed_form import filled, span
+from erasebench.contracts import PLACEHOLDER, Brief, Sampler
+from erasebench.model import Context, Model, join
+from erasebench.pictured import textual_inversion
+from erasebench.search import Draws, fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
+from erasebench.tasks import seed_of
+from erasebench.training import TRAINED, fine_tune, noised, tuned
+
+GROUPS = {"full": r"^unet\.", "x": TRAINED["x"]}
+TOGETHER = 64  # pictures drawn at a time
+
+
+@dataclass(frozen=True)
+class FMN:
+    """trained: the whole U-Net, or x, its cross-attention. images: pictures of each concept. inversion_*: of textual inversion;
+    0 steps: none, the concept goes by its name."""
+
+    trained: Literal["full", "x"] = "full"
+    silenced: Literal["concept", "concept_and_end"] = "concept_and_end"
+    steps: int = 35
+    batch: int = 1
+    lr: float = 2e-6
+    images: int = 8
+    guidance: float = 7.5
+    ddim_steps: int = 50
+    inversion_steps: int = 0
+    inversion_tokens: int = 4
+    inversion_batch: int = 1
+    inversion_lr: float = 1e-3
+    version: ClassVar[int] = 1
+
+    def skip(self, model: Model) -> str:
+        return two_encoders(model) if self.inversion_steps else ""
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        shown = [self.shown(model, c.name, brief.templates, seed) for c in brief.concepts]
+        adam = partial(torch.optim.AdamW, lr=self.lr, weight_decay=0.01)
+
+        def loss(step: int) -> Tensor:
+            concepts, pictures = (
+                torch.randint(high, (self.batch,), generator=generator).tolist() for high in (len(shown), self.images)
+            )
+            z, contexts, silenced = zip(
+                *(shown[c].one(i) for c, i in zip(concepts, pictures, strict=True)), strict=True
+            )
+            x, t, _ = noised(model, torch.cat(z), generator)
+            return attention(maps(model, x, t, join(*contexts)), torch.cat(silenced))
+
+        fine_tune(model, GROUPS[self.trained], loss, self.steps, adam, out, "fmn")
+
+    def shown(self, model: Model, name: str, templates: Sequence[str], seed: int) -> Shown:
+        """A concept's pictures, drawn by the base, and what they are called."""
+        sampler = Sampler("ddim", self.ddim_steps, self.guidance)
+        seeds = [seed_of("fmn image", seed, name, i) for i in range(self.images)]
+        with torch.no_grad():
+            contexts = model.encode([filled(template, name) for template in templates])
+        which = torch.arange(self.images) % len(templates)
+        own = torch.zeros(contexts.ids.shape, dtype=torch.bool, device=model.device)
+        parts = zip(which.split(TOGETHER), torch.tensor(seeds).split(TOGETHER), strict=True)
+        latents = torch.cat([model.latents(contexts.select(w), s.tolist(), sampler) for w, s in parts])
+        if self.inversion_steps:
+            contexts, own, which = self.inverted(model, name, templates, latents, seed)
+        else:
+            for row, template in zip(own, templates, strict=True):
+                row[slice(*span(model, template, name))] = True
+        if self.silenced == "concept_and_end":
+            own = own | (contexts.ids == model.tokenizer.eos_token_id)
+        return Shown(latents, contexts, own, which)
+
+    def inverted(
+        self, model: Model, name: str, templates: Sequence[str], latents: Tensor, seed: int
+    ) -> tuple[Context, Tensor, Tensor]:
+        """(prompts with learnt embeddings in the place of the name, where these are, which of them each picture has)"""
+        rows = [with_placeholder(model, filled(t, PLACEHOLDER), self.inversion_tokens) for t in templates]
+        rows = [row for row in rows if fits(model, row)]
+        named = tokens(model, name)
+        start = table(model)[[named[i % len(named)] for i in range(self.inversion_tokens)]]
+        draws, everywhere = Draws(model, [seed_of("fmn inversion", seed, name)]), torch.ones_like(latents[:, :1])
+        learnt = textual_inversion(
+            model,
+            latents,
+            everywhere,
+            rows,
+            start,
+            self.inversion_steps,
+            self.inversion_batch,
+            self.inversion_lr,
+            draws,
+        )
+        prompts = slots(model, rows)
+        with torch.no_grad():
+            contexts = with_vectors(model, prompts, learnt.repeat(len(rows), 1))
+        return contexts, prompts.free, torch.arange(self.images) % len(rows)
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return tuned(model, artifact)
+
+
+class Shown(NamedTuple):
+    """A concept: latents of its pictures [N, C, h, w], prompts [P, L], which positions are silenced in them [P, L], and
+    which prompt each picture has [N]."""
+
+    latents: Tensor
+    contexts: Context
+    silenced: Tensor
+    which: Tensor
+
+    def one(self, i: int) -> tuple[Tensor, Context, Tensor]:
+        """A picture, its prompt and what is silenced in it, each with a batch dimension of one."""
+        prompt = slice(int(self.which[i]), int(self.which[i]) + 1)
+        return self.latents[i : i + 1], self.contexts.select(prompt), self.silenced[prompt]
+
+
+def attention(seen: Mapping[str, Tensor], silenced: Tensor) -> Tensor:
+    """The norm of all maps [B, heads, pixels, L] together at the silenced positions [B, L]; the mean over samples."""
+    parts = [(probabilities * silenced[:, None, None]).flatten(1) for probabilities in seen.values()]
+    return torch.linalg.vector_norm(torch.cat(parts, 1), dim=1).mean()
