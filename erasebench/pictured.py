@@ -69,24 +69,42 @@ class Pictured:
 
     def learn(self, model: Model, templates: Sequence[str], seed: int) -> Tensor:
         """The word's embedding [1, D]."""
-        channels, side, _ = model.latent_shape()
+        side = model.latent_shape()[1]
         pictures, masks = self.load(side * model.pixels_per_latent)
         z0, masks = model.encode_images(pictures), F.interpolate(masks, (side, side), mode="area").to(model.device)
-        rows = [with_placeholder(model, t.replace("{c}", PLACEHOLDER), 1) for t in templates]
-        rows = [row for row in rows if fits(model, row)]
-        vector = torch.nn.Parameter(table(model)[tokens(model, self.start)[-1:]].detach().clone())
-        optimiser, draws = torch.optim.AdamW([vector], lr=self.lr, weight_decay=0.01), Draws(model, [seed])
-        for _ in tqdm(range(self.steps), "inversion", disable=None, delay=2, leave=False):
-            pick, which, t = (
-                draws.integers([0], 0, most, self.batch)[0] for most in (len(z0), len(rows), len(model.alphas_cumprod))
-            )
-            noise = draws.normal([0], self.batch, channels, side, side)[0]
-            context = with_vectors(model, slots(model, [rows[i] for i in which]), vector.repeat(self.batch, 1))
-            error = (model.eps(noisy(model, z0[pick], t, noise), t, context) - noise).square()
-            loss = (error * masks[pick]).mean() / masks[pick].mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        vector = textual_inversion(model, z0, templates, self.start, self.steps, self.batch, self.lr, seed, masks)
         if not torch.isfinite(vector).all():
             raise ErasebenchError("the inversion of the pictures diverged: lower pictures.lr")
-        return vector.detach()
+        return vector
+
+
+def textual_inversion(
+    model: Model,
+    z0: Tensor,
+    templates: Sequence[str],
+    start: str,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    masks: Tensor | None = None,
+) -> Tensor:
+    """The embedding [1, D] that stands best for latents z0 [N, C, h, w] in the model as it stands, in the templates' {c}; from
+    the last token of `start` on. `masks` [N, 1, h, w] weigh the loss. Not finite where it diverged."""
+    channels, side, _ = model.latent_shape()
+    rows = [with_placeholder(model, t.replace("{c}", PLACEHOLDER), 1) for t in templates]
+    rows = [row for row in rows if fits(model, row)]
+    vector = torch.nn.Parameter(table(model)[tokens(model, start)[-1:]].detach().clone())
+    optimiser, draws = torch.optim.AdamW([vector], lr=lr, weight_decay=0.01), Draws(model, [seed])
+    masks = torch.ones_like(z0[:, :1]) if masks is None else masks
+    for _ in tqdm(range(steps), "inversion", disable=None, delay=2, leave=False):
+        pick, which, t = (
+            draws.integers([0], 0, most, batch)[0] for most in (len(z0), len(rows), len(model.alphas_cumprod))
+        )
+        noise = draws.normal([0], batch, channels, side, side)[0]
+        context = with_vectors(model, slots(model, [rows[i] for i in which]), vector.repeat(batch, 1))
+        error = (model.eps(noisy(model, z0[pick], t, noise), t, context) - noise).square()
+        loss = (error * masks[pick]).mean() / masks[pick].mean()
+        vector.grad = torch.autograd.grad(loss, vector)[0]
+        optimiser.step()
+    return vector.detach()
