@@ -72,10 +72,8 @@ class Pictured:
         side = model.latent_shape()[1]
         pictures, masks = self.load(side * model.pixels_per_latent)
         z0, masks = model.encode_images(pictures), F.interpolate(masks, (side, side), mode="area").to(model.device)
-        rows = [with_placeholder(model, t.replace("{c}", PLACEHOLDER), 1) for t in templates]
         first = table(model)[tokens(model, self.start)[-1:]]
-        draws = Draws(model, [seed])
-        vector = textual_inversion(model, z0, masks, rows, first, self.steps, self.batch, self.lr, draws)
+        vector = textual_inversion(model, z0, templates, first, self.steps, self.batch, self.lr, seed, masks)
         if not torch.isfinite(vector).all():
             raise ErasebenchError("the inversion of the pictures diverged: lower pictures.lr")
         return vector
@@ -84,19 +82,22 @@ class Pictured:
 def textual_inversion(
     model: Model,
     latents: Tensor,
-    masks: Tensor,
-    rows: Sequence[Sequence[int]],
+    templates: Sequence[str],
     start: Tensor,
     steps: int,
     batch: int,
     lr: float,
-    draws: Draws,
+    seed: int,
+    masks: Tensor | None = None,
 ) -> Tensor:
-    """Token embeddings [k, D], from `start` on, that stand for what latents [N, C, h, w] show where masks [N, 1, h, w] are
-    one; `rows` are prompts of token ids with k free ones, of which those that are too long are passed over."""
+    """Token embeddings [k, D], from `start` on, that stand best for what latents [N, C, h, w] show, in the templates' {c}, in the
+    model as it stands (Gal et al., 2023). `masks` [N, 1, h, w] weigh the loss. Templates that are too long are passed
+    over. Not finite where it diverged."""
+    rows = [with_placeholder(model, t.replace("{c}", PLACEHOLDER), len(start)) for t in templates]
     rows = [row for row in rows if fits(model, row)]
+    masks = torch.ones_like(latents[:, :1]) if masks is None else masks
     vectors = torch.nn.Parameter(start.detach().clone())
-    optimiser = torch.optim.AdamW([vectors], lr=lr, weight_decay=0.01)
+    optimiser, draws = torch.optim.AdamW([vectors], lr=lr, weight_decay=0.01), Draws(model, [seed])
     for _ in tqdm(range(steps), "inversion", disable=None, delay=2, leave=False):
         pick, which, t = (
             draws.integers([0], 0, most, batch)[0] for most in (len(latents), len(rows), len(model.alphas_cumprod))
@@ -105,7 +106,6 @@ def textual_inversion(
         context = with_vectors(model, slots(model, [rows[i] for i in which]), vectors.repeat(batch, 1))
         error = (model.eps(noisy(model, latents[pick], t, noise), t, context) - noise).square()
         loss = (error * masks[pick]).mean() / masks[pick].mean()
-        optimiser.zero_grad()
-        loss.backward()
+        vectors.grad = torch.autograd.grad(loss, vectors)[0]  # of nothing else that may be in training
         optimiser.step()
     return vectors.detach()

@@ -29,7 +29,7 @@ from erasebench.closed_form import filled, span
 from erasebench.contracts import PLACEHOLDER, Brief, Sampler
 from erasebench.model import Context, Model, join
 from erasebench.pictured import textual_inversion
-from erasebench.search import Draws, fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
+from erasebench.search import fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
 from erasebench.tasks import seed_of
 from erasebench.training import TRAINED, fine_tune, noised, tuned
 
@@ -103,18 +103,8 @@ class FMN:
         rows = [row for row in rows if fits(model, row)]
         named = tokens(model, name)
         start = table(model)[[named[i % len(named)] for i in range(self.inversion_tokens)]]
-        draws, everywhere = Draws(model, [seed_of("fmn inversion", seed, name)]), torch.ones_like(latents[:, :1])
-        learnt = textual_inversion(
-            model,
-            latents,
-            everywhere,
-            rows,
-            start,
-            self.inversion_steps,
-            self.inversion_batch,
-            self.inversion_lr,
-            draws,
-        )
+        how = (self.inversion_steps, self.inversion_batch, self.inversion_lr, seed_of("fmn inversion", seed, name))
+        learnt = textual_inversion(model, latents, templates, start, *how)
         prompts = slots(model, rows)
         with torch.no_grad():
             contexts = with_vectors(model, prompts, learnt.repeat(len(rows), 1))

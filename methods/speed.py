@@ -1,0 +1,134 @@
+"""SPEED (Li et al., ICLR 2026): a closed-form edit within the null space of what is to stay.
+
+    min over D   || (W + D) C1 - W C* ||^2 + lambda || D ||^2    with  D C0 = 0  and  D C2 = 0
+
+for every V projection W. C1: last tokens of the concepts, C*: those of their surrogates. C2, the invariants: the encoder's first
+output, and centres of the others that it gives for the empty prompt. C0: what is retained, refined for each W by
+
+    prior filtering     only c0 whose  || D' c0 ||  is not below the mean,  D' = W (C* C1^T - C1 C1^T) (I + C1 C1^T)^-1
+    prior augmentation  with  c0 + noise P,  P: on the r least right singular vectors of W;  filtered likewise
+
+Its null space is spanned by the eigenvectors of mean c0 c0^T below `threshold`. With B, an orthonormal basis of what of that is
+orthogonal to C2, the solution is  D = W (C* - C1) C1^T B (B^T C1 C1^T B + lambda I)^-1 B^T,  which is the paper's with its Lagrange
+multipliers written out; it needs no inverse of C2^T P Q^-1 C2, which is singular where the null space and C2 hardly meet. In fp64
+(the released code: fp32), by one seed of its own. Retained are the brief's names and the words of a vocabulary, where the paper has
+lists of each kind, and the augmented embeddings are filtered together, not in batches whose means differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from erasebench.methods.ap import named
+from safetensors.torch import save_file
+from torch import Tensor
+
+from erasebench import vocabulary
+from erasebench.closed_form import PROJECTIONS, aligned, factor, gram, write_notes
+from erasebench.contracts import Brief, ErasebenchError
+from erasebench.model import Model
+from erasebench.training import FILE, tuned
+
+
+@dataclass(frozen=True)
+class SPEED:
+    """which: the projections. token_set: of the concepts, as UCE's. vocabulary: as AP's, or None for the names alone.
+    ridge: lambda. augmented: how many variations of a retained embedding, along `rank` directions. centres: of the empty
+    prompt's outputs."""
+
+    which: Literal["v", "k", "kv"] = "v"
+    token_set: Literal["last", "last_to_end"] = "last"
+    vocabulary: str | tuple[str, ...] | None = "captions"
+    threshold: float = 0.1
+    ridge: float = 1.0
+    filtered: bool = True
+    augmented: int = 10
+    rank: int = 1
+    centres: int = 3
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.centres < 1:
+            raise ErasebenchError(f"method.centres={self.centres}: the empty prompt needs at least one")
+        if self.vocabulary is not None:
+            object.__setattr__(self, "vocabulary", named(self.vocabulary))
+
+    def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        pairs = [(concept.name, concept.surrogate) for concept in brief.concepts]
+        sources, targets = (rows.double() for rows in aligned(model, pairs, self.token_set))
+        energy = sources.T @ sources / len(pairs)
+        change = (targets - sources).T @ sources / len(pairs)
+        retained, invariants = last_tokens(model, self.retained(model, brief)), self.invariants(model)
+        edited, room = {}, []
+        for name in model.names(PROJECTIONS.replace("kv", self.which)):
+            weight = model.weight(name).double()
+            basis = self.null_space(self.refined(weight, energy, change, retained, generator), invariants)
+            room.append(basis.shape[1])
+            if room[-1]:
+                within = factor(basis.T @ energy @ basis, self.ridge).solve(weight @ change @ basis)
+                edited[name] = weight + within @ basis.T
+        if not edited:
+            raise ErasebenchError(f"method.threshold={self.threshold:g}: what is retained leaves no direction to edit")
+        save_file({name: weight.float().contiguous().cpu() for name, weight in edited.items()}, out / FILE)
+        write_notes(out, {"least_null_space": min(room), "most_null_space": max(room)})
+
+    def retained(self, model: Model, brief: Brief) -> list[str]:
+        """Raises ErasebenchError where there is nothing to retain."""
+        words = vocabulary.words(model, brief, self.vocabulary) if self.vocabulary is not None else []
+        if not (texts := list(dict.fromkeys([*brief.preserved, *words]))):
+            raise ErasebenchError("method.vocabulary=null: the task names nothing that is kept; give a vocabulary")
+        return texts
+
+    def refined(self, weight: Tensor, energy: Tensor, change: Tensor, retained: Tensor, generator) -> Tensor:
+        """The retained embeddings [N, D] that the edit without constraints moves most, and their augmentations [*, D]."""
+        shift = factor(energy, 1.0).solve(weight @ change)
+        moved = lambda rows: (rows @ shift.T).norm(dim=1)
+        most = lambda rows: rows[moved(rows) >= moved(rows).mean()]
+        kept = most(retained) if self.filtered else retained
+        if not self.augmented:
+            return kept
+        directions = torch.linalg.svd(weight, full_matrices=False).Vh[-self.rank :]
+        noise = torch.randn(self.augmented * len(kept), len(directions), generator=generator, dtype=torch.float64)
+        return torch.cat([kept, most(kept.repeat(self.augmented, 1) + noise.to(kept.device) @ directions)])
+
+    def null_space(self, kept: Tensor, invariants: Tensor) -> Tensor:
+        """Orthonormal directions [D, m] in which the kept [N, D] hardly reach, and the invariants [Q, D] do not at all."""
+        values, vectors = torch.linalg.eigh(gram(kept) / len(kept))
+        free = vectors[:, values.clamp(min=0) < self.threshold]  # below zero is rounding
+        across, sizes, _ = torch.linalg.svd(free.T @ invariants.T)
+        return free @ across[:, int((sizes > 1e-9 * invariants.norm()).sum()) :]
+
+    def invariants(self, model: Model) -> Tensor:
+        """[1 + centres, D]: the first output for the empty prompt, and cluster means of the others."""
+        with torch.no_grad():
+            first, rest = model.unconditional().hidden[0].double().tensor_split([1])
+        return torch.cat([first, means(rest, min(self.centres, len(rest)))])
+
+    def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        return tuned(model, artifact)
+
+
+@torch.no_grad()
+def last_tokens(model: Model, texts: Sequence[str], batch: int = 256) -> Tensor:
+    """Encodings [N, D] of each text's last token, fp64."""
+    parts = (model.encode(texts[i : i + batch]) for i in range(0, len(texts), batch))
+    return torch.cat([c.hidden[torch.arange(len(c.ids)), c.ends - 1].double() for c in parts])
+
+
+def means(rows: Tensor, count: int, rounds: int = 100) -> Tensor:
+    """K-means of rows [N, D], by Lloyd's algorithm from rows evenly apart: [count, D]."""
+    centre = rows[((torch.arange(count) + 0.5) * len(rows) / count).long()]
+    for _ in range(rounds):
+        label = torch.cdist(rows, centre).argmin(1)
+        of = [rows[label == i] for i in range(count)]
+        moved = torch.stack([own.mean(0) if len(own) else old for own, old in zip(of, centre, strict=True)])
+        if torch.equal(moved, centre):
+            break
+        centre = moved
+    return centre
