@@ -8,7 +8,7 @@ const make = (tag, parts = {}, ...children) => {
 // Tables: a click on a head sorts, the better end first.
 function sortable(table) {
   const heads = all(".names th", table);
-  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+  heads.forEach((head, column) => head.firstElementChild?.addEventListener("click", () => {
     const best = head.firstElementChild.dataset.best || "ascending";
     const other = best === "ascending" ? "descending" : "ascending";
     const way = head.getAttribute("aria-sort") === best ? other : best;

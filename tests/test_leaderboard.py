@@ -1052,3 +1052,10 @@ def test_the_new_parts_are_quiet_narrow_and_dark(rich_page, rich, whole):
     )
     assert rich_page.execute_script("return document.scripts.length") == 2
     assert each(rich_page, "main script, main b script", "1") == []
+
+
+def test_a_guard_that_refuses_everything_is_ranked(tmp_path):
+    nothing = replace(row("acc_e_top1", None), metric="broken_target", group="quality", n=9, n_valid=0)
+    for refused, status in ((9, "ok"), (8, "incomplete")):
+        save(tmp_path, "g", *scores(0.0, 0.9), replace(nothing, n_refused=refused), method="guard")
+        assert leaderboard.load(tmp_path)[0][0].runs[0].status == status
