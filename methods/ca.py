@@ -11,7 +11,8 @@ on a grey ground or larger than the frame, which the prompt then says; the norms
 
 Departs from it: pictures come of training templates or a file of prompts, not from a language model; they are encoded to the
 posterior's mean; the mask leaves out whatever of the latent the picture does not fill wholly (there, one row more on two sides);
-lambda does not double the rate. Left out: memorised pictures, which need a filter of copies, and its group `embedding`.
+the rate is what is given, there it doubles beside a lambda. Left out: memorised pictures, which need a filter of copies, and
+its group `embedding`.
 """
 
 from __future__ import annotations
