@@ -13,7 +13,7 @@ in the golden's interval, since another processor rounds otherwise; where it mov
 all images agree an interval is as narrow as rounding, and some values have none: there, one image may do what it can
 (`allowed`). Seconds and memory are not compared.
 
-    python -m erasebench.regress --only object_uce --results out       one run; its rows and pictures stay in out/runs
+    python -m erasebench.regress --only object_uce --results out       some runs; their rows and pictures stay in out/runs
     python -m erasebench.regress --accept "CLIP judges at 336 px"      new goldens, from a clean checkout, with the reason
 
 Exits: 0 nothing moved out of its interval, 1 something did, or a run failed, 2 bad use.
@@ -339,15 +339,15 @@ def report(moves: Sequence[Move], golden: Mapping[str, Sequence[Line]]) -> int:
 
 def main(argv: list[str] | None = None, runs: Path = LIST, goldens: Path = GOLDENS) -> int:
     parser = argparse.ArgumentParser(prog="python -m erasebench.regress", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="RUN", help=f"one run of {runs.name}")
+    parser.add_argument("--only", action="append", metavar="RUN", help=f"a run of {runs.name}; may be given several times")
     parser.add_argument("--results", type=Path, metavar="DIR", help="keep rows and pictures in DIR/runs")
     parser.add_argument("--accept", metavar="WHY", help="write the goldens anew, and the reason")
     args = parser.parse_args(argv)
     try:
         known = listed(runs)
-        if args.only is not None:
-            config.refuse_unknown("run", args.only, list(known))
-        chosen = {name: words for name, words in known.items() if args.only in (None, name)}
+        for name in args.only or ():
+            config.refuse_unknown("run", name, list(known))
+        chosen = {name: words for name, words in known.items() if args.only is None or name in args.only}
         if args.accept is not None:
             return accept(chosen, known, args.results, goldens, check_accept(args.accept))
         golden = opened(chosen, known, goldens)
