@@ -2,17 +2,19 @@
 
     min over D   || (W + D) C1 - W C* ||^2 + lambda || D ||^2    with  D C0 = 0  and  D C2 = 0
 
-for every V projection W. C1: last tokens of the concepts, C*: those of their surrogates. C2, the invariants: the encoder's first
-output, and centres of the others that it gives for the empty prompt. C0: what is retained, refined for each W by
+for every V projection W. C1: last tokens of the concepts, C*: those of their surrogates. C2, the invariants: the
+encoder's first output, and centres of the others that it gives for the empty prompt. C0: what is retained, refined
+for each W by
 
     prior filtering     only c0 whose  || D' c0 ||  is not below the mean,  D' = W (C* C1^T - C1 C1^T) (I + C1 C1^T)^-1
     prior augmentation  with  c0 + noise P,  P: on the r least right singular vectors of W;  filtered likewise
 
-Its null space is spanned by the eigenvectors of mean c0 c0^T below `threshold`. With B, an orthonormal basis of what of that is
-orthogonal to C2, the solution is  D = W (C* - C1) C1^T B (B^T C1 C1^T B + lambda I)^-1 B^T,  which is the paper's with its Lagrange
-multipliers written out; it needs no inverse of C2^T P Q^-1 C2, which is singular where the null space and C2 hardly meet. In fp64
-(the released code: fp32), by one seed of its own. Retained are the brief's names and the words of a vocabulary, where the paper has
-lists of each kind, and the augmented embeddings are filtered together, not in batches whose means differ.
+Its null space is spanned by the eigenvectors of mean c0 c0^T below `threshold`. With B, an orthonormal basis of what
+of that is orthogonal to C2, the solution is  D = W (C* - C1) C1^T B (B^T C1 C1^T B + lambda I)^-1 B^T,  which is the
+paper's with its Lagrange multipliers written out; it needs no inverse of C2^T P Q^-1 C2, which is singular where the
+null space and C2 hardly meet. In fp64 (the released code: fp32), by one seed of its own. Retained are the brief's
+names and the words of a vocabulary, where the paper has lists of each kind, and the augmented embeddings are filtered
+together, not in batches whose means differ.
 """
 
 from __future__ import annotations

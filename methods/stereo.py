@@ -4,14 +4,15 @@ search, `rounds` times, theta going on from round to round:
     min over theta   || eps_theta(x_t, p) - [eps(x_t) - eta (eps(x_t, p) - eps(x_t))] ||^2,   p: the concept, then the last v
     min over v       E || noise - eps_theta(x_t, t, v) ||^2   over pictures of the concept, others in every round
 erase, theta from the base again, with p any of P = {concept, v_1, v_2, ...} and p_a a prompt to anchor at:
-    min over theta   || eps_theta(x_t, p) - [eps(x_t) + s_a (eps(x_t, p_a) - eps(x_t)) - s_n mean over q in P of (eps(x_t, q) - eps(x_t))] ||^2
+    min over theta   || eps_theta(x_t, p) - [eps(x_t) + s_a (eps(x_t, p_a) - eps(x_t))
+                                             - s_n mean over q in P of (eps(x_t, q) - eps(x_t))] ||^2
 
-eps is the base. The numbers are the released code's, as its normalised guidance works out: its one scale of 2 is s_a = 1 but s_n = 3
-(a sign is taken after one is subtracted), and its negative guidance of 2 in the search is eta = 0. Its anchors hold the concept
-beside other things (written by a language model); here they are the training templates, with the concept or its surrogate in them.
-Departs from the released code: only theta is trained (there a flag that is meant to freeze the rest does nothing), prompts are
-drawn evenly where they are dealt out there, and predictions that nothing uses are not made. Several concepts are searched for
-one by one and erased together.
+eps is the base. The numbers are the released code's, as its normalised guidance works out: its one scale of 2 is s_a
+= 1 but s_n = 3 (a sign is taken after one is subtracted), and its negative guidance of 2 in the search is eta = 0.
+Its anchors hold the concept beside other things (written by a language model); here they are the training templates,
+with the concept or its surrogate in them. Departs from the released code: only theta is trained (there a flag that is
+meant to freeze the rest does nothing), prompts are drawn evenly where they are dealt out there, and predictions that
+nothing uses are not made. Several concepts are searched for one by one and erased together.
 """
 
 from __future__ import annotations
