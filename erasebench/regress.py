@@ -339,7 +339,9 @@ def report(moves: Sequence[Move], golden: Mapping[str, Sequence[Line]]) -> int:
 
 def main(argv: list[str] | None = None, runs: Path = LIST, goldens: Path = GOLDENS) -> int:
     parser = argparse.ArgumentParser(prog="python -m erasebench.regress", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", metavar="RUN", help=f"a run of {runs.name}; may be given several times")
+    parser.add_argument(
+        "--only", action="append", metavar="RUN", help=f"a run of {runs.name}; may be given several times"
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", help="keep rows and pictures in DIR/runs")
     parser.add_argument("--accept", metavar="WHY", help="write the goldens anew, and the reason")
     args = parser.parse_args(argv)
