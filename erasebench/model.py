@@ -461,6 +461,11 @@ class Model:
             list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
         ).input_ids.to(self.device)
 
+    def encode_distinct(self, texts: Sequence[str]) -> Context:
+        """`encode` of prompts of which many are the same, each of these once."""
+        distinct = list(dict.fromkeys(texts))
+        return self.encode(distinct).select(torch.tensor([distinct.index(text) for text in texts]))
+
     def encode(
         self, text: Sequence[str] | None = None, *, ids: Tensor | None = None, token_embeds: Tensor | None = None
     ) -> Context:
@@ -615,11 +620,7 @@ class Model:
     ) -> Sampled:
         """One image for each prompt and seed, through guidance and guard as they stand now. `scales` gives each image
         its own guidance."""
-        if isinstance(texts, Context):
-            context = texts
-        else:
-            unique = list(dict.fromkeys(texts))  # many seeds share one prompt
-            context = self.encode(unique).select(torch.tensor([unique.index(text) for text in texts]))
+        context = texts if isinstance(texts, Context) else self.encode_distinct(texts)
         refused = torch.zeros(len(seeds), dtype=torch.bool)
         if self.guard is not None:
             refused = (self.guard(self, context) >= self.guard.threshold).cpu()

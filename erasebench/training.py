@@ -16,6 +16,7 @@ from .contracts import Sampler
 from .model import Context, Model, join
 
 FILE = "weights.safetensors"
+TOGETHER = 64  # pictures drawn at a time
 TRAINED = {  # ESD's released parameter groups: norms included; the output, time embedding and input convolution are not
     "x": r"^unet\..*attn2\.",
     "u": r"^unet\.(?!.*attn2\.)(?!conv_out|conv_norm_out|time_embedding)",
@@ -34,15 +35,22 @@ class Pictures(NamedTuple):
 
 
 @torch.no_grad()
-def drawn(model: Model, texts: Sequence[str], sampler: Sampler, generator: torch.Generator) -> Pictures:
-    """A picture of each text, by the model as it stands; its latents are the sampler's own."""
+def drawn(model: Model, texts: Sequence[str], seeds: Sequence[int] | torch.Generator, sampler: Sampler) -> Pictures:
+    """A picture of each text and seed (or of seeds that a generator draws), by the model as it stands; its latents are
+    the sampler's own."""
+    if isinstance(seeds, torch.Generator):
+        seeds = torch.randint(2**31, (len(texts),), generator=seeds).tolist()
     made = []
-    for i in range(0, len(texts), 64):
-        context = model.encode(texts[i : i + 64])
-        seeds = torch.randint(2**31, (len(context.ids),), generator=generator).tolist()
-        made.append(Pictures(model.latents(context, seeds, sampler), context))
+    for i in range(0, len(texts), TOGETHER):
+        context = model.encode_distinct(texts[i : i + TOGETHER])
+        made.append(Pictures(model.latents(context, seeds[i : i + TOGETHER], sampler), context))
     z, contexts = zip(*made, strict=True)
     return Pictures(torch.cat(z), join(*contexts))
+
+
+def decoded(model: Model, pictures: Pictures) -> Tensor:
+    """Images uint8 [N, H, W, 3] of pictures."""
+    return torch.cat([model.decode(z) for z in pictures.z.split(TOGETHER)])
 
 
 def shuffled(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:

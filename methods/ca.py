@@ -35,7 +35,7 @@ from erasebench.contracts import Brief, Concept, Sampler
 from erasebench.loaders import lines
 from erasebench.model import ClassifierFree, Context, Model
 from erasebench.tasks import seed_of
-from erasebench.training import fine_tune, noised, tuned
+from erasebench.training import decoded, drawn, fine_tune, noised, tuned
 
 GROUPS = {
     "cross-attn": r"^unet\..*attn2\.to_[kv]\.",
@@ -43,7 +43,6 @@ GROUPS = {
     "full-weight": r"^unet\.",
 }
 SMALL, LARGE = ("far away", "very small"), ("zoomed in", "close up")  # said of a picture made smaller, larger
-TOGETHER = 64  # pictures drawn at a time
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,7 @@ class CA:
             for anchor in tqdm(dict.fromkeys(c.surrogate for c in concepts), "ca images", disable=None, delay=2):
                 texts = [filled(templates[i % len(templates)], anchor) for i in range(self.images)]
                 seeds = [seed_of("ca image", seed, anchor, i) for i in range(self.images)]
-                parts = [slice(i, i + TOGETHER) for i in range(0, self.images, TOGETHER)]
-                made[anchor] = torch.cat([model.sample(texts[p], seeds[p], sampler).images for p in parts])
+                made[anchor] = decoded(model, drawn(model, texts, seeds, sampler))
         return made
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:

@@ -31,10 +31,9 @@ from erasebench.model import Context, Model, join
 from erasebench.pictured import textual_inversion
 from erasebench.search import fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
 from erasebench.tasks import seed_of
-from erasebench.training import TRAINED, fine_tune, noised, tuned
+from erasebench.training import TRAINED, drawn, fine_tune, noised, tuned
 
 GROUPS = {"full": r"^unet\.", "x": TRAINED["x"]}
-TOGETHER = 64  # pictures drawn at a time
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,8 @@ class FMN:
         with torch.no_grad():
             contexts = model.encode([filled(template, name) for template in templates])
         which = torch.arange(self.images) % len(templates)
+        latents = drawn(model, [filled(templates[i], name) for i in which], seeds, sampler).z
         own = torch.zeros(contexts.ids.shape, dtype=torch.bool, device=model.device)
-        parts = zip(which.split(TOGETHER), torch.tensor(seeds).split(TOGETHER), strict=True)
-        latents = torch.cat([model.latents(contexts.select(w), s.tolist(), sampler) for w, s in parts])
         if self.inversion_steps:
             contexts, own, which = self.inverted(model, name, templates, latents, seed)
         else:

@@ -58,8 +58,8 @@ class SelectiveAmnesia:
         named = [(c.name, filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
         names, texts = zip(*(named[i % len(named)] for i in range(self.pictures)), strict=True)
         with torch.no_grad():
-            surrogates = drawn(model, texts, sampler, generator)._replace(context=model.encode(names))
-        replayed = drawn(model, kept_prompts(brief, self.replay, generator), sampler, generator)
+            surrogates = drawn(model, texts, generator, sampler)._replace(context=model.encode(names))
+        replayed = drawn(model, kept_prompts(brief, self.replay, generator), generator, sampler)
         fisher = self.fisher(model, replayed.select(slice(self.fim_pictures)), generator)
         before = {name: model.weight(name) for name in fisher}
         orders = [shuffled(len(p.z), self.batch, generator) for p in (surrogates, replayed)]

@@ -36,7 +36,7 @@ from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Model
 from erasebench.tasks import seed_of
-from erasebench.training import FILE, tuned
+from erasebench.training import FILE, decoded, drawn, tuned
 from erasebench.vocabulary import kept_prompts
 
 ADAPTED = r"^text_encoder\..*\.(k_proj|v_proj|out_proj|fc1|fc2)\.weight$"
@@ -106,12 +106,10 @@ class SafeCLIP:
     def seen(self, model: Model, texts: Sequence[str]) -> Tensor:
         """CLIP's features [N, F] of a picture of each text, drawn by the base."""
         encoder, preprocess, _ = load(self.clip.architecture, self.clip.pretrained)
-        sampler, found = Sampler("ddim", self.ddim_steps, self.guidance), []
-        for i in range(0, len(texts), PART):
-            part = texts[i : i + PART]
-            drawn = model.sample(part, [seed_of("safe_clip", i + k) for k in range(len(part))], sampler)
-            with torch.no_grad():
-                found.append(encoder.encode_image(preprocess(drawn.images)))
+        seeds = [seed_of("safe_clip", i) for i in range(len(texts))]
+        images = decoded(model, drawn(model, texts, seeds, Sampler("ddim", self.ddim_steps, self.guidance)))
+        with torch.no_grad():
+            found = [encoder.encode_image(preprocess(part)) for part in images.split(PART)]
         return torch.cat(found).to(model.device, model.dtype)
 
     def loss(self, safe: Tensor, unsafe: Tensor, reference: Tensor, seen: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ class SalUn:
         generator, sampler = torch.Generator().manual_seed(seed), Sampler("ddim", self.ddim_steps, self.guidance)
         named = [(filled(t, c.name), filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
         texts, others = zip(*(named[i % len(named)] for i in range(self.pictures)), strict=True)
-        forget = drawn(model, texts, sampler, generator)
-        retain = drawn(model, kept_prompts(brief, self.kept, generator), sampler, generator)
+        forget = drawn(model, texts, generator, sampler)
+        retain = drawn(model, kept_prompts(brief, self.kept, generator), generator, sampler)
         with torch.no_grad():
             other = model.encode(others)
         mask = saliency(self.gradient(model, forget, generator), self.salient)

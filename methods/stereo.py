@@ -34,7 +34,7 @@ from erasebench.model import Context, Model, join
 from erasebench.pictured import textual_inversion
 from erasebench.search import FREE, slots, table, tokens, with_vectors
 from erasebench.tasks import seed_of
-from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
+from erasebench.training import TRAINED, drawn, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import Along
 
 Target = Callable[[Tensor, Tensor, Context, Tensor], Tensor]  # of z, t, prompts and their numbers; asked of the base
@@ -103,7 +103,7 @@ class STEREO:
             free = model.eps(z, t, model.unconditional().repeat(len(z)))
             return erased_noise_target(free, model.eps(z, t, prompts), self.search_eta)
 
-        pictures = [self.drawn(model, brief, concept.name, seed).chunk(self.rounds) for concept in brief.concepts]
+        pictures = [self.shown(model, brief, concept.name, seed).chunk(self.rounds) for concept in brief.concepts]
         known = [concepts]
         with ExitStack() as stack:
             for number in range(self.rounds):
@@ -118,16 +118,12 @@ class STEREO:
                     known.append(with_vectors(model, slots(model, [[FREE]] * len(vectors)), torch.cat(vectors)))
         return known[1:]
 
-    def drawn(self, model: Model, brief: Brief, name: str, seed: int) -> Tensor:
+    def shown(self, model: Model, brief: Brief, name: str, seed: int) -> Tensor:
         """Latents [pictures, C, h, w] of a concept, drawn by the base in the training templates' words."""
         sampler = Sampler("ddim", self.ddim_steps, self.image_guidance)
-        with torch.no_grad():
-            prompts = model.encode([filled(template, name) for template in brief.templates])
-        parts = []
-        for numbers in torch.arange(self.pictures).split(64):
-            seeds = [seed_of("stereo picture", name, seed, i) for i in numbers.tolist()]
-            parts.append(model.latents(prompts.select(numbers % len(prompts.ids)), seeds, sampler))
-        return torch.cat(parts)
+        texts = [filled(brief.templates[i % len(brief.templates)], name) for i in range(self.pictures)]
+        seeds = [seed_of("stereo picture", name, seed, i) for i in range(self.pictures)]
+        return drawn(model, texts, seeds, sampler).z
 
     def inverted(self, model: Model, brief: Brief, number: int, shown: Tensor, seed: int) -> Tensor:
         """The word [1, D] for one concept's pictures, in the model as it stands."""

@@ -72,9 +72,9 @@ def test_two_steps_by_hand(tiny, tmp_path):
         torch.Generator().manual_seed(9),
         Sampler("ddim", 3),
     )
-    forget = drawn(tiny, ["a sky", "a sea", "sky here", "sea here"], sampler, draw)
+    forget = drawn(tiny, ["a sky", "a sea", "sky here", "sea here"], draw, sampler)
     forget = forget._replace(context=tiny.encode(["cat", "tom"] * 2))
-    replayed = drawn(tiny, kept_prompts(BRIEF, 4, draw), sampler, draw)
+    replayed = drawn(tiny, kept_prompts(BRIEF, 4, draw), draw, sampler)
     fisher = cut.fisher(tiny, replayed.select(slice(2)), draw)
     orders = [shuffled(4, 2, draw) for _ in range(2)]
     before = {name: tiny.weight(name).clone() for name in fisher}

@@ -69,8 +69,8 @@ def test_one_step_by_hand(tiny, tmp_path):
         torch.Generator().manual_seed(5),
         Sampler("ddim", 3),
     )
-    forget = drawn(tiny, ["a cat", "cat here"] * 2, sampler, draw)
-    retain = drawn(tiny, salun.kept_prompts(BRIEF, 4, draw), sampler, draw)
+    forget = drawn(tiny, ["a cat", "cat here"] * 2, draw, sampler)
+    retain = drawn(tiny, salun.kept_prompts(BRIEF, 4, draw), draw, sampler)
     mask = saliency(cut.gradient(tiny, forget, draw), 0.25)
     which, kept = (next(shuffled(4, 4, draw)) for _ in range(2))
     with tiny.training(tiny.names(r"^unet\.")) as weights:

@@ -71,7 +71,7 @@ def test_every_round_inverts_pictures_of_its_own_in_the_erased_model(tiny, monke
 
     monkeypatch.setattr(stereo, "textual_inversion", spy)
     method.search(tiny, BRIEF, tiny.encode(["cat", "tom"]), torch.Generator().manual_seed(0), 0)
-    drawn = [method.drawn(tiny, BRIEF, name, 0) for name in ("cat", "tom")]
+    drawn = [method.shown(tiny, BRIEF, name, 0) for name in ("cat", "tom")]
     parts = [drawn[0][:2], drawn[1][:2], drawn[0][2:], drawn[1][2:]]
     assert all(torch.equal(one[0], part) for one, part in zip(shown, parts, strict=True))
     ends = [table(tiny)[tokens(tiny, name)[-1:]] for name in ("sky", "sea")]
