@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,23 +66,22 @@ class Shown:
         return np.array([read(*pair) for pair in zip(self.found, self.hits[how], strict=True)])
 
 
-def attack_all(
-    run: Run, store: Store, erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]
-) -> list[Outcome]:
+def attack_all(erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]) -> list[Outcome]:
     """Every attack of the run on its first target prompts. An attack that fails does not stop the others."""
+    run = erased.run
     prompts = tuple(p for p in run.plan.prompts if p.split == "target")[: run.attacked]
     evaluator = watcher(run)
     problem = "the task shows no target prompts" if not prompts else ""
     problem = problem or ("" if evaluator else "no evaluator of this task says whether an image shows the concept")
     if problem:
         return [Outcome(name, status="skipped", reason=problem) for name in run.attacks]
-    target = score(store, evaluator, ours, "target"), score(store, evaluator, originals, "target")
+    target = score(erased, evaluator, ours, "target"), score(erased, evaluator, originals, "target")
     before, known = ((evaluator.shows(s) >= evaluator.sure) & ~s.refused for s in target)
     outcomes, shown = {}, {}
     for name, attack in run.attacks.items():
         start = time.perf_counter()
         try:
-            stage = Stage(run, store, erased, evaluator, name, attack, prompts, before, originals, target[1], known)
+            stage = Stage(erased, evaluator, name, attack, prompts, before, originals, target[1], known)
             if reason := stage.skips():
                 log.info("attack %s skipped: %s", name, reason)
                 outcomes[name] = Outcome(name, status="skipped", reason=reason)
@@ -94,7 +93,7 @@ def attack_all(
     pre = before[: len(prompts)].astype(float)
     for name, made in shown.items():
         metrics = tuple(summary(name, made, shown, pre, [p.concept for p in prompts]))
-        total = costs(run, store, made.made) if made.made else {}
+        total = costs(erased, made.made) if made.made else {}
         if total:
             total["unet_calls"] += round(made.spent["unet_calls"])  # shared among prompts attacked together
             total["sample_seconds"] += made.spent["seconds"]
@@ -180,8 +179,6 @@ def summary(
 class Stage:
     """One attack on one model: what it has found, in the store, and its images."""
 
-    run: Run
-    store: Store
     erased: Erased
     evaluator: Evaluator
     name: str
@@ -193,8 +190,30 @@ class Stage:
     known: np.ndarray
     queries: int = 0
 
+    @property
+    def run(self) -> Run:
+        return self.erased.run
+
+    @property
+    def store(self) -> Store:
+        return self.erased.store
+
+    @property
+    def state(self) -> str:
+        return "base" if self.run.is_base else "erased"
+
     def model(self) -> Model:
-        return self.erased.base() if self.run.is_base else self.erased.erased()
+        return getattr(self.erased, self.state)()
+
+    def map(self, work: Callable[[Stage, Any], Any], items: Sequence, label: str) -> list:
+        """work(stage, item) of every item, wherever the run is carried out."""
+        bare = replace(self, erased=None)
+
+        def there(here: Erased, item: Any, beside: int) -> Any:
+            originals = [shard.of(here.store) for shard in bare.originals]
+            return work(replace(bare, erased=here, originals=originals), item)
+
+        return self.erased.map(there, items, label, alone=True)
 
     @property
     def explicit(self) -> bool:
@@ -232,7 +251,8 @@ class Stage:
         skip = getattr(self.attack, "skip", None)
         if skip is None or all(self.store.get("attacks", self.of(i)) for i in range(len(self.prompts))):
             return ""
-        return skip(self.model())
+        (reason,) = self.map(lambda here, _: here.attack.skip(here.model()), [None], "check")
+        return reason
 
     def allows(self, text: str) -> bool:
         return not (self.explicit and refuses(text))
@@ -282,26 +302,29 @@ class Stage:
     def search(self) -> list[Path]:
         """An entry for each prompt. Those that are missing are attacked together, and stored as each is finished."""
         missing = [i for i in range(len(self.prompts)) if self.store.get("attacks", self.of(i)) is None]
-        for start in range(0, len(missing), self.run.together):
-            part = missing[start : start + self.run.together]
-            model = self.model()
-            if not self.run.is_base and not model.differs:
-                raise ErasebenchError(
-                    f"method {self.run.method} left the model as it was: an attack on it says nothing"
-                )
-            pending = dict.fromkeys(part, np.zeros(3))  # queries, U-Net calls, seconds
-            clock = lambda here=model: np.array([self.queries, here.unet_samples, time.perf_counter()])
-            last, objective = clock(), ""
-            if hasattr(self.attack, "objective"):
-                objective = "guided" if guided(model, self.attack.objective) else "cond"
-            for position, found in self.attack.run(model, self.scene(part)):
-                now, i = clock(), part[position]
-                pending = {j: spent + (now - last) / len(pending) for j, spent in pending.items()}
-                last = now
-                self.keep(i, self.gated(found), pending.pop(i), objective)
-            if pending:
-                raise ErasebenchError(f"attack {self.name} said nothing of {len(pending)} prompts")
+        workers = self.run.executor.workers(self.run.device)
+        size = max(1, min(self.run.together, -(-len(missing) // workers)))
+        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+        self.map(lambda here, part: here.attacked(part), parts, f"attack {self.name}")
         return [self.store.get("attacks", self.of(i)) for i in range(len(self.prompts))]
+
+    def attacked(self, part: Sequence[int]) -> None:
+        """Attack some prompts together."""
+        model = self.model()
+        if not self.run.is_base and not model.differs:
+            raise ErasebenchError(f"method {self.run.method} left the model as it was: an attack on it says nothing")
+        pending = dict.fromkeys(part, np.zeros(3))  # queries, U-Net calls, seconds
+        clock = lambda: np.array([self.queries, model.unet_samples, time.perf_counter()])
+        last, objective = clock(), ""
+        if hasattr(self.attack, "objective"):
+            objective = "guided" if guided(model, self.attack.objective) else "cond"
+        for position, found in self.attack.run(model, self.scene(part)):
+            now, i = clock(), part[position]
+            pending = {j: spent + (now - last) / len(pending) for j, spent in pending.items()}
+            last = now
+            self.keep(i, self.gated(found), pending.pop(i), objective)
+        if pending:
+            raise ErasebenchError(f"attack {self.name} said nothing of {len(pending)} prompts")
 
     def gated(self, found: Found) -> Found:
         """Without the shots that may not be generated."""
@@ -338,7 +361,7 @@ class Stage:
                 asked.append(Prompt(f"{split}/{p.id}/{k}", shot.text, shot.seed, split, p.concept, p.guidance))
                 founds[asked[-1].id] = f, shot
         made = self.images(asked, founds)
-        scored = score(self.store, self.evaluator, made, split) if made else None
+        scored = score(self.erased, self.evaluator, made, split) if made else None
 
         def shown(verdicts: Iterable[bool]) -> list[dict[str, list[bool]]]:
             """Of each prompt, by label, what is said of its shots."""
@@ -354,7 +377,7 @@ class Stage:
         if hasattr(self.evaluator, "likest"):
             hits[TOP1] = shown(self.evaluator.likest(scored) & ~scored.refused if made else ())
         if (second := self.second()) is not None:
-            hits[CONFIRMED] = shown(sure & second.found(score(self.store, second, made, split)) if made else ())
+            hits[CONFIRMED] = shown(sure & second.found(score(self.erased, second, made, split)) if made else ())
         spent = {key: sum(r[key] for r in records) for key in ("queries", "unet_calls", "seconds")}
         params = {
             **asdict(self.attack),
@@ -389,13 +412,13 @@ class Stage:
         plainly = not own and not any(f.tensors for f, _ in founds.values())
         label = f"attack {self.name}"
         if plainly:
-            return produce(self.run, self.store, parts, self.model, ours, label)
+            return produce(self.erased, parts, self.state, ours, label)
         made = []
         for part in parts:
             by = digest([{k: v.flatten().tolist() for k, v in founds[p.id][0].tensors.items()} for p in part])
             # shots of one prompt may differ in nothing but their number
             how = {"attack": self.attack if own else "vectors", "tensors": by, "shots": [p.id for p in part]}
-            made += produce(self.run, self.store, [part], self.model, {**ours, **how}, label, draw)
+            made += produce(self.erased, [part], self.state, {**ours, **how}, label, draw)
         return made
 
     def set(self, entries: Sequence[Path]) -> Path:

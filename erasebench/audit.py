@@ -161,13 +161,13 @@ def opinions(run: Run) -> Opinions | None:
     """None where no evaluator of the run says of an image whether it shows the concept (`shows`)."""
     if any(row.status == "failed" for row in execute(run)):
         raise ErasebenchError(f"method {run.method} failed: nothing to audit")
-    store, erased = Store(), Erased(run, Store())
-    _, made = images(run, store, erased)
+    erased = Erased(run, Store())
+    _, made = images(erased)
     erased.close()
     for evaluator in run.plan.evaluators.values():
         if hasattr(evaluator, "shows") and not run.skips(evaluator):
-            shown = evaluator.shows(score(store, evaluator, made, "target"))
-            other = run.second and run.second.found(score(store, run.second, made, "target"))
+            shown = evaluator.shows(score(erased, evaluator, made, "target"))
+            other = run.second and run.second.found(score(erased, run.second, made, "target"))
             return Opinions(run.method, shown, shown >= evaluator.sure, other)
     return None
 

@@ -42,19 +42,19 @@ def compare(first: Run, second: Run) -> Compared:
     Raises ErasebenchError for runs that were not shown the same prompts."""
     if first.plan.prompts != second.plan.prompts or first.sampler != second.sampler:
         raise ErasebenchError("the two runs were not shown the same prompts: compare methods on one task")
-    store, sides, measured = Store(), [], []
+    sides, measured = [], []
     for side in (first, second):
         sides.append(Measured(tuple(execute(side)), Path()))
         if any(row.status == "failed" for row in sides[-1].rows):
             raise ErasebenchError(f"method {side.method} failed: nothing to compare")
-        erased = Erased(side, store)
-        originals, made = images(side, store, erased)
+        erased = Erased(side, Store())
+        originals, made = images(erased)
         erased.close()
         measures = []
         for evaluator in side.plan.evaluators.values():
             if not side.skips(evaluator):
                 ours, base = (
-                    {split: score(store, evaluator, shards, split) for split in evaluator.splits}
+                    {split: score(erased, evaluator, shards, split) for split in evaluator.splits}
                     for shards in (made, originals)
                 )
                 measures += evaluator.measure(ours, base)

@@ -32,7 +32,7 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
-GROUPS = ("model", "task", "method", "attack", "experiment")
+GROUPS = ("model", "task", "method", "attack", "executor", "experiment")
 ELSEWHERE = (
     "results",
     "device",
@@ -41,6 +41,7 @@ ELSEWHERE = (
     "rate",
     "dry_run",
     "track",
+    "executor",
 )  # options of a machine, no part of a run
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
@@ -200,6 +201,8 @@ def build(config: DictConfig) -> Run:
         value = config[name]
         if not (value is None and name in ("n", "images")) and (type(value) is not int or value < least):
             raise ErasebenchError(f"{name}={value}: a whole number, at least {least}, is needed")
+    executor = hydra.utils.instantiate(config.executor)
+    check_types(executor, "executor")
     task = hydra.utils.instantiate(config.task, _convert_="object")
     target = str(config.target) if config.target is not None else None
     plan = task.plan(world, config.n, target, config.images)
@@ -247,6 +250,7 @@ def build(config: DictConfig) -> Run:
         attacks=attacks,
         attacked=config.attacked,
         together=config.together,
+        executor=executor,
         pictured=pictured,
         overrides=repeatable(HydraConfig.get().overrides.task),
     )
@@ -257,7 +261,7 @@ def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
     said = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key not in ELSEWHERE:
+        if key.partition(".")[0] not in ELSEWHERE:
             place = "/" in value and Path(value.strip("'\"")).expanduser().exists()
             said.append(f"{key}=..." if place else override)
     return tuple(said)

@@ -1,15 +1,44 @@
-"""Map a function over shards. In this process; other executors will take the same call."""
+"""Map work over shards: in this process. `cluster.Ray` takes the same call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from .run import Erased
+
 A, B = TypeVar("A"), TypeVar("B")
+Work = Callable[["Erased", A, int], B]
+
+
+class Executor(Protocol):
+    """Where work is done. `map` gives work(erased, item, beside) of every item, in their order. `erased` is the run's model as the worker holds
+    it, with the worker's own store: work holds neither a model nor a store, so that it can be sent away. `beside` items
+    are worked on at once by the same process; one where they must be `alone`. What work raises is raised here.
+    """
+
+    def workers(self, device: str) -> int:
+        """How many share the items that are worked on alone."""
+
+    def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]: ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """This process. On the CPU items are worked on side by side."""
+
+    def workers(self, device: str) -> int:
+        return 1
+
+    def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
+        beside = 1 if alone or erased.run.device != "cpu" else max(1, min(torch.get_num_threads(), len(items)))
+        return run_all(lambda item: work(erased, item, beside), items, label, beside)
 
 
 def run_all(function: Callable[[A], B], items: Sequence[A], label: str, workers: int = 1) -> list[B]:

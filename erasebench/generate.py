@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,10 @@ class Shard:
 
     path: Path
     prompts: tuple[Prompt, ...]
+
+    def of(self, store: Store) -> Shard:
+        """The same shard as another machine's store has it."""
+        return replace(self, path=store.find("images", self.path.name))
 
     def images(self) -> torch.Tensor:
         """uint8 [B, H, W, 3]"""
@@ -56,12 +60,13 @@ def make(
     sampler: Sampler,
     prompts: tuple[Prompt, ...],
     batch: int,
-    workers: int = 1,
+    beside: int = 1,
     draw: Draw | None = None,
-) -> Shard:
-    """Get or sample one shard. `identity` names the model as erased; `model()` is called only if images are missing.
-    `workers` shards are made at the same time: each is counted with its share of the seconds. `draw` samples in another
-    way, which `identity` then names too."""
+    wait: bool = True,
+) -> bool:
+    """Sample one shard into the store; False, if we need not `wait`, where somebody else is at it. `identity` names the
+    model as erased; `model()` is called only if images are missing. `beside` shards are made at the same time: each is
+    counted with its share of the seconds. `draw` samples in another way, which `identity` then names too."""
 
     def fill(folder: Path) -> None:
         here = model()
@@ -71,7 +76,7 @@ def make(
         commit, dirty = provenance.git()
         meta = {
             "refused": sampled.refused.tolist(),
-            "seconds": (time.perf_counter() - start) / workers,
+            "seconds": (time.perf_counter() - start) / beside,
             "unet_samples": here.unet_samples - before,
             "batch": used,
             "peak_memory_mb": provenance.peak_memory_mb(str(here.device)),
@@ -82,7 +87,7 @@ def make(
         }
         (folder / "shard.json").write_text(json.dumps(meta))
 
-    return Shard(store.get_or_make("images", key(identity, sampler, prompts), fill), prompts)
+    return store.get_or_make("images", key(identity, sampler, prompts), fill, wait) is not None
 
 
 def key(identity: dict, sampler: Sampler, prompts: Sequence[Prompt]) -> dict:

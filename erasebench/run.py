@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 from . import provenance
 from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
-from .execute import run_all
-from .generate import Draw, Shard, asked, make, shards
+from .execute import Executor, Local, Work
+from .generate import Draw, Shard, asked, key, make, shards
 from .model import Model, Source
 from .pictured import Pictured
 from .rows import SCHEMA, Row, check_writable, write
@@ -55,6 +55,7 @@ class Run:
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     attacked: int = 20  # prompts under attack: the first of the target split
     together: int = 32  # of them at once
+    executor: Executor = Local()
     pictured: Pictured | None = None  # what the method is given in place of the concept's name
     overrides: tuple[str, ...] = ()  # what the command line said of it, for the rows alone
 
@@ -130,8 +131,9 @@ class Erased:
 
     def __init__(self, run: Run, store: Store):
         self.run, self.store, self.stack = run, store, ExitStack()
+        self.token = secrets.token_hex(8)  # by which workers elsewhere know that they still hold the same
         self._model: Model | None = None
-        self._entered = False
+        self._entered = self._unlocked = False
         self._lock = threading.RLock()  # shards are made side by side; the first that needs the model loads it
 
     def load(self) -> Model:
@@ -153,9 +155,20 @@ class Erased:
 
     def check_fit(self) -> None:
         """Raises Unfit before any image is made. What was fitted once fits, so that a repeated run loads no model."""
-        skip = getattr(self.run.eraser, "skip", None)
-        if skip and self.store.get("artifacts", self.run.fit_identity()) is None and (reason := skip(self.base())):
+        if not hasattr(self.run.eraser, "skip") or self.fitted():
+            return
+        (reason,) = self.map(lambda here, _, beside: here.run.eraser.skip(here.base()), [None], "check")
+        if reason:
             raise Unfit(reason)
+
+    def fitted(self) -> Path | None:
+        """The artifact, if the method has been fitted."""
+        return self.store.get("artifacts", self.run.fit_identity())
+
+    def fit(self) -> None:
+        """Fit the method, wherever the run is carried out."""
+        if self.fitted() is None:
+            self.map(lambda here, _, beside: here.artifact() and None, [None], "fit", alone=True)
 
     def artifact(self) -> Path:
         """What the method learnt, and `cost.json`: seconds, unet_samples, peak_memory_mb."""
@@ -196,9 +209,22 @@ class Erased:
                 self._entered = True
         return self.load()
 
+    def unlocked(self) -> Model:
+        """The erased model to which the method gives the concept back (KPOP), from here on."""
+        with self._lock:
+            if not self._unlocked:
+                model = self.erased()
+                self.stack.enter_context(self.run.eraser.unlock(model, self.artifact()))
+                self._unlocked = True
+        return self.load()
+
     def close(self) -> None:
         self.stack.close()
-        self._entered = False
+        self._entered = self._unlocked = False
+
+    def map(self, work: Work, items: Sequence, label: str, alone: bool = False) -> list:
+        """work(erased, item, beside) of every item, wherever the run is carried out."""
+        return self.run.executor.map(self, work, items, label, alone)
 
 
 def check_concept(model: Model, name: str) -> None:
@@ -221,10 +247,9 @@ def check_artifact(folder: Path) -> None:
 def execute(run: Run) -> list[Row]:
     """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
     check_writable(run.results / "runs")
-    store = Store()
     run_id = run.id
     path = run.results / "runs" / f"{run_id}.csv"
-    erased = Erased(run, store)
+    erased = Erased(run, Store())
     log.info(
         "%s: %s, %d concept(s), %d images on %s",
         run_id,
@@ -245,15 +270,15 @@ def execute(run: Run) -> list[Row]:
         log.info("skipped (%s): %s", name, reason)
     try:
         erased.check_fit()
-        base_shards, our_shards = images(run, store, erased)
-        cost = costs(run, store, our_shards)
+        base_shards, our_shards = images(erased)
+        cost = costs(erased, our_shards)
         sheet(run, base_shards, our_shards, path.with_suffix(".webp"))
         if run.attacks:
             from .attack import attack_all
 
-            attacked = attack_all(run, store, erased, base_shards, our_shards)
+            attacked = attack_all(erased, base_shards, our_shards)
         if hasattr(run.eraser, "unlock") and (watch := watcher(run)):
-            metrics += [("", watch, metric) for metric in recovered(run, store, erased, watch, base_shards)]
+            metrics += [("", watch, metric) for metric in recovered(erased, watch, base_shards)]
     except Unfit as error:
         log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
         skipped = {"": str(error)}
@@ -266,8 +291,8 @@ def execute(run: Run) -> list[Row]:
             continue
         start = time.perf_counter()
         try:
-            scores = {split: score(store, evaluator, our_shards, split) for split in evaluator.splits}
-            base = {split: score(store, evaluator, base_shards, split) for split in evaluator.splits}
+            scores = {split: score(erased, evaluator, our_shards, split) for split in evaluator.splits}
+            base = {split: score(erased, evaluator, base_shards, split) for split in evaluator.splits}
             made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
         except Exception as error:
@@ -275,7 +300,7 @@ def execute(run: Run) -> list[Row]:
         else:
             log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
     if our_shards and cost:
-        metrics += [("", None, metric) for metric in spent(run, store, base_shards, our_shards, cost)]
+        metrics += [("", None, metric) for metric in spent(erased, base_shards, our_shards, cost)]
     rows = [row(run, run_id, our_shards, cost, name, evaluator, metric=metric) for name, evaluator, metric in metrics]
     rows += [row(run, run_id, our_shards, cost, name, evaluator, reason=reason) for name, evaluator, reason in failures]
     rows += [
@@ -306,43 +331,55 @@ def explain(error: Exception) -> str:
     )
 
 
-def images(run: Run, store: Store, erased: Erased) -> tuple[list[Shard], list[Shard]]:
+def images(erased: Erased) -> tuple[list[Shard], list[Shard]]:
     """Original shards (shared by every method) and erased ones, in the order of the plan."""
-
+    run = erased.run
     parts = shards(run.plan.prompts)
     base_identity, identity = image_identities(run)
-    originals = produce(run, store, parts, erased.base, base_identity, "originals")
+    originals = produce(erased, parts, "base", base_identity, "originals")
     if run.is_base:
         return originals, originals
     start = time.perf_counter()
-    erased.artifact()
+    erased.fit()
     log.info("fit: %.1f s", time.perf_counter() - start)
     # what must change comes first: images of the concept, or all where a task shows none
     count = sum(part[0].split == "target" for part in parts) or len(parts)
-    target = produce(run, store, parts[:count], erased.erased, identity, "erased target")
+    target = produce(erased, parts[:count], "erased", identity, "erased target")
     # with another number of threads to a shard the same model rounds otherwise: one grey level, in few places
     gap = lambda a, b: int((a.images().int() - b.images().int()).abs().max())
     if all(gap(a, b) <= 1 for a, b in zip(originals, target, strict=False)):
         raise ErasebenchError(f"method {run.method} changed no image of the concept: nothing was erased")
-    return originals, target + produce(run, store, parts[count:], erased.erased, identity, "erased rest")
+    return originals, target + produce(erased, parts[count:], "erased", identity, "erased rest")
 
 
 def produce(
-    run: Run,
-    store: Store,
+    erased: Erased,
     parts: Sequence[tuple[Prompt, ...]],
-    model: Callable[[], Model],
+    state: str,
     identity: dict,
     label: str,
     draw: Draw | None = None,
 ) -> list[Shard]:
-    """Shards of images in the order of the parts, made side by side on the CPU."""
-    start = time.perf_counter()
-    workers = max(1, min(torch.get_num_threads(), len(parts))) if run.device == "cpu" else 1
-    work = lambda part: make(store, model, identity, run.sampler, part, run.batch, workers, draw)
-    done = run_all(work, parts, label, workers)
-    log.info("%s: %d shards in %.1f s", label, len(done), time.perf_counter() - start)
-    return done
+    """Shards of images in the order of the parts, by the model in the given state (base, erased, unlocked). What another
+    process is making is left to it, and waited for when nothing else is left to do."""
+    start, store, sampler = time.perf_counter(), erased.store, erased.run.sampler
+
+    def work(wait: bool) -> Work:
+        return lambda here, part, beside: make(
+            here.store, getattr(here, state), identity, sampler, part, here.run.batch, beside, draw, wait
+        )
+
+    shard = lambda part: store.get("images", key(identity, sampler, part))
+    missing = [part for part in parts if shard(part) is None]
+    done = erased.map(work(wait=False), missing, label)
+    erased.map(work(wait=True), [part for part, mine in zip(missing, done, strict=True) if not mine], label)
+    made = [Shard(path, part) for part in parts if (path := shard(part))]
+    if len(made) < len(parts):
+        raise ErasebenchError(
+            f"{len(parts) - len(made)} shards were made and are not in the store: is it the same one for all?"
+        )
+    log.info("%s: %d shards in %.1f s", label, len(made), time.perf_counter() - start)
+    return made
 
 
 def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -351,22 +388,26 @@ def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     return base, base if run.is_base else {**base, "artifact": digest(run.fit_identity())}
 
 
-def score(store: Store, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:
+def score(erased: Erased, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:
     """Raw scores of one split, shard by shard through the store."""
     judge = evaluator.judge
-    identity = {"judge": judge, "version": type(judge).version, "weights": judge.weights()}
+    scores = {"judge": judge, "version": type(judge).version, "weights": judge.weights()}
+    identity = lambda shard: {**scores, "images": shard.path.name}
 
-    def fill(shard: Shard) -> Callable[[Path], None]:
-        return lambda folder: np.savez_compressed(folder / "scores.npz", **judge.score(shard.images(), shard.prompts))
+    def work(here: Erased, shard: Shard, beside: int) -> None:
+        own = shard.of(here.store)
+        fill = lambda folder: np.savez_compressed(folder / "scores.npz", **judge.score(own.images(), own.prompts))
+        here.store.get_or_make("scores", identity(shard), fill)
 
-    arrays: list[dict[str, np.ndarray]] = []
     members = [shard for shard in made if shard.prompts[0].split == split]
-    for shard in members:
-        entry = store.get_or_make("scores", {**identity, "images": shard.path.name}, fill(shard))
-        with np.load(entry / "scores.npz", allow_pickle=False) as file:
-            arrays.append(dict(file))
     if not members:
         raise ErasebenchError(f"the task has no {split} prompts")
+    missing = [shard for shard in members if erased.store.get("scores", identity(shard)) is None]
+    erased.map(work, missing, f"{judge.name} {split}", alone=True)
+    arrays: list[dict[str, np.ndarray]] = []
+    for shard in members:
+        with np.load(erased.store.get("scores", identity(shard)) / "scores.npz", allow_pickle=False) as file:
+            arrays.append(dict(file))
     return Scored(
         prompts=tuple(prompt for shard in members for prompt in shard.prompts),
         arrays={key: np.concatenate([part[key] for part in arrays]) for key in arrays[0]},
@@ -374,36 +415,26 @@ def score(store: Store, evaluator: Evaluator, made: Sequence[Shard], split: str)
     )
 
 
-def recovered(run: Run, store: Store, erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> list[Metric]:
+def recovered(erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> list[Metric]:
     """rsr: share of the target images that show the concept again once the method gives it back (KPOP)."""
     parts = [shard.prompts for shard in originals if shard.prompts[0].split == "target"]
     if not parts:
         return []
-    identity = {**image_identities(run)[1], "unlocked": True}
-    with ExitStack() as stack:
-        lock, opened = threading.Lock(), []
-
-        def model() -> Model:
-            with lock:
-                if not opened:
-                    opened.append(erased.erased())
-                    stack.enter_context(run.eraser.unlock(opened[0], erased.artifact()))
-            return opened[0]
-
-        made = produce(run, store, parts, model, identity, "unlocked target")
+    identity = {**image_identities(erased.run)[1], "unlocked": True}
+    made = produce(erased, parts, "unlocked", identity, "unlocked target")
 
     def rate(shown: Sequence[Shard]) -> list[Measure]:
-        scored = score(store, watch, shown, "target")
+        scored = score(erased, watch, shown, "target")
         values = ((watch.shows(scored) >= watch.sure) & ~scored.refused).astype(float)
         return [Measure("rsr", "keep", True, (Part("target", values, [p.text for p in scored.prompts]),))]
 
     return summarize(rate(made), rate(originals))
 
 
-def costs(run: Run, store: Store, made: Sequence[Shard]) -> dict[str, Any]:
+def costs(erased: Erased, made: Sequence[Shard]) -> dict[str, Any]:
     """What fit and sampling cost when they were done, wherever that was; read from the store, so it repeats."""
     metas = [shard.meta() for shard in made]
-    artifact = None if run.is_base else store.get("artifacts", run.fit_identity())
+    artifact = None if erased.run.is_base else erased.fitted()
     fit = fitting(artifact)
     notes = artifact / "notes.json" if artifact else None
     distinct = lambda key: " + ".join(sorted({str(meta[key]) for meta in metas}))
@@ -430,12 +461,10 @@ def fitting(artifact: Path | None) -> dict[str, Any]:
     return json.loads((artifact / "cost.json").read_text())
 
 
-def spent(
-    run: Run, store: Store, originals: Sequence[Shard], made: Sequence[Shard], cost: dict[str, Any]
-) -> list[Metric]:
+def spent(erased: Erased, originals: Sequence[Shard], made: Sequence[Shard], cost: dict[str, Any]) -> list[Metric]:
     """What erasing cost, as rows of its own. slowdown: seconds of sampling over the base's for the same prompts, as they
     were measured when the images were made."""
-    artifact = None if run.is_base else store.get("artifacts", run.fit_identity())
+    artifact = None if erased.run.is_base else erased.fitted()
     learnt = [f for f in artifact.rglob("*") if f.suffix == ".safetensors"] if artifact else []
     seconds = lambda shards: sum(shard.meta()["seconds"] for shard in shards)
     values = {

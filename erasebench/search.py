@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -57,12 +58,15 @@ def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequen
     or made together where they are missing."""
     identity = lambda key: {**scene.identity, "shared": key}
     missing = [key for key in keys if scene.store.get("searches", identity(key)) is None]
-    made = dict(zip(missing, make(missing), strict=True)) if missing else {}
+    # one alone is made under its lock, so that of several workers the others wait for it
+    made = dict(zip(missing, make(missing), strict=True)) if len(missing) > 1 else {}
     found = {}
     for key in keys:
-        fill = lambda folder, key=key: save_file(
-            {k: v.clone() for k, v in made[key].items()}, folder / "found.safetensors"
-        )
+
+        def fill(folder: Path, key: Key = key) -> None:
+            tensors = made[key] if key in made else make([key])[0]
+            save_file({k: v.clone() for k, v in tensors.items()}, folder / "found.safetensors")
+
         found[key] = load_file(scene.store.get_or_make("searches", identity(key), fill) / "found.safetensors")
     return found
 

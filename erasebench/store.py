@@ -80,8 +80,14 @@ class Store:
         os.utime(path / MANIFEST)  # gc goes by last use
         return path
 
-    def get_or_make(self, kind: str, identity: Any, make: Callable[[Path], None]) -> Path:
-        """Return the entry's folder, calling `make(folder)` to fill it if it is not there.
+    def find(self, kind: str, key: str) -> Path | None:
+        """The entry of a key."""
+        path = self.root / kind / key
+        return path if path.is_dir() else None
+
+    def get_or_make(self, kind: str, identity: Any, make: Callable[[Path], None], wait: bool = True) -> Path | None:
+        """Return the entry's folder, calling `make(folder)` to fill it if it is not there. None, if we need not `wait`,
+        where another process is making it.
 
         Two processes that want the same entry: the second waits for the first. Whatever `make` raises passes
         through and leaves nothing behind. Raises ErasebenchError if the store cannot be written or is full.
@@ -89,7 +95,9 @@ class Store:
         if found := self.get(kind, identity):
             return found
         path = self.path(kind, identity)
-        with self._writing(), self._lock(path):
+        with self._writing(), self._lock(path, wait) as ours:
+            if not ours:
+                return None
             if found := self.get(kind, identity):  # made by somebody else while we waited
                 return found
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -137,7 +145,7 @@ class Store:
         shutil.rmtree(aside, ignore_errors=True)
 
     @contextmanager
-    def _lock(self, path: Path) -> Iterator[None]:
+    def _lock(self, path: Path, wait: bool) -> Iterator[bool]:
         """One maker at a time for an entry. The kernel drops the lock when its holder dies."""
         lock = self.root / "locks" / path.name
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +153,12 @@ class Store:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
                 log.info("store: another process is making %s/%s, waiting for it", path.parent.name, path.name[:12])
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+            yield True
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,0 +1,117 @@
+"""Work on Ray actors. What goes to them is the run and the key of a shard, what comes back is whether it is done: images
+go from and to the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .contracts import ErasebenchError
+from .execute import A, B, Work
+from .run import Erased, Run
+from .store import Store, home
+
+RETRIES = 3  # of an item whose worker died; a worker that dies of every item would never end
+INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")
+
+
+@dataclass(frozen=True)
+class Ray:
+    """An executor on a Ray cluster: what is there (`address`), or one of its own. A worker that dies is replaced, and its item
+    done again. Raises ErasebenchError where there is no cluster, or no room in it."""
+
+    address: str = "local"
+    actors: int | None = None
+    threads: int = 1
+    gpus: float | None = None
+
+    def workers(self, device: str) -> int:
+        return len(pool(self, device))
+
+    def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
+        if not items:
+            return []
+        import ray
+
+        idle = list(pool(self, erased.run.device))
+        run, sent = ray.put(erased.run), ray.put(work)
+        waiting, doing, done = deque(enumerate(items)), {}, {}
+        with tqdm(total=len(items), desc=label, disable=None, delay=2, leave=False) as bar:
+            while waiting or doing:
+                while waiting and idle:
+                    (i, item), worker = waiting.popleft(), idle.pop()
+                    doing[worker.do.remote(erased.token, run, sent, item)] = i, worker
+                (ready, *_), _ = ray.wait(list(doing), num_returns=1)
+                i, worker = doing.pop(ready)
+                try:
+                    done[i] = ray.get(ready)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except ray.exceptions.RayError as error:
+                    raise ErasebenchError(f"{label}: {RETRIES + 1} workers died of the same work: {error}") from error
+                idle.append(worker)
+                bar.update()
+        return [done[i] for i in range(len(items))]
+
+
+class Worker:
+    """An actor: a run's model, and a way to the store."""
+
+    def __init__(self, threads: int):
+        torch.set_num_threads(threads)
+        logging.basicConfig(level=logging.WARNING)
+        self.token: str | None = None
+
+    def do(self, token: str, run: Run, work: Work, item: Any) -> Any:
+        if token != self.token:
+            if self.token is not None:
+                self.erased.close()
+                del self.erased  # before the next model is loaded
+            self.erased, self.token = Erased(run, Store()), token
+        return work(self.erased, item, 1)
+
+
+def connected(executor: Ray) -> Any:
+    """Ray, with the executor's cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ErasebenchError("executor=ray needs Ray: pip install 'erasebench[ray]'") from error
+    if not ray.is_initialized():
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        env = {"env_vars": {"ERASEBENCH_HOME": str(home().absolute()), **inherited}}
+        # nothing large goes through its memory
+        own = {"include_dashboard": False, "object_store_memory": 2**28} if executor.address == "local" else {}
+        try:
+            ray.init(executor.address, runtime_env=env, logging_level=logging.ERROR, **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ErasebenchError(
+                f"executor.address={executor.address}: no Ray cluster ({str(error).splitlines()[0]})"
+            ) from error
+    return ray
+
+
+@cache
+def pool(executor: Ray, device: str) -> tuple:
+    """The actors, kept from one run to the next of a sweep."""
+    if device not in ("cpu", "cuda"):
+        raise ErasebenchError(f"device={device}: Ray chooses the GPU of an actor, say device=cuda")
+    ray = connected(executor)
+    gpus = executor.gpus if executor.gpus is not None else float(device == "cuda")
+    there = ray.cluster_resources()
+    most = int(min(there.get("CPU", 0) // executor.threads, there.get("GPU", 0) // gpus if gpus else float("inf")))
+    count = most if executor.actors is None else executor.actors
+    if not 1 <= count <= most:
+        of = f"{executor.threads} CPUs and {gpus:g} GPUs"
+        raise ErasebenchError(f"executor.actors={count}: the cluster has room for {most} actors of {of}")
+    actor = ray.remote(num_cpus=executor.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES)(Worker)
+    return tuple(actor.remote(executor.threads) for _ in range(count))
