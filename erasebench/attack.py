@@ -302,11 +302,22 @@ class Stage:
     def search(self) -> list[Path]:
         """An entry for each prompt. Those that are missing are attacked together, and stored as each is finished."""
         missing = [i for i in range(len(self.prompts)) if self.store.get("attacks", self.of(i)) is None]
-        workers = self.run.executor.workers(self.run.device)
-        size = max(1, min(self.run.together, -(-len(missing) // workers)))
-        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
-        self.map(lambda here, part: here.attacked(part), parts, f"attack {self.name}")
+        self.map(lambda here, part: here.attacked(part), self.shared_out(missing), f"attack {self.name}")
         return [self.store.get("attacks", self.of(i)) for i in range(len(self.prompts))]
+
+    def shared_out(self, missing: Sequence[int]) -> list[list[int]]:
+        """Parts for the workers, at most `together` prompts each unless they share what is learnt for them."""
+        unit = getattr(self.attack, "unit", lambda prompt, explicit: prompt.id)
+        units: dict[Any, list[int]] = {}
+        for i in missing:
+            units.setdefault(unit(self.prompts[i], self.explicit), []).append(i)
+        size = min(self.run.together, -(-len(missing) // self.run.executor.workers(self.run.device)))
+        parts: list[list[int]] = []
+        for members in units.values():
+            if not parts or len(parts[-1]) + len(members) > size:
+                parts.append([])
+            parts[-1] += members
+        return parts
 
     def attacked(self, part: Sequence[int]) -> None:
         """Attack some prompts together."""

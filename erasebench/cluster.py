@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from .run import Erased, Run
 from .store import Store, home
 
 RETRIES = 3  # of an item whose worker died; a worker that dies of every item would never end
-INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")
+INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")  # by workers, besides $ERASEBENCH_HOME
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class Ray:
         import ray
 
         idle = list(pool(self, erased.run.device))
+        env = {"ERASEBENCH_HOME": str(home().absolute())} | {k: os.environ[k] for k in INHERITED if k in os.environ}
         run, sent = ray.put(erased.run), ray.put(work)
         waiting, doing, done = deque(enumerate(items)), {}, {}
         with tqdm(total=len(items), desc=label, disable=None, delay=2, leave=False) as bar:
             while waiting or doing:
                 while waiting and idle:
                     (i, item), worker = waiting.popleft(), idle.pop()
-                    doing[worker.do.remote(erased.token, run, sent, item)] = i, worker
+                    doing[worker.do.remote(erased.token, env, run, sent, item)] = i, worker
                 (ready, *_), _ = ray.wait(list(doing), num_returns=1)
                 i, worker = doing.pop(ready)
                 try:
@@ -70,7 +73,8 @@ class Worker:
         logging.basicConfig(level=logging.WARNING)
         self.token: str | None = None
 
-    def do(self, token: str, run: Run, work: Work, item: Any) -> Any:
+    def do(self, token: str, env: dict[str, str], run: Run, work: Work, item: Any) -> Any:
+        os.environ.update(env)
         if token != self.token:
             if self.token is not None:
                 self.erased.close()
@@ -87,12 +91,12 @@ def connected(executor: Ray) -> Any:
     except ImportError as error:
         raise ErasebenchError("executor=ray needs Ray: pip install 'erasebench[ray]'") from error
     if not ray.is_initialized():
-        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        env = {"env_vars": {"ERASEBENCH_HOME": str(home().absolute()), **inherited}}
+        # a method of one's own is found by workers where it is found here
+        paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path)}}
         # nothing large goes through its memory
         own = {"include_dashboard": False, "object_store_memory": 2**28} if executor.address == "local" else {}
         try:
-            ray.init(executor.address, runtime_env=env, logging_level=logging.ERROR, **own)
+            ray.init(executor.address, runtime_env=paths, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ErasebenchError(
                 f"executor.address={executor.address}: no Ray cluster ({str(error).splitlines()[0]})"
@@ -100,7 +104,7 @@ def connected(executor: Ray) -> Any:
     return ray
 
 
-@cache
+@lru_cache(maxsize=1)  # others end when nobody holds them
 def pool(executor: Ray, device: str) -> tuple:
     """The actors, kept from one run to the next of a sweep."""
     if device not in ("cpu", "cuda"):

@@ -248,7 +248,8 @@ class Attack(Protocol):
     `access` is what it must see: text encoder, unet gradient, original model, images, detector. `shared`: what it finds
     does not depend on the erased model. `images` is the most that it shows (and has judged) for a prompt. An attack that
     does not fit every model has `skip(model) -> str`: why not, or nothing. One that samples in its own way has
-    `draw(model, shots, founds, sampler) -> Sampled`. `probe` is True for what uses no text, `stops` for a search that ends
+    `draw(model, shots, founds, sampler) -> Sampled`; one that learns something for several prompts together has
+    `unit(prompt, explicit)`, alike for those, and one worker gets them all. `probe` is True for what uses no text, `stops` for a search that ends
     where the detector is sure.
     """
 

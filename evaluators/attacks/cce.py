@@ -70,16 +70,19 @@ class CCE:
     def skip(self, model: Model) -> str:
         return two_encoders(model)
 
+    def unit(self, prompt: Prompt, explicit: bool) -> tuple[str, int]:
+        """Of which concept an inversion is, and which of them."""
+        return "" if explicit else prompt.concept, seed_of(prompt.text, prompt.seed) % self.inversions
+
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         explicit = any(c.kind == "explicit" for c in scene.concepts.values())
-        unit = lambda p: ("" if explicit else p.concept, seed_of(p.text, p.seed) % self.inversions)
-        units = list(dict.fromkeys(map(unit, scene.prompts)))
+        units = list(dict.fromkeys(self.unit(p, explicit) for p in scene.prompts))
         learnt: dict[tuple[str, int], dict[str, Tensor]] = {}
         at_once = max(1, scene.together // self.batch)
         for start in range(0, len(units), at_once):
             learnt |= stored(scene, units[start : start + at_once], lambda missing: self.invert(model, scene, missing))
         for i, prompt in enumerate(scene.prompts):
-            tensors = learnt[unit(prompt)]
+            tensors = learnt[self.unit(prompt, explicit)]
             text = named(prompt)
             if not fits(model, with_placeholder(model, text, self.vectors)):
                 yield i, Found(outcome="too long")

@@ -49,6 +49,9 @@ class KeyGuess:
         none = f"the model has no cross-attention at {self.place}"
         return two_encoders(model) or ("" if KPOP(place=self.place).processors(model) else none)
 
+    def unit(self, prompt: Prompt, explicit: bool) -> str:
+        return prompt.concept
+
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         if self.form == "random":
             drawn = draws(model, scene, self)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.contracts import Found, Scene
+from erasebench.contracts import Found, Prompt, Scene
 from erasebench.model import Model
 from erasebench.search import (
     FREE,
@@ -52,6 +52,9 @@ class MMAText:
 
     def skip(self, model: Model) -> str:
         return two_encoders(model)
+
+    def unit(self, prompt: Prompt, explicit: bool) -> tuple[str, str]:
+        return prompt.text, prompt.concept
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         if not fits(model, [FREE] * self.tokens):

@@ -38,6 +38,9 @@ class ProbeGuidance:
     def images(self) -> int:
         return len(self.scales)
 
+    def unit(self, prompt: Prompt, explicit: bool) -> str:
+        return prompt.concept
+
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         names = list(dict.fromkeys((p.concept,) for p in scene.prompts))
         trained = stored(scene, names, lambda missing: [self.train(model, scene, name) for (name,) in missing])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.contracts import Found, Scene
+from erasebench.contracts import Found, Prompt, Scene
 from erasebench.model import Model
 from erasebench.search import FREE, Draws, Slots, fits, shots, slots, spelled, stored, two_encoders, words
 from erasebench.tasks import seed_of
@@ -41,6 +41,9 @@ class RAB:
 
     def skip(self, model: Model) -> str:
         return two_encoders(model)
+
+    def unit(self, prompt: Prompt, explicit: bool) -> tuple[str, str]:
+        return prompt.text, prompt.concept
 
     @torch.no_grad()
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
