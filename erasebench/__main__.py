@@ -14,7 +14,7 @@ def job(run):
 
 
 def main() -> int:
-    return config.main(job, sys.argv[1:])
+    return config.main(job, sys.argv[1:], launch=True)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 import re
+import secrets
+import shutil
+import socket
 import sys
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .contracts import ErasebenchError, Missing
+from .store import home
 from .tables import show
 
 if typing.TYPE_CHECKING:
@@ -43,6 +51,11 @@ ELSEWHERE = (
     "track",
     "executor",
 )  # options of a machine, no part of a run
+LAUNCHERS = {  # the package of each, and the extra that installs it
+    "joblib": ("hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+}
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
 # ${value_of:${world.objects},${target},mace_ridge,100}: what a world says of a concept, or the last
@@ -53,42 +66,40 @@ OmegaConf.register_new_resolver(
 )
 
 
-def main(job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob | None = None) -> int:
-    """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep.
+def main(
+    job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob | None = None, launch: bool = False
+) -> int:
+    """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep. A job that keeps
+    nothing in this process may `launch`: hydra/launcher= then chooses where.
     An experiment ends with its table. With dry_run=true nothing runs: the runs, those whose prompts are not here (task, model and
     why), and the rate go to `dry_job`; without one a report is printed."""
-    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
-    for name in ("httpx", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    failed: list[bool] = []
-    measured: list[Row] = []
-    tables: dict[str, tuple[dict, Path]] = {}
+    say_what_happens()
     dry: list[Run] = []
     uncounted: list[tuple[str, str, str]] = []
     rates: list[float] = []
 
     @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
     def one(config: DictConfig) -> None:
+        say_what_happens()  # in a process of its own
         try:
             rates.append(config.rate)
             run = build(config)
             if config.dry_run:
                 dry.append(run)
                 return
-            if config.table:
-                tables[config.table.name] = OmegaConf.to_container(config.table, resolve=True), run.results
-            measured.extend(rows := job(run))
+            rows = job(run)
             if config.track == "wandb" and rows:
                 from .track import mirror
 
                 mirror(run.results / "runs" / f"{rows[0].run_id}.csv", sweep_name(config, arguments))
-            failed.append(any(row.status == "failed" for row in rows))
+            table = OmegaConf.to_container(config.table, resolve=True) if config.table else None
+            outcomes.keep(rows, table, run.results)
         except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
             if config.dry_run and isinstance(error, Missing):
                 uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
                 return
             log.error("error: %s", one_line(error))
-            failed.append(True)
+            outcomes.keep(error=one_line(error))
 
     try:
         check_words(arguments)
@@ -99,15 +110,71 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob 
         os.environ["HF_HUB_OFFLINE"] = "1"  # it says what would be downloaded
         if hub := sys.modules.get("huggingface_hub.constants"):
             hub.HF_HUB_OFFLINE = True
+    if not launch or "dry_run=true" in arguments:
+        arguments = [word for word in arguments if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
     sys.argv[1:] = arguments  # where Hydra looks for them
-    one()
+    # that a plugin's schema checks our values for it is wanted
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    with Outcomes.fresh() as outcomes:
+        one()
+        tables, measured, failed = outcomes.all()
     if dry or uncounted:
         from .dry import tell
 
         (dry_job or tell)(dry, uncounted, rates[0])
     for name, (spec, results) in tables.items():
         show(name, spec, measured, results)
-    return int(any(failed))
+    return int(failed)
+
+
+def say_what_happens() -> None:
+    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    for name in ("httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of the jobs of one command, which a launcher may have sent to other processes or machines: two files each
+    in a folder that all of them see."""
+
+    folder: Path
+
+    @classmethod
+    @contextmanager
+    def fresh(cls) -> Iterator[Outcomes]:
+        folder = home() / "sweeps" / secrets.token_hex(8)
+        try:
+            yield cls(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def keep(
+        self, rows: Sequence[Row] = (), table: dict | None = None, results: Path | None = None, error: str = ""
+    ) -> None:
+        from .rows import write
+
+        job = HydraConfig.get().job
+        number = 0 if OmegaConf.is_missing(job, "num") else job.num
+        write(rows, self.folder / f"{number:06}.csv")
+        error = error or next((row.reason for row in rows if row.status == "failed"), "")
+        said = {"error": error, "table": table, "results": str(results), "process": [socket.gethostname(), os.getpid()]}
+        (self.folder / f"{number:06}.json").write_text(json.dumps(said))
+
+    def all(self) -> tuple[dict[str, tuple[dict, Path]], list[Row], bool]:
+        """Tables by name, each with where results are; rows in the order of the jobs; whether any job failed."""
+        from .rows import read
+
+        tables, rows, failed = {}, [], False
+        for path in sorted(self.folder.glob("*.json")):
+            said = json.loads(path.read_text())
+            failed |= bool(said["error"])
+            if said["error"] and said["process"] != [socket.gethostname(), os.getpid()]:
+                log.error("job %d: %s", int(path.stem), said["error"])  # its own log may be elsewhere
+            if said["table"]:
+                tables[said["table"]["name"]] = said["table"], Path(said["results"])
+            rows += read(path.with_suffix(".csv"))
+        return tables, rows, failed
 
 
 def sweep_name(config: DictConfig, arguments: list[str]) -> str:
@@ -134,7 +201,7 @@ def check_words(arguments: list[str]) -> None:
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value))
     choices = {group: sorted({f.stem for d in folders for f in (d / group).glob("*.yaml")}) for group in GROUPS}
-    keys = [*yaml.safe_load((folders[0] / "config.yaml").read_text()), *GROUPS, "world"]
+    keys = [*yaml.safe_load((folders[0] / "config.yaml").read_text()), *GROUPS, "world", "hydra", "hydra/launcher"]
     chosen: dict[str, list[str]] = {}
     for argument in arguments:
         match = re.fullmatch(r"([\w/]+)((?:\.[\w.]+)?)=(.*)", argument, re.DOTALL)
@@ -144,6 +211,10 @@ def check_words(arguments: list[str]) -> None:
         refuse_unknown("option", key, keys)
         if key == "attack" and not rest:
             value = value.strip("[]").replace(" ", "")
+        if key == "hydra/launcher":
+            refuse_unknown(key, value, ["basic", *LAUNCHERS])
+            if value in LAUNCHERS and not find_spec(f"hydra_plugins.{LAUNCHERS[value][0]}"):
+                raise ErasebenchError(f"hydra/launcher={value} needs pip install 'erasebench[{LAUNCHERS[value][1]}]'")
         if key == "track":
             refuse_unknown("track", value, ["none", "wandb"])
         if key in choices and not rest and value and not re.search(r"[\[\]${}*]", value):
@@ -176,8 +247,6 @@ def refuse_unknown(what: str, name: str, known: list[str]) -> None:
 
 def build(config: DictConfig) -> Run:
     """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit."""
-    import torch
-
     from . import loaders
     from .contracts import Sampler
     from .model import Source
@@ -232,7 +301,7 @@ def build(config: DictConfig) -> Run:
         source = Source(
             model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype
         )
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = config.device if config.device != "auto" else own_device()
     return Run(
         method=chosen["method"],
         eraser=eraser,
@@ -254,6 +323,17 @@ def build(config: DictConfig) -> Run:
         pictured=pictured,
         overrides=repeatable(HydraConfig.get().overrides.task),
     )
+
+
+def own_device() -> str:
+    """The CPU, or a GPU: jobs that a launcher runs side by side on one machine see the same ones, and take turns."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    hydra, there = HydraConfig.get(), torch.cuda.device_count()
+    alone = "BasicLauncher" in hydra.launcher._target_ or hydra.runtime.choices.executor != "local"
+    return "cuda" if alone or there == 1 else f"cuda:{hydra.job.num % there}"
 
 
 def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
