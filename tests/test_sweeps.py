@@ -1,0 +1,112 @@
+"""Sweeps whose jobs are other processes: joblib's, submitit's, and those of a Slurm that is a few shell lines."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from erasebench import config
+from erasebench.rows import read
+
+SWEEP = ["-m", "method=none,uce", "task=object", "target=cat,nothing", "images=2", "sampler.steps=2"]
+COLUMNS = ("run_id", "metric", "split", "value", "low", "high", "n")
+SBATCH = """#!/bin/sh
+# runs the array, two jobs at a time, once the pickled jobs have their numbers
+for last; do :; done
+cp "$last" {place}/script
+export SLURM_ARRAY_JOB_ID=42 SLURM_ARRAY_TASK_COUNT=4 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
+export SLURM_JOB_NODELIST=here SLURM_NODEID=0 SLURM_LOCALID=0 SLURM_PROCID=0
+run() {{ for task; do SLURM_JOB_ID=4$task SLURM_ARRAY_TASK_ID=$task sh "$last"; done; }}
+(run 0 1 & run 2 3 & wait) >/dev/null 2>{place}/slurm.log &
+echo "Submitted batch job 42"
+"""
+SRUN = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do case "$1" in --output|--error) shift;; esac; shift; done
+exec "$@"
+"""
+SACCT = """#!/bin/sh
+echo "JobID|State|NodeList"
+for task in 0 1 2 3; do
+  test -f {place}/home/sweeps/.submitit/42_$task/42_${{task}}_0_result.pkl && state=COMPLETED || state=RUNNING
+  echo "42_$task|$state|here"
+done
+"""
+
+
+def launch(launcher, place, **environment):
+    """(exit code, what it said, its rows)"""
+    words = [*SWEEP, f"results={place}", f"hydra/launcher={launcher}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", "erasebench", *words], env=env, capture_output=True, text=True, timeout=300
+    )
+    rows = [row for path in sorted((place / "runs").glob("*.csv")) for row in read(path)]
+    return done.returncode, done.stderr, [tuple(getattr(r, c) for c in COLUMNS) for r in rows if r.group != "cost"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    place = tmp_path_factory.mktemp("plain")
+    code, said, rows = launch("basic", place, ERASEBENCH_HOME=str(place / "home"))
+    assert code == 1 and len(rows) > 20 and "unknown target 'nothing'" in said
+    return rows
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_a_sweep_gives_the_same_rows_wherever_its_jobs_run(launcher, plain, tmp_path):
+    """Jobs of one sweep want the same originals, and two of them fail."""
+    package, _ = config.LAUNCHERS[launcher]
+    pytest.importorskip(f"hydra_plugins.{package}")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, script in (("sbatch", SBATCH.format(place=tmp_path)), ("srun", SRUN), ("sacct", SACCT.format(place=tmp_path))):
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    code, said, rows = launch(launcher, tmp_path / "results", PATH=f"{tools}:{os.environ['PATH']}")
+    assert rows == plain
+    assert code == 1 and "job 1: unknown target 'nothing'" in said and "job 3: unknown target" in said
+    assert "job 0" not in said and "Traceback" not in said
+    if launcher == "submitit_slurm":
+        script = (tmp_path / "script").read_text()
+        assert "#SBATCH --array=0-3%4" in script and "#SBATCH --gpus-per-node=1" in script
+    left = [p for p in (tmp_path / "home" / "sweeps").iterdir() if p.name not in (".submitit", "multirun.yaml")]
+    assert not left
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["hydra/launcher=jobib"], "did you mean 'joblib'"),
+        (["hydra/launcher=submitit_slurm"], "needs pip install 'erasebench[slurm]'"),
+    ],
+)
+def test_a_launcher_that_is_not_there(words, message, capsys, monkeypatch):
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    assert config.main(lambda run: [], words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "launcher,executor,number,expected",
+    [
+        ("joblib_launcher.JoblibLauncher", "local", 5, "cuda:1"),
+        ("submitit_launcher.LocalLauncher", "local", 4, "cuda:0"),
+        ("submitit_launcher.LocalLauncher", "ray", 4, "cuda"),
+        ("basic_launcher.BasicLauncher", "local", 5, "cuda"),
+    ],
+)
+def test_jobs_side_by_side_take_turns_with_the_gpus_that_all_of_them_see(
+    launcher, executor, number, expected, monkeypatch
+):
+    choices = SimpleNamespace(executor=executor)
+    now = SimpleNamespace(
+        launcher=SimpleNamespace(_target_=launcher),
+        runtime=SimpleNamespace(choices=choices),
+        job=SimpleNamespace(num=number),
+    )
+    monkeypatch.setattr(config.HydraConfig, "get", lambda: now)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert config.own_device() == expected
