@@ -30,7 +30,7 @@ chaos: $(INSTALLED)
 	ERASEBENCH_CHAOS=20 $(BIN)/python -m pytest tests/test_run.py -k kill
 
 bench: $(INSTALLED)
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/benchmarks
 
 mini: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $$(nproc) -m erasebench.mini.train all

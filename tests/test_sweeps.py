@@ -61,7 +61,11 @@ def test_a_sweep_gives_the_same_rows_wherever_its_jobs_run(launcher, plain, tmp_
     pytest.importorskip(f"hydra_plugins.{package}")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, script in (("sbatch", SBATCH.format(place=tmp_path)), ("srun", SRUN), ("sacct", SACCT.format(place=tmp_path))):
+    for name, script in (
+        ("sbatch", SBATCH.format(place=tmp_path)),
+        ("srun", SRUN),
+        ("sacct", SACCT.format(place=tmp_path)),
+    ):
         (tools / name).write_text(script)
         (tools / name).chmod(0o755)
     code, said, rows = launch(launcher, tmp_path / "results", PATH=f"{tools}:{os.environ['PATH']}")

@@ -1,0 +1,29 @@
+"""Speed, measured: `make bench` prints a table and writes results/bench.csv. Not a test: nothing asserts a time.
+
+python tests/benchmarks [sampling] [scoring] [methods] [attacks] [scaling]
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import measure
+
+PARTS = ("sampling", "scoring", "methods", "attacks", "scaling")
+
+
+def main() -> int:
+    chosen = sys.argv[1:] or PARTS
+    if unknown := set(chosen) - set(PARTS):
+        print(f"error: {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    for name in chosen:
+        importlib.import_module(name).main()
+    measure.write(Path("results/bench.csv"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
