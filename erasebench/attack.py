@@ -459,8 +459,8 @@ def found_in(entry: Path) -> Found:
 def set_of(store: Store, key: str) -> Path:
     """The folder of what an attack found, by its key or first letters. Raises ErasebenchError if there is none or
     several, or a probe's, which is not of text."""
-    found = sorted((store.root / "attacksets").glob(f"{key}*")) if len(key) >= 6 and key.isalnum() else []
-    if len(found) != 1:
+    found = [store.find("attacksets", whole) for whole in store.keys("attacksets", key)] if len(key) >= 6 else []
+    if len(found) != 1 or found[0] is None:
         raise ErasebenchError(
             f"attack.replay.source={key!r} names {len(found)} results: the key is in the rows (attack_params) and the log"
         )

@@ -50,6 +50,7 @@ ELSEWHERE = (
     "dry_run",
     "track",
     "executor",
+    "store",
 )  # options of a machine, no part of a run
 LAUNCHERS = {  # the package of each, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "joblib"),
@@ -83,6 +84,8 @@ def main(
         say_what_happens()  # in a process of its own
         try:
             rates.append(config.rate)
+            if config.store.url:
+                os.environ["ERASEBENCH_STORE"] = str(config.store.url)  # workers inherit it
             run = build(config)
             if config.dry_run:
                 dry.append(run)
@@ -183,7 +186,7 @@ def sweep_name(config: DictConfig, arguments: list[str]) -> str:
         return config.table.name
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
-    elsewhere = ("track=", "results=", "device=")
+    elsewhere = ("track=", "results=", "device=", "store.")
     return " ".join(word for word in arguments if re.match(r"[^-]\S*=", word) and not word.startswith(elsewhere))
 
 
@@ -350,6 +353,7 @@ def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
 def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
     """The command line of somebody's rows, with `more` in place of what it says of the same. Raises ErasebenchError where it would
     load code of theirs, or needs a place that rows do not keep."""
+    overrides = [word for word in overrides if re.split(r"[.=]", word.lstrip("+"))[0] not in ELSEWHERE]
     said = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *more)}
     if named := next((word for word in overrides if "_target_" in word or word.startswith("-")), None):
         raise ErasebenchError(f"{named[:80]!r}: rows may not say what code to load")

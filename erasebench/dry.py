@@ -38,7 +38,7 @@ def planned(run: Run) -> Planned:
     for identity in (base, erased):
         for part in generate.shards(run.plan.prompts):
             key = generate.key(identity, run.sampler, part)
-            images[digest(key)] = len(part), store.get("images", key) is not None
+            images[digest(key)] = len(part), store.has("images", key)
     judges = {}
     for name, evaluator in run.plan.evaluators.items():
         if evaluator is None or evaluator.judge is None:
@@ -50,7 +50,7 @@ def planned(run: Run) -> Planned:
                 evaluator.check()
         except ErasebenchError as error:
             missing.append(f"{name}: {error}")
-    fit = not run.is_base and known and store.get("artifacts", run.fit_identity()) is None
+    fit = not run.is_base and known and not store.has("artifacts", run.fit_identity())
     what = run.target or f"n={len(run.plan.concepts)}"
     guided = run.sampler.guidance != 1
     return Planned(

@@ -231,8 +231,8 @@ def listed(path: Path) -> dict[str, list[str]]:
 def alone(results: Path | None) -> Iterator[Path]:
     """A store that is empty and goes, and a folder for results that goes too unless one is given; of the log, what went
     wrong."""
-    log, home = logging.getLogger("erasebench"), os.environ.get("ERASEBENCH_HOME")
-    level = log.level
+    log = logging.getLogger("erasebench")
+    level, before = log.level, {name: os.environ.pop(name, None) for name in ("ERASEBENCH_HOME", "ERASEBENCH_STORE")}
     with tempfile.TemporaryDirectory(prefix="erasebench-regress-") as folder:
         os.environ["ERASEBENCH_HOME"] = str(Path(folder, "home"))
         log.setLevel(logging.WARNING)
@@ -241,8 +241,7 @@ def alone(results: Path | None) -> Iterator[Path]:
         finally:
             log.setLevel(level)
             del os.environ["ERASEBENCH_HOME"]
-            if home is not None:
-                os.environ["ERASEBENCH_HOME"] = home
+            os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def carry_out(chosen: Mapping[str, Sequence[str]], results: Path | None) -> dict[str, list[Row]]:

@@ -124,6 +124,7 @@ def tiny(tiny_folder) -> Model:
 def own_store(tmp_path, monkeypatch):
     """Every test has a store of its own."""
     monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("ERASEBENCH_STORE", raising=False)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,30 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_are_one_clear_line(tmp_
         Store(tmp_path / "file").get_or_make("kind", 1, write("x"))
 
 
+def test_on_a_shared_folder_without_locks_the_first_of_two_wins(monkeypatch, caplog):
+    def no_locks(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+
+    def slowly(folder):
+        first = Store().get_or_make("kind", 1, write("first"))
+        assert (first / "x.txt").read_text() == "first"
+        write("second")(folder)
+
+    store = Store()
+    assert (store.get_or_make("kind", 1, slowly) / "x.txt").read_text() == "first"
+    assert [path.name for _, path in store.entries()] == [digest(1)] and "damaged" not in caplog.text
+
+
+def test_who_need_not_wait_leaves_the_entry_to_another():
+    def fill(folder):
+        assert Store().get_or_make("kind", 1, write("x"), wait=False) is None
+        write("x")(folder)
+
+    assert Store().get_or_make("kind", 1, fill) and Store().get_or_make("kind", 1, fill, wait=False)
+
+
 def _maker(number, barrier, queue):
     barrier.wait()
     store = Store()

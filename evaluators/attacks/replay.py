@@ -28,4 +28,7 @@ class Replay:
         if not any(known):
             raise ErasebenchError(f"attack.replay.source={self.source}: it attacked none of this task's prompts")
         for i, entry in enumerate(known):
-            yield i, found_in(scene.store.root / "attacks" / entry) if entry else Found(outcome="not in the source")
+            path = scene.store.find("attacks", entry) if entry else None
+            if entry and path is None:
+                raise ErasebenchError(f"attack.replay.source={self.source}: what it found is no longer in the store")
+            yield i, found_in(path) if path else Found(outcome="not in the source")
