@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
@@ -52,10 +52,16 @@ OmegaConf.register_new_resolver(
 )
 
 
-def main(job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob | None = None) -> int:
+def main(
+    job: Callable[[Run], list[Row]],
+    arguments: list[str],
+    dry_job: DryJob | None = None,
+    stand_ins: Mapping[str, str] | None = None,
+) -> int:
     """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep.
     An experiment ends with its table. With dry_run=true nothing runs: the runs, those whose prompts are not here (task, model and
-    why), and the rate go to `dry_job`; without one a report is printed."""
+    why), and the rate go to `dry_job`; without one a report is printed. `stand_ins` (key -> file) are read where a run's
+    prompts are not here and the key is not given: it is then among the runs too."""
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -70,7 +76,17 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob 
     def one(config: DictConfig) -> None:
         try:
             rates.append(config.rate)
-            run = build(config)
+            try:
+                run = build(config)
+            except Missing as error:
+                if not config.dry_run:
+                    raise
+                uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
+                if not stand_ins:
+                    return
+                for key in (key for key in stand_ins if OmegaConf.select(config, key) is None):
+                    OmegaConf.update(config, key, stand_ins[key])
+                run = build(config)
             if config.dry_run:
                 dry.append(run)
                 return
@@ -83,9 +99,6 @@ def main(job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob 
                 mirror(run.results / "runs" / f"{rows[0].run_id}.csv", sweep_name(config, arguments))
             failed.append(any(row.status == "failed" for row in rows))
         except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
-            if config.dry_run and isinstance(error, Missing):
-                uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
-                return
             log.error("error: %s", one_line(error))
             failed.append(True)
 
@@ -133,7 +146,7 @@ def check_words(arguments: list[str]) -> None:
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value))
     choices = {group: sorted({f.stem for d in folders for f in (d / group).glob("*.yaml")}) for group in GROUPS}
-    keys = [*yaml.safe_load((folders[0] / "config.yaml").read_text()), *GROUPS, "world"]
+    keys = [*yaml.safe_load((folders[0] / "config.yaml").read_text()), *GROUPS, "world", "part"]
     chosen: dict[str, list[str]] = {}
     for argument in arguments:
         match = re.fullmatch(r"([\w/]+)((?:\.[\w.]+)?)=(.*)", argument, re.DOTALL)
@@ -188,7 +201,7 @@ def build(config: DictConfig) -> Run:
     evaluation, training = loaders.captions(world["captions"])
     world["captions"] |= {"evaluation": evaluation, "training": training}
     chosen = HydraConfig.get().runtime.choices
-    if not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
+    if chosen["model"] == "mini" and not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
     eraser = hydra.utils.instantiate(config.method)
     check_types(eraser, "method")
