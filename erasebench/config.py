@@ -13,7 +13,7 @@ import socket
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib import resources
@@ -68,12 +68,17 @@ OmegaConf.register_new_resolver(
 
 
 def main(
-    job: Callable[[Run], list[Row]], arguments: list[str], dry_job: DryJob | None = None, launch: bool = False
+    job: Callable[[Run], list[Row]],
+    arguments: list[str],
+    dry_job: DryJob | None = None,
+    stand_ins: Mapping[str, str] | None = None,
+    launch: bool = False,
 ) -> int:
     """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep. A job that keeps
     nothing in this process may `launch`: hydra/launcher= then chooses where.
     An experiment ends with its table. With dry_run=true nothing runs: the runs, those whose prompts are not here (task, model and
-    why), and the rate go to `dry_job`; without one a report is printed."""
+    why), and the rate go to `dry_job`; without one a report is printed. `stand_ins` (key -> file) are read where a run's
+    prompts are not here and the key is not given: it is then among the runs too."""
     say_what_happens()
     dry: list[Run] = []
     uncounted: list[tuple[str, str, str]] = []
@@ -86,7 +91,17 @@ def main(
             rates.append(config.rate)
             if config.store.url:
                 os.environ["ERASEBENCH_STORE"] = str(config.store.url)  # workers inherit it
-            run = build(config)
+            try:
+                run = build(config)
+            except Missing as error:
+                if not config.dry_run:
+                    raise
+                uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
+                if not stand_ins:
+                    return
+                for key in (key for key in stand_ins if OmegaConf.select(config, key) is None):
+                    OmegaConf.update(config, key, stand_ins[key])
+                run = build(config)
             if config.dry_run:
                 dry.append(run)
                 return
@@ -98,9 +113,6 @@ def main(
             table = OmegaConf.to_container(config.table, resolve=True) if config.table else None
             outcomes.keep(rows, table, run.results)
         except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
-            if config.dry_run and isinstance(error, Missing):
-                uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
-                return
             log.error("error: %s", one_line(error))
             outcomes.keep(error=one_line(error))
 
@@ -204,7 +216,14 @@ def check_words(arguments: list[str]) -> None:
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value))
     choices = {group: sorted({f.stem for d in folders for f in (d / group).glob("*.yaml")}) for group in GROUPS}
-    keys = [*yaml.safe_load((folders[0] / "config.yaml").read_text()), *GROUPS, "world", "hydra", "hydra/launcher"]
+    keys = [
+        *yaml.safe_load((folders[0] / "config.yaml").read_text()),
+        *GROUPS,
+        "world",
+        "part",
+        "hydra",
+        "hydra/launcher",
+    ]
     chosen: dict[str, list[str]] = {}
     for argument in arguments:
         match = re.fullmatch(r"([\w/]+)((?:\.[\w.]+)?)=(.*)", argument, re.DOTALL)
@@ -261,7 +280,7 @@ def build(config: DictConfig) -> Run:
     evaluation, training = loaders.captions(world["captions"])
     world["captions"] |= {"evaluation": evaluation, "training": training}
     chosen = HydraConfig.get().runtime.choices
-    if not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
+    if chosen["model"] == "mini" and not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
     eraser = hydra.utils.instantiate(config.method)
     check_types(eraser, "method")

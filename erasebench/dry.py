@@ -26,15 +26,9 @@ class Planned:
 
 
 def planned(run: Run) -> Planned:
-    store, missing, known = Store(), [], True
-    try:
-        weights_present(run.source)
-        base, erased = image_identities(run)
-    except ErasebenchError as error:
-        known = False
-        missing.append(str(error))
-        base, erased = ({"unknown": [run.source.name, *which]} for which in ((), () if run.is_base else (run.method,)))
-    images = {}
+    store, images = Store(), {}
+    base, erased, unknown = identities(run)
+    missing = [unknown] if unknown else []
     for identity in (base, erased):
         for part in generate.shards(run.plan.prompts):
             key = generate.key(identity, run.sampler, part)
@@ -50,7 +44,7 @@ def planned(run: Run) -> Planned:
                 evaluator.check()
         except ErasebenchError as error:
             missing.append(f"{name}: {error}")
-    fit = not run.is_base and known and not store.has("artifacts", run.fit_identity())
+    fit = not run.is_base and not unknown and not store.has("artifacts", run.fit_identity())
     what = run.target or f"n={len(run.plan.concepts)}"
     guided = run.sampler.guidance != 1
     return Planned(
@@ -61,6 +55,17 @@ def planned(run: Run) -> Planned:
         tuple(missing),
         judges,
     )
+
+
+def identities(run: Run) -> tuple[dict, dict, str]:
+    """`image_identities`, and why they are not known: then stand-ins, of the base by its name, tell runs apart."""
+    try:
+        weights_present(run.source)
+        return *image_identities(run), ""
+    except ErasebenchError as error:
+        base = {"unknown": run.source.name}
+        fit = digest([run.eraser, run.eraser.version, run.plan.brief, run.seed])
+        return base, base if run.is_base else {**base, "artifact": fit}, str(error)
 
 
 def weights_present(source: Source) -> None:

@@ -53,6 +53,7 @@ def said(tmp_path_factory):
     asked = {name: photo if name in PHOTO else [] for name in names}
     asked["mace_table2 without prompts"] = ["model=sd14", "method=none"]
     asked["mace_table1"] = ["target=airplane,truck"]  # of ten, see below
+    asked["everything"] = ["method=none,mace", "part=truck,celebrity,explicit"]  # test_plan.py has the rest
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(asked)],
         cwd=folder,

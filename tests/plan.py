@@ -1,0 +1,103 @@
+"""Is a plan right? A sweep on the embedded model is predicted from pieces measured on something else, and then made.
+
+    python tests/plan.py                                       of three methods, some minutes
+    python tests/plan.py -m method=none,kpop task=explicit     any sweep on the embedded model
+
+Calibration: a shard of images, some gradients, each judge, and a run that is all in the store, of a dog. What is predicted is made
+from an empty store; all of it with one thread. Exits with 1 where the prediction is off by more than a fifth by the clock, as it is
+on a machine that does something else too; processor seconds hold there as well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasebench import generate, plan, training
+from erasebench.model import Model
+from erasebench.run import execute
+from erasebench.store import Store, digest
+
+SWEEP = ["-m", "method=none,uce,esd", "task=object", "target=cat", "images=64"]
+OTHER = ["method=uce", "task=object", "target=dog", "images=16"]
+
+
+def took(work: Callable[[], Any]) -> float:
+    """Processor seconds of this process and of those that it waited for: what one thread takes by the clock where nothing else
+    runs, and hardly more where something does."""
+    start = sum(os.times()[:4])
+    work()
+    return sum(os.times()[:4]) - start
+
+
+def calibrated(folder: Path) -> dict[str, Any]:
+    """The costs of a plan, as measured on this machine."""
+    costs, others = plan.given([*OTHER, "rate=1"])
+    (run,), _, _ = plan.composed(others, {})
+    run = replace(run, results=folder)
+    command = [sys.executable, "-m", "erasebench", *OTHER, "dry_run=true"]  # imports, and composes one run
+    costs["start"] = took(lambda: subprocess.run(command, check=True, capture_output=True))
+    first, costs["load"] = (took(lambda: Model.load(run.source, "cpu")) for _ in range(2))
+    costs["start"] += first - costs["load"]
+    model = Model.load(run.source, "cpu")
+    part = tuple(replace(run.plan.prompts[0], seed=seed) for seed in range(generate.SHARD))
+    draw = lambda which: generate.make(Store(), lambda: model, {"drawn": which}, run.sampler, part, run.batch)
+    draw(0)
+    costs["rate"] = len(part) * run.sampler.steps * 2 / (sum(took(partial(draw, i)) for i in (1, 2)) / 2)
+    shown = Store().get("images", generate.key({"drawn": 0}, run.sampler, part))
+    images = generate.Shard(shown, part).images()
+    for judge in {digest(e.judge): e.judge for e in run.plan.evaluators.values() if e and e.judge}.values():
+        costs["start"] += took(lambda judge=judge: judge.score(images[:1], part[:1]))
+        costs["judges"][judge.name] = took(lambda judge=judge: judge.score(images, part)) / len(part)
+    pictures = training.drawn(model, [p.text for p in part[:8]], range(8), replace(run.sampler, steps=1))
+    draws, each = torch.Generator().manual_seed(0), {}
+    for steps in (5, 35):
+        loss = lambda step: training.denoising(model, pictures, draws)
+        given = (training.TRAINED["x"], loss, steps, torch.optim.Adam, folder, "calibration")
+        each[steps] = took(partial(training.fine_tune, model, *given))
+    costs["backward"] = (each[35] - each[5]) / 30 / 8 * costs["rate"] - 1
+    execute(run)
+    costs["run"] = took(lambda: execute(run))
+    of_another_model = {"seconds": 0}  # conf/plan.yaml guesses for Stable Diffusion
+    return costs | {"fits": {name: sums | of_another_model for name, sums in costs["fits"].items()}}
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    words = sys.argv[1:] or SWEEP
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["ERASEBENCH_HOME"] = f"{home}/calibration"
+        costs = calibrated(Path(home))
+        os.environ["ERASEBENCH_HOME"] = f"{home}/sweep"
+        runs, absent, code = plan.composed(words, costs["published"])
+        if code or not runs:
+            return code or 2
+        print(*plan.report(runs, absent, costs), sep="\n")
+        print(
+            "\nmeasured on something else:",
+            *(f"{k}={costs[k]:.3g}" for k in ("rate", "backward", "start", "load", "run")),
+        )
+        jobs = list(plan.planned(runs, costs).jobs.values())
+        predicted = costs["start"] + plan.schedule(jobs, 1, costs["load"]).makespan
+        command = [sys.executable, "-m", "erasebench", *words, f"results={home}/results"]
+        start = time.perf_counter()
+        processor = took(lambda: subprocess.run(command, check=True, capture_output=True))
+        measured = {"by the clock": time.perf_counter() - start, "of the processor": processor}
+    for how, spent in measured.items():
+        print(f"predicted {predicted:.1f} s, measured {spent:.1f} s {how}: {100 * (predicted / spent - 1):+.1f} %")
+    return int(abs(predicted / measured["by the clock"] - 1) > 0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
