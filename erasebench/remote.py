@@ -89,11 +89,11 @@ class Remote:
                 return []
 
     @contextmanager
-    def lease(self, key: str, wait: bool) -> Iterator[bool]:
+    def lease(self, key: str, token: str, wait: bool, gone: str = "") -> Iterator[bool]:
         """Whether we are the ones to make the entry; renewed while the context lasts. Without `wait` False at once where
-        somebody else is."""
-        token, waited = secrets.token_hex(8), False
-        while (number := self._claim(key, token)) is None:
+        somebody else is. `token` is ours alone; whose was `gone` is known to be dead."""
+        waited = False
+        while (number := self._claim(key, token, gone)) is None:
             if not wait:
                 yield False
                 return
@@ -124,17 +124,18 @@ class Remote:
                     removed, freed = removed + 1, freed + info["size"]
         return removed, freed
 
-    def _claim(self, key: str, token: str) -> int | None:
+    def _claim(self, key: str, token: str, gone: str) -> int | None:
         """The number of the lease that we now hold; None if somebody's may be alive."""
         before = time.monotonic()  # as the time between two looks counts from after the first to before the second
         newest = max((int(name) for name in self.names(f"leases/{key}") if name.isdigit()), default=-1)
         if newest >= 0:
             look = newest, self._read(self._lease(key, newest))
             last, since = self._seen.get(key, (None, 0.0))
-            if look != last:
+            dead = bool(gone) and (look[1] or b"").startswith(gone.encode())
+            if look != last and not dead:
                 self._seen[key] = look, time.monotonic()
                 return None
-            if before - since < self.seconds:
+            if before - since < self.seconds and not dead:
                 return None
             log.warning("store: who was making %s is gone, taking over", key[:12])
         return newest + 1 if self._create(self._lease(key, newest + 1), f"{token} 0".encode()) else None

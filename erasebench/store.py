@@ -24,7 +24,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -207,7 +207,8 @@ class Store:
         """One maker at a time for an entry. The kernel drops the lock when its holder dies; a lease at the URL expires."""
         lock = self.root / "locks" / path.name
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as stream:
+        with lock.open("a+") as stream:
+            alone = True
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -219,7 +220,17 @@ class Store:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-            with self.remote.lease(path.name, wait) if self.remote else nullcontext(True) as ours:
+                alone = False
+            if self.remote is None:
+                yield True
+                return
+            stream.seek(0)
+            gone = stream.read() if alone else ""  # who had the lock before us has no use for a lease any more
+            token = secrets.token_hex(8)
+            stream.truncate(0)
+            stream.write(token)
+            stream.flush()
+            with self.remote.lease(path.name, token, wait, gone) as ours:
                 yield ours
 
     @contextmanager

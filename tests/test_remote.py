@@ -221,6 +221,13 @@ def test_after_a_killed_maker_another_makes_the_entry(machine, folder, die, capl
     assert (again / "x.txt").read_text() in ("half", "whole")  # its own was whole, and as good
 
 
+def test_on_its_own_machine_nobody_waits_for_the_lease_of_a_killed_maker(machine, folder):
+    in_process(_die_while_making, machine(1, folder, 1000.0)).join()
+    assert machine(2, folder, 1000.0).get_or_make("kind", {"a": 1}, refuse, wait=False) is None
+    path = machine(1, folder, 1000.0).get_or_make("kind", {"a": 1}, write("x"), wait=False)
+    assert (path / "x.txt").read_text() == "x"
+
+
 def test_who_need_not_wait_takes_over_once_it_has_seen_a_lease_expire(machine, url):
     store = machine(1, url, 0.2)
     store.remote.fs.pipe_file(f"{store.remote.root}/leases/{KEY}/0", b"somebody 4")
@@ -301,7 +308,7 @@ def test_of_many_that_see_a_lease_expire_at_once_one_takes_over_at_a_time(machin
 
     def hold(store):
         store.remote._create = all_at_once(store.remote._create)
-        with store.remote.lease(KEY, wait=True):
+        with store.remote.lease(KEY, secrets.token_hex(8), wait=True):
             inside.append(store)
             most.append(len(inside))
             time.sleep(0.01)
@@ -318,10 +325,10 @@ def test_of_many_that_see_a_lease_expire_at_once_one_takes_over_at_a_time(machin
 def test_who_was_only_slow_leaves_the_lease_that_took_over_alone(machine, url, monkeypatch):
     slow, quick, third = (machine(i, url, 0.2) for i in range(3))
     monkeypatch.setattr(slow.remote, "_renew", lambda *given: None)  # as if it hung
-    with slow.remote.lease(KEY, wait=True):
-        taken = quick.remote.lease(KEY, wait=True)
+    with slow.remote.lease(KEY, secrets.token_hex(8), wait=True):
+        taken = quick.remote.lease(KEY, secrets.token_hex(8), wait=True)
         assert taken.__enter__()
-    with third.remote.lease(KEY, wait=False) as ours:
+    with third.remote.lease(KEY, secrets.token_hex(8), wait=False) as ours:
         assert not ours
     taken.__exit__(None, None, None)
     assert third.remote.names(f"leases/{KEY}") == []

@@ -1,6 +1,7 @@
 """The remote store on an S3 server in this process, a well-behaved one and one that refuses, forgets to answer and contradicts."""
 
 import logging
+import secrets
 import subprocess
 import sys
 import threading
@@ -94,7 +95,7 @@ def test_an_entry_goes_from_one_machine_to_another(server, tmp_path):
 
 def test_a_live_lease_is_left_and_a_dead_one_taken(server, tmp_path, caplog):
     first, second = Store(tmp_path / "1", URL, 1.0), Store(tmp_path / "2", URL, 1.0)
-    with first.remote.lease(KEY, wait=True):
+    with first.remote.lease(KEY, secrets.token_hex(8), wait=True):
         assert second.get_or_make("kind", {"a": 1}, refuse, wait=False) is None
     second.remote.fs.pipe_file(f"{second.remote.root}/leases/{KEY}/0", b"somebody 4")
     assert second.get_or_make("kind", {"a": 1}, write("x")) and "taking over" in caplog.text
