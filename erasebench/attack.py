@@ -22,7 +22,7 @@ from .contracts import Attack, ErasebenchError, Evaluator, Found, Metric, Prompt
 from .gate import refuses
 from .generate import Shard, shards
 from .model import Model, Sampled
-from .run import Erased, Run, costs, explain, image_identities, produce, score, watcher
+from .run import Erased, Run, costs, explain, image_identities, model_identities, produce, score, watcher
 from .search import draw_vectors, guided
 from .stats import Measure, Part, draws, estimate, mcnemar
 from .store import Store, canonical, digest
@@ -221,7 +221,7 @@ class Stage:
 
     def identity(self) -> dict[str, Any]:
         """What a search depends on besides its prompt."""
-        base, ours = image_identities(self.run)
+        base, ours = model_identities(self.run)
         shared = {
             "attack": self.attack,
             "version": type(self.attack).version,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Ray:
     actors: int | None = None
     threads: int = 1
     gpus: float | None = None
+    ahead: int = 2
 
     def workers(self, device: str) -> int:
         return len(pool(self, device))
@@ -43,7 +45,7 @@ class Ray:
             return []
         import ray
 
-        idle = list(pool(self, erased.run.device))
+        idle = list(pool(self, erased.run.device)) * (1 if alone else at_once(self, erased.run.device))
         env = {"ERASEBENCH_HOME": str(home().absolute())} | {k: os.environ[k] for k in INHERITED if k in os.environ}
         run, sent = ray.put(erased.run), ray.put(work)
         waiting, doing, done = deque(enumerate(items)), {}, {}
@@ -72,14 +74,16 @@ class Worker:
         torch.set_num_threads(threads)
         logging.basicConfig(level=logging.WARNING)
         self.token: str | None = None
+        self.lock = threading.Lock()
 
     def do(self, token: str, env: dict[str, str], run: Run, work: Work, item: Any) -> Any:
-        os.environ.update(env)
-        if token != self.token:
-            if self.token is not None:
-                self.erased.close()
-                del self.erased  # before the next model is loaded
-            self.erased, self.token = Erased(run, Store()), token
+        with self.lock:
+            os.environ.update(env)
+            if token != self.token:
+                if self.token is not None:
+                    self.erased.close()
+                    del self.erased  # before the next model is loaded
+                self.erased, self.token = Erased(run, Store()), token
         return work(self.erased, item, 1)
 
 
@@ -104,6 +108,11 @@ def connected(executor: Ray) -> Any:
     return ray
 
 
+def at_once(executor: Ray, device: str) -> int:
+    """Items that an actor has in hand."""
+    return 1 if device == "cpu" else 1 + executor.ahead
+
+
 @lru_cache(maxsize=1)  # others end when nobody holds them
 def pool(executor: Ray, device: str) -> tuple:
     """The actors, kept from one run to the next of a sweep."""
@@ -117,5 +126,6 @@ def pool(executor: Ray, device: str) -> tuple:
     if not 1 <= count <= most:
         of = f"{executor.threads} CPUs and {gpus:g} GPUs"
         raise ErasebenchError(f"executor.actors={count}: the cluster has room for {most} actors of {of}")
-    actor = ray.remote(num_cpus=executor.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES)(Worker)
+    options = {"num_cpus": executor.threads, "num_gpus": gpus, "max_concurrency": at_once(executor, device)}
+    actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **options)(Worker)
     return tuple(actor.remote(executor.threads) for _ in range(count))

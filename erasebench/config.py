@@ -52,6 +52,7 @@ ELSEWHERE = (
     "executor",
     "store",
 )  # options of a machine, no part of a run
+UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "joblib"),
     "submitit_local": ("hydra_submitit_launcher", "slurm"),
@@ -290,10 +291,14 @@ def build(config: DictConfig) -> Run:
         check_budget(attack, f"attack.{name}")
     for name, least in (("n", 1), ("images", 1), ("batch", 1), ("seed", 0), ("attacked", 1), ("together", 1)):
         value = config[name]
-        if not (value is None and name in ("n", "images")) and (type(value) is not int or value < least):
+        unset = name in UNSET and value == UNSET[name]
+        if not unset and (type(value) is not int or value < least):
             raise ErasebenchError(f"{name}={value}: a whole number, at least {least}, is needed")
     executor = hydra.utils.instantiate(config.executor)
     check_types(executor, "executor")
+    refuse_unknown("speed", config.speed, ["exact", "fast"])
+    device = config.device if config.device != "auto" else own_device()
+    batch = config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0
     task = hydra.utils.instantiate(config.task, _convert_="object")
     target = str(config.target) if config.target is not None else None
     plan = task.plan(world, config.n, target, config.images)
@@ -323,7 +328,6 @@ def build(config: DictConfig) -> Run:
         source = Source(
             model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype
         )
-    device = config.device if config.device != "auto" else own_device()
     return Run(
         method=chosen["method"],
         eraser=eraser,
@@ -333,7 +337,8 @@ def build(config: DictConfig) -> Run:
         sampler=sampler,
         seed=config.seed,
         target=plan.which or (plan.concepts[0].name if len(plan.concepts) == 1 else ""),
-        batch=config.batch,
+        batch=batch,
+        speed=config.speed,
         device=device,
         results=Path(config.results),
         second=hydra.utils.instantiate(config.world.second.get(task.name), _convert_="object"),

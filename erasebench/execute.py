@@ -31,27 +31,36 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """This process. On the CPU items are worked on side by side."""
+    """This process. On the CPU items are worked on side by side; on a GPU one after the other, but while the next is sampled
+    up to `ahead` are stored and judged."""
+
+    ahead: int = 2
 
     def workers(self, device: str) -> int:
         return 1
 
     def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
-        beside = 1 if alone or erased.run.device != "cpu" else max(1, min(torch.get_num_threads(), len(items)))
+        if alone or erased.run.device != "cpu":
+            return run_all(
+                lambda item: work(erased, item, 1), items, label, 1 if alone else 1 + self.ahead, threads=None
+            )
+        beside = max(1, min(torch.get_num_threads(), len(items)))
         return run_all(lambda item: work(erased, item, beside), items, label, beside)
 
 
-def run_all(function: Callable[[A], B], items: Sequence[A], label: str, workers: int = 1) -> list[B]:
+def run_all(
+    function: Callable[[A], B], items: Sequence[A], label: str, workers: int = 1, threads: int | None = 1
+) -> list[B]:
     """Results in the order of items; a progress bar after two seconds if there is a terminal.
 
-    Several workers are threads with one thread of torch each: small operations are not worth
+    Several workers are threads with one thread of torch each, unless told otherwise: small operations are not worth
     splitting over cores, and a shard's images do not depend on how many are made beside it.
     """
     bar = lambda results: tqdm(results, label, len(items), disable=None, delay=2, leave=False)
     if workers == 1 or len(items) < 2:
         return [function(item) for item in bar(items)]
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
+    with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads or before)) as pool:
         try:
             return list(bar(pool.map(function, items)))
         except BaseException:

@@ -6,8 +6,10 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -63,21 +65,27 @@ def make(
     beside: int = 1,
     draw: Draw | None = None,
     wait: bool = True,
+    turn: AbstractContextManager | None = None,
 ) -> bool:
     """Sample one shard into the store; False, if we need not `wait`, where somebody else is at it. `identity` names the
     model as erased; `model()` is called only if images are missing. `beside` shards are made at the same time: each is
-    counted with its share of the seconds. `draw` samples in another way, which `identity` then names too."""
+    counted with its share of the seconds, and samples when it is its `turn`. `draw` samples in another way, which `identity`
+    then names too. `batch` 0: as many as there is memory for."""
 
     def fill(folder: Path) -> None:
         here = model()
-        start, before = time.perf_counter(), here.unet_samples
-        sampled, used = sample(here, prompts, sampler, batch, draw or plain)
+        fast = "speed" in identity
+        with turn or nullcontext(), here.fast() if fast else nullcontext():
+            most = batch or room(here, sampler)
+            start, before = time.perf_counter(), here.unet_samples
+            sampled, used = sample(here, prompts, sampler, most, draw or plain, pad=fast and here.device.type == "cuda")
+            seconds, calls = time.perf_counter() - start, here.unet_samples - before
         np.savez_compressed(folder / "images.npz", images=sampled.images.numpy())
         commit, dirty = provenance.git()
         meta = {
             "refused": sampled.refused.tolist(),
-            "seconds": (time.perf_counter() - start) / beside,
-            "unet_samples": here.unet_samples - before,
+            "seconds": seconds / beside,
+            "unet_samples": calls,
             "batch": used,
             "peak_memory_mb": provenance.peak_memory_mb(str(here.device)),
             "device": provenance.device(str(here.device)),
@@ -110,16 +118,44 @@ def scales(prompts: Sequence[Prompt], sampler: Sampler) -> list[float]:
     return [sampler.guidance if p.guidance is None else p.guidance for p in prompts]
 
 
+def room(model: Model, sampler: Sampler, most: int = SHARD) -> int:
+    """How many images a GPU has memory for at once: by what two need beyond one, with a tenth to spare."""
+
+    def peak(count: int) -> int:
+        torch.cuda.reset_peak_memory_stats(model.device)
+        model.sample([""] * count, range(count), replace(sampler, steps=1))
+        return torch.cuda.max_memory_allocated(model.device)
+
+    known = _rooms.setdefault(model, {})
+    if sampler not in known:
+        held, one, two = torch.cuda.memory_allocated(model.device), peak(1), peak(2)
+        left = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device) - held
+        known[sampler] = fitting(left, one - held, two - one, most)
+        log.info("batch: %d images", known[sampler])
+    return known[sampler]
+
+
+_rooms: WeakKeyDictionary[Model, dict[Sampler, int]] = WeakKeyDictionary()
+
+
+def fitting(left: int, first: int, next_one: int, most: int) -> int:
+    """How many go into nine tenths of `left` bytes, at least one."""
+    return min(most, 1 + max(0, int(0.9 * left - first) // max(1, next_one)))
+
+
 def sample(
-    model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int, draw: Draw = plain
+    model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int, draw: Draw = plain, pad: bool = False
 ) -> tuple[Sampled, int]:
-    """Sample all prompts; on lack of memory halve the batch down to one. Returns the images and the batch used."""
+    """Sample all prompts; on lack of memory halve the batch down to one. Returns the images and the batch used. With `pad`
+    the last batch is filled up, as a compiled model is of one shape."""
     done: list[Sampled] = []
     position = 0
     while position < len(prompts):
         part = prompts[position : position + batch]
         try:
-            done.append(draw(model, part, sampler))
+            filled = [*part, *part[-1:] * (batch - len(part))] if pad else part
+            made = draw(model, filled, sampler)
+            done.append(Sampled(*(x[: len(part)] for x in made)))
             position += len(part)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):

@@ -116,7 +116,8 @@ def join(*contexts: Context) -> Context:
 
 
 A = TypeVar("A", bound=Tensor | tuple[Tensor | None, ...])
-_trajectory = threading.local()  # .memory exists inside Model.latents only
+_trajectory = threading.local()  # .memory exists inside Model.latents only, .fast inside Model.fast
+COMPILER = {"mode": "reduce-overhead"}  # of torch.compile: with CUDA graphs
 
 
 def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
@@ -124,6 +125,10 @@ def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
 
     Outside `Model.latents`, and where autograd records, it is computed anew each time.
     """
+    if (
+        torch.compiler.is_compiling()
+    ):  # it would have to trace addresses; a step more or less of keys costs a GPU nothing
+        return make()
     memory = getattr(_trajectory, "memory", None)
     if memory is None or torch.is_grad_enabled():
         return make()
@@ -245,6 +250,7 @@ class Model:
         self.around: Around = nothing_around
         self._counted = threading.local()
         self._slots: list[_Slot] = []
+        self._compiled: Callable | None = None
         schedule = diffusers.DDIMScheduler.from_config(self.scheduler_config)
         self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
         self._prediction = schedule.config.prediction_type
@@ -513,15 +519,17 @@ class Model:
         """
         t = torch.as_tensor(t, device=z.device)
         self._counted.samples = self.unet_samples + len(z)
-        with self.around(self, context):
-            out = self.unet(
+        fast = getattr(_trajectory, "fast", False)
+        precision = torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
+        with self.around(self, context), precision:
+            out = (self.unet if self._compiled is None or not fast else self._compiled)(
                 z,
                 t,
                 context.hidden,
                 cross_attention_kwargs=(state or {}).get("attention"),
                 added_cond_kwargs=self._added(z, context),
                 return_dict=False,
-            )[0]
+            )[0].to(z.dtype)
         if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
             alpha = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z
@@ -553,6 +561,20 @@ class Model:
         scheduler = SCHEDULERS[sampler.name].from_config(config)
         scheduler.set_timesteps(sampler.steps, device=self.device)
         return scheduler
+
+    @contextmanager
+    def fast(self) -> Iterator[None]:
+        """Within, this thread's U-Net computes in bf16; weights, guidance and scheduler stay in fp32. On a GPU it is compiled
+        too, and its weights are laid out channels last from here on; what does not compile runs as it is."""
+        if self.device.type == "cuda" and self._compiled is None:
+            torch._dynamo.config.suppress_errors = True
+            self.unet.to(memory_format=torch.channels_last)
+            self._compiled = torch.compile(self.unet, **COMPILER)
+        _trajectory.fast = True
+        try:
+            yield
+        finally:
+            _trajectory.fast = False
 
     @torch.no_grad()
     def latents(

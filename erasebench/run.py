@@ -9,10 +9,10 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -47,7 +47,8 @@ class Run:
     sampler: Sampler
     seed: int = 0
     target: str = ""  # the concept's name where there is one alone
-    batch: int = 32
+    batch: int = 32  # images at once; 0: as many as the GPU has memory for
+    speed: Literal["exact", "fast"] = "exact"  # of sampling; fits and attacks are always exact
     device: str = "cpu"
     results: Path = Path("results")
     second: Any = None  # another judge's opinion on the target images, for audits
@@ -67,6 +68,7 @@ class Run:
         under = {"attacks": [(n, a, type(a).version) for n, a in self.attacks.items()], "attacked": self.attacked}
         return {
             **(under if self.attacks else {}),
+            **({} if self.speed == "exact" else {"speed": self.speed}),
             "fit": self.fit_identity(),
             "plan": [
                 self.plan.task,
@@ -135,6 +137,8 @@ class Erased:
         self._model: Model | None = None
         self._entered = self._unlocked = False
         self._lock = threading.RLock()  # shards are made side by side; the first that needs the model loads it
+        self.turn = None if run.device == "cpu" else threading.Lock()  # a GPU samples one shard at a time
+        self.judging = threading.Lock()
 
     def load(self) -> Model:
         with self._lock:
@@ -364,10 +368,19 @@ def produce(
     process is making is left to it, and waited for when nothing else is left to do."""
     start, store, sampler = time.perf_counter(), erased.store, erased.run.sampler
 
+    judges = ahead(erased.run)
+
     def work(wait: bool) -> Work:
-        return lambda here, part, beside: make(
-            here.store, getattr(here, state), identity, sampler, part, here.run.batch, beside, draw, wait
-        )
+        def one(here: Erased, part: tuple[Prompt, ...], beside: int) -> bool:
+            model, batch = getattr(here, state), here.run.batch
+            made = make(here.store, model, identity, sampler, part, batch, beside, draw, wait, here.turn)
+            for evaluator in judges if made else ():
+                if part[0].split in evaluator.splits:
+                    with suppress(Exception):  # it is judged again when it is summed up, and fails there
+                        judge(here, evaluator, Shard(here.store.get("images", key(identity, sampler, part)), part))
+            return made
+
+        return one
 
     shard = lambda part: store.get("images", key(identity, sampler, part))
     missing = [part for part in parts if shard(part) is None]
@@ -382,31 +395,52 @@ def produce(
     return made
 
 
-def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the originals depend on besides prompts and sampler, and what the erased images do."""
+def ahead(run: Run) -> list[Evaluator]:
+    """Who judges a shard while a GPU samples the next. The CPU has no time to spare."""
+    return [] if run.device == "cpu" else [e for e in run.plan.evaluators.values() if not run.skips(e)]
+
+
+def model_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The base, and the erased model."""
     base = {"base": run.source.identity()}
     return base, base if run.is_base else {**base, "artifact": digest(run.fit_identity())}
 
 
+def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the originals depend on besides prompts and sampler, and what the erased images do."""
+    how = {} if run.speed == "exact" else {"speed": run.speed}
+    base, ours = model_identities(run)
+    return {**base, **how}, {**ours, **how}
+
+
+def judged(evaluator: Evaluator, shard: Shard) -> dict[str, Any]:
+    """What raw scores depend on."""
+    judge = evaluator.judge
+    return {"judge": judge, "version": type(judge).version, "weights": judge.weights(), "images": shard.path.name}
+
+
+def judge(erased: Erased, evaluator: Evaluator, shard: Shard) -> None:
+    """Get or make a shard's raw scores. Judges work one at a time, and may keep what they have loaded."""
+    own = shard.of(erased.store)
+    score = lambda: evaluator.judge.score(own.images(), own.prompts)
+    with erased.judging:
+        erased.store.get_or_make(
+            "scores", judged(evaluator, shard), lambda folder: np.savez_compressed(folder / "scores.npz", **score())
+        )
+
+
 def score(erased: Erased, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:
     """Raw scores of one split, shard by shard through the store."""
-    judge = evaluator.judge
-    scores = {"judge": judge, "version": type(judge).version, "weights": judge.weights()}
-    identity = lambda shard: {**scores, "images": shard.path.name}
-
-    def work(here: Erased, shard: Shard, beside: int) -> None:
-        own = shard.of(here.store)
-        fill = lambda folder: np.savez_compressed(folder / "scores.npz", **judge.score(own.images(), own.prompts))
-        here.store.get_or_make("scores", identity(shard), fill)
-
+    entry = lambda shard: erased.store.get("scores", judged(evaluator, shard))
     members = [shard for shard in made if shard.prompts[0].split == split]
     if not members:
         raise ErasebenchError(f"the task has no {split} prompts")
-    missing = [shard for shard in members if erased.store.get("scores", identity(shard)) is None]
-    erased.map(work, missing, f"{judge.name} {split}", alone=True)
+    missing = [shard for shard in members if entry(shard) is None]
+    label = f"{evaluator.judge.name} {split}"
+    erased.map(lambda here, shard, beside: judge(here, evaluator, shard), missing, label, alone=True)
     arrays: list[dict[str, np.ndarray]] = []
     for shard in members:
-        with np.load(erased.store.get("scores", identity(shard)) / "scores.npz", allow_pickle=False) as file:
+        with np.load(entry(shard) / "scores.npz", allow_pickle=False) as file:
             arrays.append(dict(file))
     return Scored(
         prompts=tuple(prompt for shard in members for prompt in shard.prompts),
@@ -540,7 +574,7 @@ def row(
         n_dropped=run.plan.dropped,
         by_concept=json.dumps(concepts, ensure_ascii=False) if concepts else "",
         overrides=json.dumps(run.overrides, ensure_ascii=False),
-        sampler=sampler_text(run.sampler),
+        sampler=sampler_text(run.sampler) + (", fast" if run.speed == "fast" else ""),
         prompts_sha256=digest(prompts),
         **measured,
         **(cost or fallback),
