@@ -11,6 +11,7 @@ from pathlib import Path
 
 import measure
 
+CSV = Path("results/bench.csv")
 PARTS = ("sampling", "scoring", "methods", "attacks", "scaling")
 
 
@@ -21,7 +22,8 @@ def main() -> int:
         return 2
     for name in chosen:
         importlib.import_module(name).main()
-    measure.write(Path("results/bench.csv"))
+        measure.write(name, CSV)
+    print(CSV)
     return 0
 
 

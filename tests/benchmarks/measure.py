@@ -18,6 +18,7 @@ from erasebench.config import embedded_source
 from erasebench.model import Model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COLUMNS = ("part", "measured", "of", "value", "unit", "machine")
 RESULTS: list[tuple[str, str, float, str]] = []
 
 
@@ -27,14 +28,16 @@ def record(what: str, name: str, value: float, unit: str) -> None:
     print(f"{what:52} {name:44} {value:10.3f} {unit}", flush=True)
 
 
-def write(path: Path) -> None:
+def write(part: str, path: Path) -> None:
+    """The lines so far, as one part of the table; other parts stay as they are in the file."""
     path.parent.mkdir(exist_ok=True)
     machine = f"{provenance.device(DEVICE)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    lines = list(csv.reader(path.open(newline="")))[1:] if path.is_file() else []
+    lines = [line for line in lines if line[0] != part]
+    lines += [[part, what, name, f"{value:.4g}", unit, machine] for what, name, value, unit in RESULTS]
+    RESULTS.clear()
     with path.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("measured", "of", "value", "unit", "machine"))
-        writer.writerows((what, name, f"{value:.4g}", unit, machine) for what, name, value, unit in RESULTS)
-    print(path)
+        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *lines])
 
 
 @contextmanager
