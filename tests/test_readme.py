@@ -1,5 +1,6 @@
 """The README's tables are those of the configuration, its numbers those of the files that it names."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,9 @@ def test_faults_are_one_line(tmp_path, capsys):
     (tmp_path / "method" / "mine.yaml").write_text("# paper: one\n# colour: red\n")
     with pytest.raises(ErasebenchError, match="colour"):
         catalog.table("method", tmp_path, {})
+
+
+def test_the_table_of_speeds_is_that_of_the_benchmarks():
+    """`python tests/benchmarks/page.py` brings it up to date."""
+    page = runpy.run_path(str(ROOT / "tests/benchmarks/page.py"))
+    assert page["table"](ROOT / "results/reference/bench.csv") in page["PAGE"].read_text(encoding="utf-8")

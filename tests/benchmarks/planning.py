@@ -1,11 +1,11 @@
 """Is a plan right? A sweep on the embedded model is predicted from pieces measured on something else, and then made.
 
-    python tests/plan.py                                       of three methods, some minutes
-    python tests/plan.py -m method=none,kpop task=explicit     any sweep on the embedded model
+    python tests/benchmarks planning                                           of three methods, some minutes
+    python tests/benchmarks/planning.py -m method=none,kpop task=explicit      any sweep on the embedded model
 
 Calibration: a shard of images, some gradients, each judge, and a run that is all in the store, of a dog. What is predicted is made
-from an empty store; all of it with one thread. Exits with 1 where the prediction is off by more than a fifth by the clock, as it is
-on a machine that does something else too; processor seconds hold there as well.
+from an empty store; all of it with one thread. As a script it exits with 1 where the prediction is off by more than a fifth by
+the clock, as it is on a machine that does something else too; processor seconds hold there as well.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import record
 
 from erasebench import generate, plan, training
 from erasebench.model import Model
@@ -72,13 +75,22 @@ def calibrated(folder: Path) -> dict[str, Any]:
     return costs | {"fits": {name: sums | of_another_model for name, sums in costs["fits"].items()}}
 
 
-def main() -> int:
-    torch.set_num_threads(1)
+def main(words: Sequence[str] = SWEEP) -> int:
+    before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = "1"
-    words = sys.argv[1:] or SWEEP
+    try:
+        return checked(list(words))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def checked(words: list[str]) -> int:
     with tempfile.TemporaryDirectory() as home:
         os.environ["ERASEBENCH_HOME"] = f"{home}/calibration"
-        costs = calibrated(Path(home))
+        # numpy's threads are counted when it is imported, so in a process of its own
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            costs = fresh.submit(calibrated, Path(home)).result()
         os.environ["ERASEBENCH_HOME"] = f"{home}/sweep"
         runs, absent, code = plan.composed(words, costs["published"])
         if code or not runs:
@@ -93,11 +105,14 @@ def main() -> int:
         command = [sys.executable, "-m", "erasebench", *words, f"results={home}/results"]
         start = time.perf_counter()
         processor = took(lambda: subprocess.run(command, check=True, capture_output=True))
-        measured = {"by the clock": time.perf_counter() - start, "of the processor": processor}
-    for how, spent in measured.items():
-        print(f"predicted {predicted:.1f} s, measured {spent:.1f} s {how}: {100 * (predicted / spent - 1):+.1f} %")
-    return int(abs(predicted / measured["by the clock"] - 1) > 0.2)
+        clock = time.perf_counter() - start
+    sweep = " ".join(words)
+    record(sweep, "predicted", predicted, "s")
+    record(sweep, "measured", clock, "s")
+    record(sweep, "measured, of the processor", processor, "s")
+    record(sweep, "predicted / measured", predicted / clock, "")
+    return int(abs(predicted / clock - 1) > 0.2)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:] or SWEEP))
