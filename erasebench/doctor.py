@@ -59,7 +59,11 @@ def storage() -> tuple[str, bool]:
     writable = os.access(place, os.W_OK)
     free = shutil.disk_usage(place).free / 1e9
     entries = sum(1 for _ in store.entries())
-    return f"{store.root}: {entries} entries, {free:.0f} GB free{'' if writable else ', NOT WRITABLE'}", writable
+    cached = f", a cache of {store.url}" if store.url else ""
+    return (
+        f"{store.root}: {entries} entries, {free:.0f} GB free{cached}{'' if writable else ', NOT WRITABLE'}",
+        writable,
+    )
 
 
 def runnable() -> dict[tuple[str, str], list[str]]:
