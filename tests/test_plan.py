@@ -168,8 +168,13 @@ def test_the_reference_s_fits_evaluated_what_the_sums_say():
         for row in (row for row in rows if row["metric"] == "fit_unet_calls" and not row["attack"]):
             name = "mace" if row["method"].startswith("mace") else row["method"]
             if name in COSTS["fits"] and row["value"]:
-                sum_ = counted(name, json.loads(row["params"]), concepts=int(row["n_concepts"]))
-                within = (0.6, 1.8) if name == "gie" else (1, 1)  # it stops where a weight is enough
+                concepts = int(row["n_concepts"])
+                sum_ = counted(name, json.loads(row["params"]), concepts=concepts)
+                within = (1, 1)
+                if name == "gie":  # it stops where a weight is enough
+                    within = (0.6, 1.8)
+                elif name in {"ap", "age"} and concepts > 1:  # concepts may be next to the same words, which count once
+                    within = (1, 1.5)
                 assert within[0] * float(row["value"]) <= sum_ <= within[1] * float(row["value"]), path.name
                 seen.add(name)
     assert {"esd", "mace", "ap", "age", "kpop", "dark_miner", "gie", "uce"} <= seen
