@@ -80,6 +80,7 @@ function filter() {
     const found = placed(group) ? runs.filter(fits) : [];
     for (const run of runs) run.hidden = !found.includes(run);
     group.hidden = !found.length;
+    for (const list of all(".each", group)) list.open ||= wanted;  // what was asked for by name is shown
     document.querySelector(`nav a[href="#${group.id}"]`).hidden = group.hidden;
     for (const run of runs) if (found.includes(run) || (found.length && "reference" in run.dataset)) seen.add(run.id);
     for (const line of all("[data-run]", group)) line.hidden = !seen.has(line.dataset.run);
