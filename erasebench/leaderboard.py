@@ -452,7 +452,23 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
             run = Run(mine, path.with_suffix(".webp"), rows.verified(path))
             if task in (None, run.head.task) and world in (None, run.head.world):
                 groups.setdefault(run.group, []).append(run)
-    return [Group.of(told_apart(groups[k])) for k in sorted(groups)], problems
+    return [Group.of(told_apart(distinct(groups[k]))) for k in sorted(groups)], problems
+
+
+def distinct(runs: Sequence[Run]) -> list[Run]:
+    """Without the runs that were made again with more: of the same model, with the same prompts, and attacks (or other words)
+    besides. One that was verified stays, unless the longer one was too."""
+
+    def numbers(run: Run) -> set[tuple]:
+        return {(key, row.n, row.prompts_sha256, row.attack_params) for key, row in run.cells.items()}
+
+    def again(run: Run, more: Run) -> bool:
+        same = (run.head.method, run.head.method_version, run.head.params, run.head.seed, run.head.artifact)
+        if same != (more.head.method, more.head.method_version, more.head.params, more.head.seed, more.head.artifact):
+            return False
+        return not more.reasons and numbers(run) < numbers(more) and (run.verified is None or more.verified is not None)
+
+    return [run for run in runs if run.reasons or not any(again(run, other) for other in runs)]
 
 
 def comparisons(

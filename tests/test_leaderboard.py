@@ -594,6 +594,22 @@ def test_a_run_repeated_with_attacks_is_one_point_and_one_line(whole):
     assert uce["runs"] == [run.anchor for run in whole.together[1]] and uce["x"] == [0.75, 0.8, 0.85]
 
 
+def test_a_run_made_again_under_more_attacks_stands_once(tmp_path):
+    none, cce, rab = (
+        (),
+        (row("asr", 0.5, attack="cce", split="attack:cce"),),
+        (row("asr", 0.1, attack="rab", split="attack:rab"),),
+    )
+    other = (replace(cce[0], attack_params='{"steps": 9}'),)
+    for name, attacks in (("a", none), ("b", cce), ("c", (*cce, *rab)), ("d", other)):
+        save(tmp_path, name, *scores(0.2, 0.8), *attacks, method="uce", artifact="f17")
+    save(tmp_path, "e", *scores(0.2, 0.8), method="uce", artifact="another")
+    shown = lambda: [run.head.run_id for run in leaderboard.load(tmp_path)[0][0].runs]
+    assert shown() == ["c", "d", "e"]
+    verify(tmp_path / "runs" / "a.csv")
+    assert shown() == ["a", "c", "d", "e"]
+
+
 def test_ripple_is_of_runs_that_have_all_of_it(whole):
     uce, evil = whole.ripple["lines"]
     assert uce["ends"][0] == [0.4, 0.5, 0.6] and [e[1] for e in uce["ends"]] == [0.5, 0.4, 0.3, 0.2, 0.1]
