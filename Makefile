@@ -23,8 +23,8 @@ test: $(INSTALLED)
 regress: $(INSTALLED)
 	$(BIN)/python -m erasebench.regress --results build/regress
 
-reference: $(INSTALLED)
-	$(BIN)/python -m erasebench.reference
+reference: $(INSTALLED)   # dry_run=true says what is missing, and about how long it takes
+	$(BIN)/python -m erasebench.reference $(if $(filter true,$(dry_run)),--dry-run)
 
 chaos: $(INSTALLED)
 	ERASEBENCH_CHAOS=20 $(BIN)/python -m pytest tests/test_run.py -k kill
