@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,14 +22,15 @@ from .execute import A, B, Work
 from .run import Erased, Run
 from .store import Store, home
 
-RETRIES = 3  # of an item whose worker died; a worker that dies of every item would never end
+RETRIES = 3  # of an item whose worker died; one that every worker dies of would never end
+START = -1  # in the place of an item: a worker that starts
 INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")  # by workers, besides $ERASEBENCH_HOME
 
 
 @dataclass(frozen=True)
 class Ray:
-    """An executor on a Ray cluster: what is there (`address`), or one of its own. A worker that dies is replaced, and its item
-    done again. Raises ErasebenchError where there is no cluster, or no room in it."""
+    """An executor on a Ray cluster: what is there (`address`), or one of its own. A worker that dies is replaced, and its items
+    go to whoever is free. Raises ErasebenchError where there is no cluster, or no room in it."""
 
     address: str = "local"
     actors: int | None = None
@@ -38,33 +39,69 @@ class Ray:
     ahead: int = 2
 
     def workers(self, device: str) -> int:
-        return len(pool(self, device))
+        return len(pool(self, device).workers)
 
     def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
         if not items:
             return []
-        import ray
-
-        idle = list(pool(self, erased.run.device)) * (1 if alone else at_once(self, erased.run.device))
+        ray, there = connected(self), pool(self, erased.run.device)
+        each = 1 if alone else at_once(self, erased.run.device)
         env = {"ERASEBENCH_HOME": str(home().absolute())} | {k: os.environ[k] for k in INHERITED if k in os.environ}
         run, sent = ray.put(erased.run), ray.put(work)
-        waiting, doing, done = deque(enumerate(items)), {}, {}
+        waiting, done, deaths = deque(range(len(items))), {}, Counter()
+        idle: list[
+            Any
+        ] = []  # workers, once for each item that they could take; one that has no room in the cluster is not there
+        doing = {worker.ready.remote(): (START, worker) for worker in there.workers}
+        failure: BaseException | None = None
         with tqdm(total=len(items), desc=label, disable=None, delay=2, leave=False) as bar:
-            while waiting or doing:
-                while waiting and idle:
-                    (i, item), worker = waiting.popleft(), idle.pop()
-                    doing[worker.do.remote(erased.token, env, run, sent, item)] = i, worker
+            # after a failure nothing new is begun, but what is begun is waited for: it holds the model
+            while (waiting and not failure) or any(i != START for i, _ in doing.values()):
+                while waiting and idle and not failure:
+                    i, worker = waiting.popleft(), idle.pop()
+                    doing[worker.do.remote(erased.token, env, run, sent, items[i])] = i, worker
                 (ready, *_), _ = ray.wait(list(doing), num_returns=1)
                 i, worker = doing.pop(ready)
                 try:
-                    done[i] = ray.get(ready)
+                    made = ray.get(ready)
                 except ray.exceptions.RayTaskError as error:
-                    raise error.cause from error
+                    failure = failure or error.cause
                 except ray.exceptions.RayError as error:
-                    raise ErasebenchError(f"{label}: {RETRIES + 1} workers died of the same work: {error}") from error
-                idle.append(worker)
-                bar.update()
+                    idle = [other for other in idle if other is not worker]
+                    if fresh := there.replaced(worker):
+                        doing[fresh.ready.remote()] = START, fresh
+                    deaths[i] += 1
+                    if deaths[i] > RETRIES:
+                        what = "as they started" if i == START else "of the same work"
+                        failure = failure or ErasebenchError(
+                            f"{label}: {RETRIES + 1} workers died {what}: {causes(error)[0]}"
+                        )
+                    elif i != START:
+                        waiting.appendleft(i)
+                else:
+                    idle += [worker] * (each if i == START else 1)
+                    if i != START:
+                        done[i] = made
+                        bar.update()
+        if failure:
+            raise failure
         return [done[i] for i in range(len(items))]
+
+
+@dataclass(eq=False)
+class Pool:
+    """Actors, kept from one run to the next of a sweep."""
+
+    make: Callable[[], Any]
+    workers: list[Any]
+
+    def replaced(self, dead: Any) -> Any:
+        """Another worker in the place of a dead one; None if it has been replaced already."""
+        place = next((i for i, worker in enumerate(self.workers) if worker is dead), None)
+        if place is None:
+            return None
+        self.workers[place] = self.make()
+        return self.workers[place]
 
 
 class Worker:
@@ -75,6 +112,9 @@ class Worker:
         logging.basicConfig(level=logging.WARNING)
         self.token: str | None = None
         self.lock = threading.Lock()
+
+    def ready(self) -> None:
+        """Answered as soon as there is room for the actor."""
 
     def do(self, token: str, env: dict[str, str], run: Run, work: Work, item: Any) -> Any:
         with self.lock:
@@ -103,9 +143,18 @@ def connected(executor: Ray) -> Any:
             ray.init(executor.address, runtime_env=paths, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ErasebenchError(
-                f"executor.address={executor.address}: no Ray cluster ({str(error).splitlines()[0]})"
+                f"executor.address={executor.address}: no Ray cluster ({'; '.join(causes(error))})"
             ) from error
     return ray
+
+
+def causes(error: BaseException | None) -> list[str]:
+    """The first line of what an error says, and of what it comes from."""
+    said = []
+    while error is not None:
+        said += [line for line in str(error).strip().splitlines()[:1] if line not in said]
+        error = error.__cause__ or error.__context__
+    return said
 
 
 def at_once(executor: Ray, device: str) -> int:
@@ -114,8 +163,7 @@ def at_once(executor: Ray, device: str) -> int:
 
 
 @lru_cache(maxsize=1)  # others end when nobody holds them
-def pool(executor: Ray, device: str) -> tuple:
-    """The actors, kept from one run to the next of a sweep."""
+def pool(executor: Ray, device: str) -> Pool:
     if device not in ("cpu", "cuda"):
         raise ErasebenchError(f"device={device}: Ray chooses the GPU of an actor, say device=cuda")
     ray = connected(executor)
@@ -127,5 +175,6 @@ def pool(executor: Ray, device: str) -> tuple:
         of = f"{executor.threads} CPUs and {gpus:g} GPUs"
         raise ErasebenchError(f"executor.actors={count}: the cluster has room for {most} actors of {of}")
     options = {"num_cpus": executor.threads, "num_gpus": gpus, "max_concurrency": at_once(executor, device)}
-    actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **options)(Worker)
-    return tuple(actor.remote(executor.threads) for _ in range(count))
+    actor = ray.remote(**options)(Worker)
+    make = lambda: actor.remote(executor.threads)
+    return Pool(make, [make() for _ in range(count)])

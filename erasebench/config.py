@@ -14,7 +14,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from importlib.util import find_spec
@@ -66,6 +66,7 @@ OmegaConf.register_new_resolver(
     lambda mapping, name, key, otherwise: mapping[name].get(key, otherwise) if name in mapping else otherwise,
     replace=True,
 )
+OmegaConf.register_new_resolver("gpus_of", lambda executor: int(executor == "local"), replace=True)
 
 
 def main(
@@ -131,16 +132,43 @@ def main(
     sys.argv[1:] = arguments  # where Hydra looks for them
     # that a plugin's schema checks our values for it is wanted
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    died: list[str] = []
+    sent = any(word.startswith("hydra/launcher=submitit") for word in arguments)
     with Outcomes.fresh() as outcomes:
-        one()
+        with every_job_waited_for(died) if sent else nullcontext():
+            one()
         tables, measured, failed = outcomes.all()
+    for line in died:
+        log.error("%s", line)
     if dry or uncounted:
         from .dry import tell
 
         (dry_job or tell)(dry, uncounted, rates[0])
     for name, (spec, results) in tables.items():
         show(name, spec, measured, results)
-    return int(failed)
+    return int(failed or bool(died))
+
+
+@contextmanager
+def every_job_waited_for(died: list[str]) -> Iterator[None]:
+    """submitit's launcher gives up at the first job that was killed: here that is a line of `died`, and the others go on."""
+    from hydra.core.utils import JobReturn, JobStatus
+    from submitit.core import core, utils
+
+    results = core.Job.results
+
+    def waited(job: Any) -> list:
+        try:
+            return results(job)
+        except (utils.UncompletedJobError, utils.FailedJobError) as error:
+            died.append(f"submitit's job {job.job_id} died: {str(error).strip().splitlines()[0]}")
+            return [JobReturn(_return_value=None, status=JobStatus.COMPLETED)]
+
+    core.Job.results = waited
+    try:
+        yield
+    finally:
+        core.Job.results = results
 
 
 def say_what_happens() -> None:
@@ -238,6 +266,10 @@ def check_words(arguments: list[str]) -> None:
             refuse_unknown(key, value, ["basic", *LAUNCHERS])
             if value in LAUNCHERS and not find_spec(f"hydra_plugins.{LAUNCHERS[value][0]}"):
                 raise ErasebenchError(f"hydra/launcher={value} needs pip install 'erasebench[{LAUNCHERS[value][1]}]'")
+            if value == "submitit_slurm" and not shutil.which("sbatch"):
+                raise ErasebenchError(
+                    f"hydra/launcher={value}: no sbatch on this machine, is it one of a Slurm cluster?"
+                )
         if key == "track":
             refuse_unknown("track", value, ["none", "wandb"])
         if key in choices and not rest and value and not re.search(r"[\[\]${}*]", value):
@@ -359,7 +391,11 @@ def own_device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     hydra, there = HydraConfig.get(), torch.cuda.device_count()
-    alone = "BasicLauncher" in hydra.launcher._target_ or hydra.runtime.choices.executor != "local"
+    alone = (
+        hydra.mode != RunMode.MULTIRUN
+        or "BasicLauncher" in hydra.launcher._target_
+        or hydra.runtime.choices.executor != "local"
+    )
     return "cuda" if alone or there == 1 else f"cuda:{hydra.job.num % there}"
 
 

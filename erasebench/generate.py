@@ -75,10 +75,12 @@ def make(
     def fill(folder: Path) -> None:
         here = model()
         fast = "speed" in identity
-        with turn or nullcontext(), here.fast() if fast else nullcontext():
-            most = batch or room(here, sampler)
+        with turn or nullcontext():
+            most = batch or room(here, sampler)  # before anything is compiled, as each batch size would be
             start, before = time.perf_counter(), here.unet_samples
-            sampled, used = sample(here, prompts, sampler, most, draw or plain, pad=fast and here.device.type == "cuda")
+            with here.fast() if fast else nullcontext():
+                pad = fast and here.device.type == "cuda"
+                sampled, used = sample(here, prompts, sampler, most, draw or plain, pad)
             seconds, calls = time.perf_counter() - start, here.unet_samples - before
         np.savez_compressed(folder / "images.npz", images=sampled.images.numpy())
         commit, dirty = provenance.git()

@@ -118,6 +118,8 @@ def join(*contexts: Context) -> Context:
 A = TypeVar("A", bound=Tensor | tuple[Tensor | None, ...])
 _trajectory = threading.local()  # .memory exists inside Model.latents only, .fast inside Model.fast
 COMPILER = {"mode": "reduce-overhead"}  # of torch.compile: with CUDA graphs
+# What does not compile runs as it is; hooks that a method adds later are not overlooked. torch keeps these for each thread.
+DYNAMO = {"suppress_errors": True, "skip_nnmodule_hook_guards": False}
 
 
 def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
@@ -529,7 +531,9 @@ class Model:
                 cross_attention_kwargs=(state or {}).get("attention"),
                 added_cond_kwargs=self._added(z, context),
                 return_dict=False,
-            )[0].to(z.dtype)
+            )[0]
+            # the next call of a compiled U-Net writes over what this one gave
+            out = out.clone() if fast and out.dtype == z.dtype else out.to(z.dtype)
         if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
             alpha = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z
@@ -565,14 +569,14 @@ class Model:
     @contextmanager
     def fast(self) -> Iterator[None]:
         """Within, this thread's U-Net computes in bf16; weights, guidance and scheduler stay in fp32. On a GPU it is compiled
-        too, and its weights are laid out channels last from here on; what does not compile runs as it is."""
+        too, and its weights are laid out channels last from here on."""
         if self.device.type == "cuda" and self._compiled is None:
-            torch._dynamo.config.suppress_errors = True
             self.unet.to(memory_format=torch.channels_last)
             self._compiled = torch.compile(self.unet, **COMPILER)
         _trajectory.fast = True
         try:
-            yield
+            with torch._dynamo.config.patch(DYNAMO) if self._compiled is not None else nullcontext():
+                yield
         finally:
             _trajectory.fast = False
 

@@ -105,7 +105,11 @@ class Run:
         )
 
     def fit_identity(self) -> dict[str, Any]:
+        judges = {name: judge for name, judge in vars(self.eraser).items() if hasattr(judge, "weights")}
+        # where they lie says nothing of what they are; those of the package go with its models
+        outside = {n: j.weights() for n, j in judges.items() if getattr(j, "pretrained", "") != "embedded"}
         return {
+            **({"weights": outside} if outside else {}),
             "eraser": self.eraser,
             "version": self.eraser.version,
             "brief": self.plan.brief,

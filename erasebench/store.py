@@ -30,6 +30,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from .contracts import ErasebenchError
 
 if TYPE_CHECKING:
@@ -233,18 +235,33 @@ class Store:
             with self.remote.lease(path.name, token, wait, gone) as ours:
                 yield ours
 
+    def being_made(self, key: str) -> bool:
+        """Whether a process that uses this folder holds the lock of the key's entry."""
+        try:
+            with (self.root / "locks" / key).open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no such lock, or none on this file system
+            return False
+        return False
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            said = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors, which has no errno
+            number = int(said[1]) if said else getattr(error, "errno", None)
+            if number in (errno.ENOSPC, errno.EDQUOT):
                 advice = "free some space (python -m erasebench.store gc) or set ERASEBENCH_HOME to another disk"
-            elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            elif number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
                 advice = "set ERASEBENCH_HOME to a folder that can be written"
             else:
                 raise
-            raise ErasebenchError(f"the store {self.root} cannot be written ({error.strerror}): {advice}") from error
+            raise ErasebenchError(
+                f"the store {self.root} cannot be written ({os.strerror(number)}): {advice}"
+            ) from error
 
 
 def entry_of(path: Path) -> str:
@@ -323,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
         removed = freed = 0
         for _, path in store.entries():
             leftover = path.name.startswith(".")
-            if leftover and unused_days(path) < 1:
+            if leftover and (unused_days(path) < 1 or store.being_made(path.name.split(".")[1])):
                 continue  # a running process may still be filling it
             try:
                 if not leftover:
@@ -334,6 +351,9 @@ def main(argv: list[str] | None = None) -> int:
             if drop:
                 removed, freed = removed + 1, freed + _size(path)
                 shutil.rmtree(path, ignore_errors=True)
+        for lock in (store.root / "locks").glob("*"):
+            if unused_days(lock) >= 1 and not store.being_made(lock.name):
+                lock.unlink(missing_ok=True)
         print(f"removed {removed} entries, {freed / 1e6:.1f} MB")
         try:
             if store.remote:

@@ -5,8 +5,8 @@
     d* = argmin over d   || eps(x_t, E_theta(d + c)) - eps(x_t, c) ||^2,    d: embeddings of k words before the prompt
 
 The U-Net, eps, stays the base's; what is not E_theta(.) is read by the base's text encoder. c_r: prompts of what is kept. So
-latents and targets do not depend on theta: both come from trajectories sampled once, where the released code samples anew
-in every step of the attack too (the same distribution, at a twentieth of the cost). Departs from the released code: the
+latents and targets do not depend on theta: both come from trajectories sampled once, at the sampler's own timesteps, where the
+released code samples anew in every step of the attack too and draws t between them (at twenty times the cost). Departs from the released code: the
 attack forgets its gradients after each step (there they add up over all thirty), gives the embeddings of its last step
 (not those before it) and counts tokens (not words); several attacks run side by side, each on its own latents.
 """

@@ -7,11 +7,15 @@
 c: prompts of the anchor, which is the concept's surrogate; c*: the same with the concept in its place; x_t: noisy pictures that the
 base draws of c; sg stops the gradient: the target is the answer of the weights as they stand, not the base's. As in the released
 code the keys and values of BOS get no gradient, and pictures are mirrored by chance and, with `augment`, made smaller
-on a grey ground or larger than the frame, which the prompt then says; the norms are taken over what the picture fills.
+on a grey ground or larger than the frame, which the prompt then says; the norms are means over what the picture fills.
 
 Departs from it: pictures come of training templates or a file of prompts, not from a language model; they are encoded to the
 posterior's mean; the mask leaves out whatever of the latent the picture does not fill wholly (there, one row more on two sides);
-the rate is what is given, there it doubles beside a lambda. Left out: memorised pictures, which need a filter of copies, and
+the rate is what is given, there it doubles beside a lambda; the erasing norm is a mean over channels too (there their sum, so that a
+lambda of 1 there is 1/4 here, and the gradient's norm is cut at four times as much); what is said of a picture's size stands
+in the anchor's prompt as in the concept's (there in the concept's alone), and lambda's term sees the same noisy pictures (there
+others, not augmented); of a style the templates name the anchor's (there nothing), and the negative prompt is the mean of
+the concepts' encodings. Left out: memorised pictures, which need a filter of copies, and
 its group `embedding`.
 """
 
@@ -49,7 +53,7 @@ SMALL, LARGE = ("far away", "very small"), ("zoomed in", "close up")  # said of 
 class CA:
     """trained: the released parameter groups. templates: a file with one prompt a line and {c} where the anchor stands, in
     place of the world's training templates. `images` pictures of each anchor, shared by all concepts that have it;
-    away: guided away from the concepts. prior_scale: lambda. augment: of objects and people, not of styles."""
+    away: guided away from the concepts. prior_scale: lambda. augment: published of objects and people, not of styles."""
 
     variant: Literal["model", "noise"] = "model"
     trained: Literal["cross-attn", "attn", "full-weight"] = "cross-attn"

@@ -38,6 +38,7 @@ class RECE:
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         edit, made = self.first.system(model, brief).solve(self.first.ridge)
+        notes = [made.notes(self.first.ridge)]
         energy = sum(w.T @ w for w in (model.weight(name).double() for name in model.names(PROJECTIONS)))
         rows = encoded(model, [text for c in brief.concepts for text in (c.name, c.surrogate)] + ["", *brief.preserved])
         kept = torch.cat([rows[text][0].double() for text in ("", *brief.preserved)])
@@ -48,9 +49,11 @@ class RECE:
                 system.map(back, rows[concept.surrogate][0])
             system.map(kept, kept, self.preserve_scale)
             again, made = system.solve(self.ridge)
+            notes.append(made.notes(self.ridge))
             edit = edit @ again
         save_edit(edit, out)
-        write_notes(out, made.notes(self.ridge))
+        worst = max(notes, key=lambda note: note["condition"])
+        write_notes(out, worst | {"edit": notes.index(worst)})
 
     def recovered(self, energy: Tensor, edit: Tensor, rows: Tensor) -> Tensor:
         """Eq. 6 for rows [R, D]: what the edited projections read as the base reads the rows."""

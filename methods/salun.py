@@ -37,7 +37,8 @@ from erasebench.vocabulary import kept_prompts
 
 @dataclass(frozen=True)
 class SalUn:
-    """pictures, kept: how many of the concept, and of prompts that are kept (preserved names and captions). epochs: over the
+    """pictures, kept: how many of the concept, and of what is kept: preserved names and captions, or, as published for
+    explicit content, the prompts with its surrogate. epochs: over the
     pictures of the concept. keep_scale: alpha. mask_guidance: s. guidance, ddim_steps: of the pictures."""
 
     variant: Literal["fixed", "released"] = "fixed"
@@ -51,20 +52,21 @@ class SalUn:
     mask_guidance: float = 8.5
     guidance: float = 7.5
     ddim_steps: int = 50
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator, sampler = torch.Generator().manual_seed(seed), Sampler("ddim", self.ddim_steps, self.guidance)
         named = [(filled(t, c.name), filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
         texts, others = zip(*(named[i % len(named)] for i in range(self.pictures)), strict=True)
         forget = drawn(model, texts, generator, sampler)
-        retain = drawn(model, kept_prompts(brief, self.kept, generator), generator, sampler)
+        explicit = all(concept.kind == "explicit" for concept in brief.concepts)
+        shown = [others[i % len(others)] for i in range(self.kept)] if explicit else None
+        retain = drawn(model, shown or kept_prompts(brief, self.kept, generator), generator, sampler)
         with torch.no_grad():
             other = model.encode(others)
         mask = saliency(self.gradient(model, forget, generator), self.salient)
         orders = [shuffled(len(p.z), self.batch, generator) for p in (forget, retain)]
         if self.variant == "released":
-            explicit = all(concept.kind == "explicit" for concept in brief.concepts)
             orders[0] = repeat(torch.arange(min(self.batch, len(forget.z))))
             orders[1] = repeat(torch.arange(min(self.batch, len(retain.z)))) if explicit else orders[1]
 

@@ -7,12 +7,13 @@
 
 eps is the base, M one membrane with gamma = 1, and each concept's is trained alone; x_t is sampled with it. Anchors c_an
 are noise in the place of encodings, as long as c's by 0.8 to 1.2, kept with probability 1 - cos(c_an, c). gamma is asked of
-every row that the U-Net is given, so that the empty prompt of guidance has its own.
+every row that the U-Net is given, so that the empty prompt of guidance has its own (in the released code it has the prompt's).
 
 composition=released is what the released code composes: gamma goes into u and into d, and each is summed over concepts,
 (sum gamma_i u_i) (sum gamma_j d_j . x), so that one concept counts by gamma^2 and several mix. Departs from that code: all
 anchors of a step enter the loss (there a half, and the empty prompt in the place of the others), AdamW is not of 8 bits,
-and pictures have the model's own size in place of a random one below it.
+pictures have the model's own size in place of a random one below it, and t is of any step, between it and the next as ESD's
+(there a step after the first, exactly).
 """
 
 from __future__ import annotations

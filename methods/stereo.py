@@ -11,8 +11,9 @@ eps is the base. The numbers are the released code's, as its normalised guidance
 = 1 but s_n = 3 (a sign is taken after one is subtracted), and its negative guidance of 2 in the search is eta = 0.
 Its anchors hold the concept beside other things (written by a language model); here they are the training templates,
 with the concept or its surrogate in them. Departs from the released code: only theta is trained (there a flag that is
-meant to freeze the rest does nothing), prompts are drawn evenly where they are dealt out there, and predictions that
-nothing uses are not made. Several concepts are searched for one by one and erased together.
+meant to freeze the rest does nothing), which are ESD's groups (its own holds the time embedding and the output, and no
+norms), prompts are drawn evenly where they are dealt out there, words are learnt from the surrogate's last token on, and
+predictions that nothing uses are not made. Several concepts are searched for one by one and erased together.
 """
 
 from __future__ import annotations
@@ -68,8 +69,10 @@ class STEREO:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if self.rounds > self.pictures:
-            raise ErasebenchError(f"method.pictures={self.pictures}: each of {self.rounds} rounds needs one")
+        if not 1 <= self.rounds <= self.pictures:
+            raise ErasebenchError(
+                f"method.rounds={self.rounds}: at least one, and no more than there are pictures ({self.pictures})"
+            )
 
     def skip(self, model: Model) -> str:
         return "it learns words of one text encoder, and this model has two" if model.text_encoder_2 is not None else ""
@@ -103,7 +106,9 @@ class STEREO:
             free = model.eps(z, t, model.unconditional().repeat(len(z)))
             return erased_noise_target(free, model.eps(z, t, prompts), self.search_eta)
 
-        pictures = [self.shown(model, brief, concept.name, seed).chunk(self.rounds) for concept in brief.concepts]
+        pictures = [
+            self.shown(model, brief, concept.name, seed).tensor_split(self.rounds) for concept in brief.concepts
+        ]
         known = [concepts]
         with ExitStack() as stack:
             for number in range(self.rounds):

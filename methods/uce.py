@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from erasebench.closed_form import System, aligned, edited, load_edit, save_edit, write_notes
+from erasebench.closed_form import System, aligned, edited, encoded, gram, load_edit, save_edit, write_notes
 from erasebench.contracts import Brief
 from erasebench.model import Model
 
 
 @dataclass(frozen=True)
 class UCE:
-    """token_set: which rows of the encoded name enter. `last` is its last token alone (the released code since
-    2025); `last_to_end` also takes the EOS and padding rows after it (the code behind the published tables).
-    preserve_scale: weight of a preserved name; None is max(1/10, 1 / number of names), as released.
+    """token_set: which rows of the encoded name enter. `last` is its last token alone (the released code since 2025);
+    `last_to_end` also takes the EOS and padding rows after it, and `last_to_end_and_empty` preserves all rows of the empty
+    prompt too, which are much like those (the code behind the published tables). preserve_scale: weight of a preserved
+    text; None is max(1/10, 1 / number of texts), as released.
     """
 
     erase_scale: float = 1.0
     preserve_scale: float | None = None
     ridge: float = 0.5  # lambda of Eq. 7
-    token_set: Literal["last", "last_to_end"] = "last_to_end"
+    token_set: Literal["last", "last_to_end", "last_to_end_and_empty"] = "last_to_end_and_empty"
     version: ClassVar[int] = 1
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
@@ -34,11 +35,14 @@ class UCE:
     def system(self, model: Model, brief: Brief) -> System:
         system = System(model.text_width, model.device)
         pairs = [(concept.name, concept.surrogate) for concept in brief.concepts]
-        system.map(*aligned(model, pairs, self.token_set), self.erase_scale)
+        token_set = self.token_set.removesuffix("_and_empty")
+        system.map(*aligned(model, pairs, token_set), self.erase_scale)
+        empty = int(token_set != self.token_set)
+        count = max(1, len(brief.preserved) + empty)
+        scale = self.preserve_scale if self.preserve_scale is not None else max(0.1, 1 / count)
         if brief.preserved:
-            scale = self.preserve_scale if self.preserve_scale is not None else max(0.1, 1 / len(brief.preserved))
-            system.map(*aligned(model, [(name, name) for name in brief.preserved], self.token_set), scale)
-        return system
+            system.map(*aligned(model, [(name, name) for name in brief.preserved], token_set), scale)
+        return system.keep(empty * gram(encoded(model, [""])[""][0]), scale)
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return edited(model, load_edit(model, artifact))

@@ -108,6 +108,39 @@ def test_time_edits_the_values_alone_unless_asked(tiny, tmp_path):
         assert not torch.equal(tiny.weight(key), before[0])
 
 
+def test_uce_preserves_names_and_the_empty_prompt(tiny):
+    """Of what its docstring says each token set takes, the sums written out."""
+    for token_set, scale, whole in (("last_to_end", 1.0, 0), ("last_to_end_and_empty", 0.5, 1)):
+        system = UCE(token_set=token_set).system(tiny, BRIEF)
+        source, target = aligned(tiny, [("cat", "sky")], "last_to_end")
+        dog, empty = rows_of(tiny, "dog")[3:].double(), rows_of(tiny, "").double()
+        kept = scale * (dog.T @ dog + whole * empty.T @ empty)
+        torch.testing.assert_close(system.keys, source.double().T @ source.double() + kept)
+        torch.testing.assert_close(system.values, target.double().T @ source.double() + kept)
+    assert len(empty) == 24
+
+
+def test_rece_edits_what_is_left_again_and_again(tiny, tmp_path):
+    """Two epochs, layer by layer as in the paper: each projection is solved for from its current weight."""
+    eraser = RECE(epochs=2, ridge=0.1, recover_ridge=0.01, preserve_scale=0.3)
+    eraser.fit(tiny, BRIEF, tmp_path, 0)
+    first, _ = eraser.first.system(tiny, BRIEF).solve(0.5)
+    base = {n: tiny.weight(n).double() for n in tiny.names(closed_form.PROJECTIONS)}
+    now = {n: w @ first for n, w in base.items()}
+    concept, other = rows_of(tiny, "cat").double(), rows_of(tiny, "sky").double()
+    kept = torch.cat([rows_of(tiny, ""), rows_of(tiny, "dog")]).double()
+    eye = torch.eye(16, dtype=torch.float64)
+    for _ in range(2):
+        left = 0.01 * eye + sum(w.T @ w for w in now.values())
+        found = concept @ torch.linalg.solve(left, sum(now[n].T @ w for n, w in base.items())).T
+        below = 0.1 * eye + found.T @ found + 0.3 * kept.T @ kept
+        above = {n: 0.1 * w + w @ other.T @ found + 0.3 * w @ kept.T @ kept for n, w in now.items()}
+        now = {n: torch.linalg.solve(below, above[n].T).T for n in now}
+    with eraser.apply(tiny, tmp_path):
+        for n, expected in now.items():
+            torch.testing.assert_close(tiny.weight(n), expected.float(), rtol=1e-4, atol=1e-5)
+
+
 def test_rece_finds_what_the_edited_projections_read_as_the_concept(tiny, tmp_path):
     """Eq. 6 with its sums over layers written out, then one epoch that maps it onto the surrogate."""
     eraser = RECE(first=UCE(token_set="last"), epochs=1, ridge=1e-9, recover_ridge=0.1, preserve_scale=0.0)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -117,6 +118,40 @@ def test_what_is_raised_there_is_raised_here(make_run):
 
     with pytest.raises(ErasebenchError, match="^no 1$"):
         run.executor.map(Erased(run, Store()), work, [1], "label")
+
+
+def test_what_has_begun_is_waited_for_before_an_error_is_raised(make_run, tmp_path):
+    """It works with the model, which is closed then. Nothing else is begun."""
+    run = make_run("none", NoErasure(), executor=TWO)
+
+    def work(here, item, beside):
+        if item == "wrong":
+            raise ErasebenchError("no")
+        time.sleep(2)
+        Path(item).touch()
+
+    items = [str(tmp_path / "slow"), "wrong", str(tmp_path / "never")]
+    with pytest.raises(ErasebenchError, match="^no$"):
+        run.executor.map(Erased(run, Store()), work, items, "label")
+    assert {path.name for path in tmp_path.iterdir()} >= {"slow"} and not Path(items[2]).exists()
+
+
+def test_work_goes_on_where_somebody_else_takes_a_dead_workers_room(make_run, tmp_path):
+    run = make_run("none", NoErasure(), executor=Ray())
+    erased = Erased(run, Store())
+    assert run.executor.map(erased, lambda here, item, beside: item, [1, 2, 3], "label") == [1, 2, 3]
+    other = ray.remote(num_cpus=1)(type("Other", (), {"here": lambda self: True})).remote()  # waits for room
+    marker = str(tmp_path / "died")
+
+    def work(here, item, beside):
+        die_once(marker) if item == 1 else time.sleep(1)
+        return item
+
+    assert run.executor.map(erased, work, [1, 2, 3], "label") == [1, 2, 3]
+    if len(cluster.pool(run.executor, "cpu").workers) > 1:
+        assert ray.get(other.here.remote(), timeout=30)
+    ray.kill(other)
+    assert run.executor.map(erased, work, [1, 2], "label") == [1, 2]
 
 
 @pytest.mark.parametrize("options", [{"actors": 99}, {"actors": 0}, {"threads": 99}, {"gpus": 1.0}])

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from conftest import Brightness, Redness
+from erasebench.methods.receler import Receler
 from erasebench.methods.sld import SLD
+from erasebench.methods.spm import SPM
 from erasebench.methods.uce import UCE
 from test_run import numbers
 
@@ -91,7 +93,11 @@ def test_a_compiled_u_net_follows_what_methods_do_to_it(tiny, tmp_path):
 
     base = both()
     brief = Brief((Concept("cat", "object", "sky"),), templates=("{c}",))
-    for eraser in (UCE(), SLD()):
+    hooks = SPM(steps=3, batch=2, lr=0.5, warmup=0, anchors=2, anchor_scale=1.0, ddim_steps=3, trajectories=2)
+    processors = Receler(
+        steps=3, batch=2, lr=0.1, rank=4, vectors=3, attack_steps=1, map_side=4, ddim_steps=3, trajectories=2
+    )
+    for eraser in (UCE(), SLD(), hooks, processors):
         folder = tmp_path / type(eraser).__name__
         folder.mkdir()
         eraser.fit(tiny, brief, folder, 0)

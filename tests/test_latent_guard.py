@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from erasebench.methods import latent_guard
 from erasebench.methods.latent_guard import Head, Latent, LatentGuard, calibrated, contrast, ends, named_by, read
 
 from erasebench import vocabulary
@@ -70,6 +71,18 @@ def test_the_threshold_refuses_no_more_than_its_share(rate, allowed):
     scores = torch.tensor([3.0, 1.0, 2.0, 9.0, 5.0, 4.0, 8.0, 7.0, 6.0, 0.0])
     assert int((scores >= calibrated(scores, rate)).sum()) == allowed
     assert int((torch.ones(10) >= calibrated(torch.ones(10), rate)).sum()) == 0  # ties are refused together, or not
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_names_a_concept_by_chance_is_no_negative_of_it(tiny, tmp_path, monkeypatch, named):
+    seen, plain = [], latent_guard.contrast
+    monkeypatch.setattr(latent_guard, "named_by", lambda names, texts: torch.full((len(texts), len(names)), named))
+    monkeypatch.setattr(latent_guard, "contrast", lambda *both: seen.append(both) or plain(*both))
+    LatentGuard(**SMALL | {"epochs": 1}).fit(tiny, BRIEF, tmp_path, 0)
+    for held, other in seen:
+        assert held.diagonal().isfinite().all()
+        assert int(held.isinf().sum()) == named * (held.numel() - len(held)) and other.isinf().all() == named
+    assert len(seen) == 2
 
 
 def test_it_refuses_what_names_the_concept_and_calibrates_on_what_does_not(tiny, tmp_path):

@@ -1,5 +1,6 @@
 """A whole run on a random model: rows, resuming, faults, and erasers that misbehave."""
 
+import errno
 import json
 import os
 import random
@@ -165,6 +166,24 @@ class Rounds(Idle):
         model.sample = sample
         yield
         del model.sample
+
+
+@pytest.mark.parametrize("write", ["generate.np.savez_compressed", "closed_form.save_file"])
+def test_after_a_full_disk_the_same_command_gives_the_same_rows(make_run, monkeypatch, tmp_path, write):
+    """In the middle of images, of a fit."""
+    run = make_run("uce", UCE())
+    monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "calm"))
+    calm = execute(run)
+    monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "full"))
+
+    def full(*given, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"erasebench.{write}", full)
+        (row,) = execute(run)
+    assert row.status == "failed" and "free some space" in row.reason
+    assert numbers(execute(run)) == numbers(calm)
 
 
 def test_what_rounding_does_is_no_erasure(make_run):

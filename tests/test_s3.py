@@ -7,8 +7,11 @@ import sys
 import threading
 
 import pytest
+from erasebench.methods.uce import UCE
+from test_run import numbers
 
 from erasebench.contracts import ErasebenchError
+from erasebench.run import execute
 from erasebench.store import Store, digest
 
 pytest.importorskip("s3fs")
@@ -127,6 +130,17 @@ def test_two_drivers_on_a_store_that_refuses_every_tenth_request(server, tmp_pat
     third = Store(tmp_path / "3", URL)
     assert [(third.get("kind", i) / "x.txt").read_text() for i in range(10)] == [str(i) for i in range(10)]
     assert third.remote.fs.find(f"{third.remote.root}/leases") == []
+
+
+def test_a_run_on_a_store_that_refuses_every_tenth_request_gives_the_same_rows(server, make_run, monkeypatch, tmp_path):
+    run = make_run("uce", UCE())
+    calm = numbers(execute(run))
+    server.fault = every_tenth(server)
+    monkeypatch.setenv("ERASEBENCH_STORE", URL)
+    for machine in ("one", "another"):  # of which the second finds everything there
+        monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / machine))
+        assert numbers(execute(run)) == calm
+    assert server.refused > 3
 
 
 @pytest.mark.parametrize(

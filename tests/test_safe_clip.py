@@ -11,7 +11,8 @@ from erasebench.methods.safe_clip import SafeCLIP, adapted, merged, pooled, proj
 from safetensors.torch import load_file
 
 from erasebench.check import check
-from erasebench.contracts import Brief, Concept
+from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.tasks import seed_of
 
 WORDS = ("sun", "moon", "star", "sand", "rain", "snow", "wind", "tide")
 BRIEF = Brief(
@@ -119,6 +120,26 @@ def test_references_stay_what_they_were(tiny, tmp_path, monkeypatch):
     before = rows([pooled(tiny, [safe for _, safe in text_pairs(BRIEF, 8, torch.Generator().manual_seed(0))]) @ TOWER])
     assert len(before) == 8
     assert set(load_file(tmp_path / "weights.safetensors")) == set(untrained(tiny, 2, torch.Generator()))
+
+
+def test_each_text_is_paired_with_its_own_picture(tiny, tmp_path, monkeypatch):
+    pairs, plain = {}, SafeCLIP.loss
+    key = lambda row: tuple(round(x, 3) for x in row.tolist())
+
+    def noted(self, safe, unsafe, reference, seen):
+        pairs.update(zip(map(key, reference), seen, strict=True))
+        return plain(self, safe, unsafe, reference, seen)
+
+    monkeypatch.setattr(SafeCLIP, "loss", noted)
+    SafeCLIP(**SMALL).fit(tiny, BRIEF, tmp_path, 0)
+    texts = [safe for _, safe in text_pairs(BRIEF, 8, torch.Generator().manual_seed(0))]
+    encoder, _, _ = safe_clip.load()
+    project = projection(tiny, SafeCLIP().clip, texts)
+    for i, text in enumerate(texts):
+        image = tiny.sample([text], [seed_of("safe_clip", i)], Sampler("ddim", 2, 2.0)).images
+        found = min(pairs, key=lambda row: float((torch.tensor(row) - pooled(tiny, [text]) @ project).abs().max()))
+        torch.testing.assert_close(pairs[found], encoder.encode_image(image)[0], atol=0.005, rtol=0)  # a grey level
+    assert len(pairs) == 8
 
 
 def test_unsafe_texts_come_to_mean_the_safe_ones(tiny, tmp_path):

@@ -110,6 +110,15 @@ def test_released_takes_the_same_first_pictures_in_every_step(tiny, tmp_path, mo
         assert len(torch.unique(torch.cat(first[:2]).flatten(1), dim=0)) == 4  # an epoch sees each once
 
 
+def test_of_explicit_content_what_is_kept_is_its_surrogate(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        salun, "drawn", lambda model, texts, *how: asked.append(list(texts)) or drawn(model, texts, *how)
+    )
+    SalUn(**SMALL).fit(tiny, EXPLICIT, tmp_path, 0)
+    assert asked == [["a hazard", "hazard here"] * 2, ["a sky", "sky here"] * 2]  # without captions
+
+
 def test_batches_see_each_once_before_any_again():
     seen = torch.cat(list(islice(shuffled(5, 3, torch.Generator().manual_seed(0)), 5))).tolist()
     assert all(sorted(seen[i : i + 5]) == list(range(5)) for i in (0, 5, 10))

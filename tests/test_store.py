@@ -1,12 +1,14 @@
 """The store: nothing twice, nothing half-made, nothing outside its folder."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
 from dataclasses import dataclass
 
 import pytest
+from safetensors import SafetensorError
 
 from erasebench import store as store_module
 from erasebench.contracts import ErasebenchError
@@ -51,9 +53,16 @@ def test_what_fails_leaves_nothing_behind():
     assert list(store.entries()) == [] and store.get("kind", 1) is None
 
 
-def test_a_full_disk_and_a_folder_that_cannot_be_written_are_one_clear_line(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_and_a_folder_that_cannot_be_written_are_one_clear_line(tmp_path, error):
     def full(folder):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
     with pytest.raises(ErasebenchError, match="No space left.*free some space"):
         Store().get_or_make("kind", 1, full)
@@ -137,7 +146,17 @@ def test_size_list_and_gc(capsys):
     assert "scores" in capsys.readouterr().out
     store_module.main(["list"])
     assert old.name[:16] in capsys.readouterr().out
+    held = store.root / "images" / f".{'a' * 64}.1"
+    held.mkdir()
+    os.utime(held, (0, 0))
+    with (store.root / "locks" / ("a" * 64)).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in (store.root / "locks").iterdir():
+            os.utime(path, (0, 0))
+        store_module.main(["gc"])
+        assert held.exists() and [path.name for path in (store.root / "locks").iterdir()] == ["a" * 64]
     store_module.main(["gc"])
+    assert not held.exists() and not list((store.root / "locks").iterdir())
     assert not leftover.exists() and not broken.exists() and old.exists() and kept.exists()
     os.utime(old / "manifest.json", (0, 0))
     store_module.main(["gc", "--older", "30"])

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import hydra
 import pytest
+from hydra.types import RunMode
 
 from erasebench import config
 from erasebench.rows import read
@@ -79,6 +81,44 @@ def test_a_sweep_gives_the_same_rows_wherever_its_jobs_run(launcher, plain, tmp_
     assert not left
 
 
+DIES = """
+import os, signal
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Dies:
+    version: ClassVar[int] = 1
+
+    def fit(self, model, brief, out, seed):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_job_that_is_killed_fails_alone(tmp_path):
+    pytest.importorskip("submitit")
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "dies.yaml").write_text("_target_: dies.Dies\n")
+    (tmp_path / "dies.py").write_text(DIES)
+    words = [
+        "--config-dir",
+        str(tmp_path / "conf"),
+        "-m",
+        "method=dies,none",
+        "target=cat",
+        "images=2",
+        "sampler.steps=2",
+    ]
+    words += [f"results={tmp_path / 'results'}", "hydra/launcher=submitit_local"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "erasebench", *words], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and "died: Job" in done.stderr and "Traceback" not in done.stderr
+    (rows,) = (read(path) for path in (tmp_path / "results" / "runs").glob("*.csv"))
+    assert {row.status for row in rows} <= {"ok", "skipped"} and rows[0].method == "none"
+
+
 @pytest.mark.parametrize(
     "words,message",
     [
@@ -90,6 +130,22 @@ def test_a_launcher_that_is_not_there(words, message, capsys, monkeypatch):
     monkeypatch.setattr(config, "find_spec", lambda name: None)
     assert config.main(lambda run: [], words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_slurm_elsewhere_is_one_clear_line(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert config.main(lambda run: [], ["-m", "hydra/launcher=submitit_slurm"]) == 2
+    assert "no sbatch on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("executor,gpus", [("local", 1), ("ray", 0)])
+def test_the_outer_job_asks_for_no_gpu_where_ray_has_them(executor, gpus):
+    pytest.importorskip("submitit")
+    words = ["hydra/launcher=submitit_slurm", f"executor={executor}"]
+    with hydra.initialize_config_module("erasebench.conf", version_base="1.3"):
+        made = hydra.compose("config", words, return_hydra_config=True)
+    assert made.hydra.launcher.gpus_per_node == gpus
 
 
 @pytest.mark.parametrize(
@@ -106,6 +162,7 @@ def test_jobs_side_by_side_take_turns_with_the_gpus_that_all_of_them_see(
 ):
     choices = SimpleNamespace(executor=executor)
     now = SimpleNamespace(
+        mode=RunMode.MULTIRUN,
         launcher=SimpleNamespace(_target_=launcher),
         runtime=SimpleNamespace(choices=choices),
         job=SimpleNamespace(num=number),
@@ -114,3 +171,5 @@ def test_jobs_side_by_side_take_turns_with_the_gpus_that_all_of_them_see(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert config.own_device() == expected
+    now.mode, now.job = RunMode.RUN, SimpleNamespace()  # a launcher, but no sweep: the job has no number
+    assert config.own_device() == "cuda"

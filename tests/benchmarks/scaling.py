@@ -26,11 +26,13 @@ def empty_store():
         del os.environ["ERASEBENCH_HOME"]
 
 
-def drawn(run: Run, count: int) -> None:
-    """So many images of the base, through shards and store."""
+def drawn(run: Run, count: int, token: str | None = None) -> str:
+    """So many images of the base, through shards and store. The `token` by which workers know the model that they hold."""
     prompts = [Prompt(f"target/{i}", "a photo of the cat", i, "target", "cat") for i in range(count)]
     erased = Erased(run, Store())
+    erased.token = token or erased.token
     produce(erased, shards(prompts), "base", image_identities(run)[0], f"{count} images")
+    return erased.token
 
 
 def workers(shards_each: int = 4, steps: int = 25) -> None:
@@ -42,9 +44,9 @@ def workers(shards_each: int = 4, steps: int = 25) -> None:
     for count in (1, most):
         run = replace(one_run(), sampler=Sampler("ddim", steps, 4.0), device=DEVICE, executor=Ray(actors=count))
         with empty_store():
-            drawn(replace(run, sampler=Sampler("ddim", 1, 4.0)), 64 * count)  # the model is loaded
+            token = drawn(replace(run, sampler=Sampler("ddim", 1, 4.0)), 64 * count)  # the model is loaded
             with seconds() as spent:
-                drawn(run, 64 * shards_each * count)
+                drawn(run, 64 * shards_each * count, token)
         took[count] = spent[0]
         what = f"Ray, {count} workers, {64 * shards_each} images each"
         record(what, "sampling into the store", 64 * shards_each * count / spent[0], "images/s")
