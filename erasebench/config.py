@@ -266,7 +266,7 @@ def check_words(arguments: list[str]) -> None:
             refuse_unknown(key, value, ["basic", *LAUNCHERS])
             if value in LAUNCHERS and not find_spec(f"hydra_plugins.{LAUNCHERS[value][0]}"):
                 raise ErasebenchError(f"hydra/launcher={value} needs pip install 'erasebench[{LAUNCHERS[value][1]}]'")
-            if value == "submitit_slurm" and not shutil.which("sbatch"):
+            if value == "submitit_slurm" and "dry_run=true" not in arguments and not shutil.which("sbatch"):
                 raise ErasebenchError(
                     f"hydra/launcher={value}: no sbatch on this machine, is it one of a Slurm cluster?"
                 )
