@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -55,19 +56,19 @@ Key = tuple[str | int, ...]
 
 def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequence[dict[str, Tensor]]]) -> dict:
     """key -> tensors that several prompts share (an inversion of their concept, a search for their text): from the store,
-    or made together where they are missing."""
+    or made together where they are missing. Who asks for the same meanwhile waits for them."""
     identity = lambda key: {**scene.identity, "shared": key}
-    missing = [key for key in keys if scene.store.get("searches", identity(key)) is None]
-    # one alone is made under its lock, so that of several workers the others wait for it
-    made = dict(zip(missing, make(missing), strict=True)) if len(missing) > 1 else {}
     found = {}
-    for key in keys:
+    with scene.store.claim("searches", identity(tuple(keys))) if len(keys) > 1 else nullcontext():
+        missing = [key for key in keys if scene.store.get("searches", identity(key)) is None]
+        made = dict(zip(missing, make(missing), strict=True)) if len(missing) > 1 else {}
+        for key in keys:
 
-        def fill(folder: Path, key: Key = key) -> None:
-            tensors = made[key] if key in made else make([key])[0]
-            save_file({k: v.clone() for k, v in tensors.items()}, folder / "found.safetensors")
+            def fill(folder: Path, key: Key = key) -> None:
+                tensors = made[key] if key in made else make([key])[0]
+                save_file({k: v.clone() for k, v in tensors.items()}, folder / "found.safetensors")
 
-        found[key] = load_file(scene.store.get_or_make("searches", identity(key), fill) / "found.safetensors")
+            found[key] = load_file(scene.store.get_or_make("searches", identity(key), fill) / "found.safetensors")
     return found
 
 

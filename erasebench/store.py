@@ -155,6 +155,12 @@ class Store:
                 _sync(temporary / MANIFEST, json.dumps(_checksums(temporary), indent=1, sort_keys=True))
             return self.find(kind, path.name)
 
+    @contextmanager
+    def claim(self, kind: str, identity: Any) -> Iterator[None]:
+        """For whoever makes several entries at once: others with the same claim wait until it is given up, or its holder dies."""
+        with self._writing(), self._lock(self.path(kind, identity), wait=True):
+            yield
+
     def entries(self) -> Iterator[tuple[str, Path]]:
         for kind in sorted(p for p in self.root.glob("*") if p.is_dir() and p.name != "locks"):
             for path in sorted(kind.iterdir()):

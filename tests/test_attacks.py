@@ -1,6 +1,8 @@
 """Attacks: their distinctive steps by hand, one at a time as together, resuming, the gate, and bad input."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
@@ -35,7 +37,20 @@ from erasebench.contracts import Concept, ErasebenchError, Found, Prompt, Sample
 from erasebench.model import ClassifierFree, Model, Source
 from erasebench.rows import read_all
 from erasebench.run import execute
-from erasebench.search import FREE, Bench, Draws, fits, nearest, simplex, slots, spelled, table, tokens, with_vectors
+from erasebench.search import (
+    FREE,
+    Bench,
+    Draws,
+    fits,
+    nearest,
+    simplex,
+    slots,
+    spelled,
+    stored,
+    table,
+    tokens,
+    with_vectors,
+)
 from erasebench.store import Store
 from erasebench.tasks import ExplicitTask
 
@@ -741,3 +756,20 @@ def test_probes_have_a_group_of_their_own_and_pictures_come_from_a_folder(make_r
     key = json.loads(of(rows, "probe_noise").attack_params)["key"]
     failed = execute(under_attack(make_run, {"replay": Replay(key)}, sure=0.0))
     assert "could be replayed" in failed[-1].reason
+
+
+def test_jobs_that_want_the_same_searches_make_them_once():
+    """Side by side, as in a sweep, each with a store object of its own."""
+    calls, keys = [], [("a",), ("b",)]
+
+    def make(missing):
+        calls.append(missing)
+        time.sleep(0.3)
+        return [{"x": torch.full((1,), float(len(key[0])))} for key in missing]
+
+    def job(_):
+        return stored(SimpleNamespace(store=Store(), identity={"attack": "some"}), keys, make)
+
+    with ThreadPoolExecutor(3) as jobs:
+        found = list(jobs.map(job, range(3)))
+    assert calls == [keys] and all(torch.equal(one[("b",)]["x"], torch.ones(1)) for one in found)
