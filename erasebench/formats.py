@@ -84,7 +84,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except SafetensorError as error:
         raise ErasebenchError(f"{file}: not a safetensors file, or a broken one ({error})") from error
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if re.search("Unsupported (global|class)", str(error)):
             raise ErasebenchError(
                 f"{file}: holds more than tensors; a pickle may run code when it is read, so it is not read: "
                 "ask its author for safetensors"

@@ -344,12 +344,13 @@ def images(erased: Erased) -> tuple[list[Shard], list[Shard]]:
     run = erased.run
     parts = shards(run.plan.prompts)
     base_identity, identity = image_identities(run)
+    if not run.is_base:
+        start = time.perf_counter()
+        erased.fit()  # first, as what is wrong with a method or a checkpoint should be known before hours of sampling
+        log.info("fit: %.1f s", time.perf_counter() - start)
     originals = produce(erased, parts, "base", base_identity, "originals")
     if run.is_base:
         return originals, originals
-    start = time.perf_counter()
-    erased.fit()
-    log.info("fit: %.1f s", time.perf_counter() - start)
     # what must change comes first: images of the concept, or all where a task shows none
     count = sum(part[0].split == "target" for part in parts) or len(parts)
     target = produce(erased, parts[:count], "erased", identity, "erased target")
