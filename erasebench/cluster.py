@@ -49,9 +49,8 @@ class Ray:
         env = {"ERASEBENCH_HOME": str(home().absolute())} | {k: os.environ[k] for k in INHERITED if k in os.environ}
         run, sent = ray.put(erased.run), ray.put(work)
         waiting, done, deaths = deque(range(len(items))), {}, Counter()
-        idle: list[
-            Any
-        ] = []  # workers, once for each item that they could take; one that has no room in the cluster is not there
+        # once for each item that they could take; a worker for which the cluster has no room yet is not among them
+        idle: list[Any] = []
         doing = {worker.ready.remote(): (START, worker) for worker in there.workers}
         failure: BaseException | None = None
         with tqdm(total=len(items), desc=label, disable=None, delay=2, leave=False) as bar:
@@ -150,11 +149,11 @@ def connected(executor: Ray) -> Any:
 
 def causes(error: BaseException | None) -> list[str]:
     """The first line of what an error says, and of what it comes from."""
-    said = []
+    said: dict[str, None] = {}
     while error is not None:
-        said += [line for line in str(error).strip().splitlines()[:1] if line not in said]
+        said[(str(error).strip().splitlines() or [type(error).__name__])[0]] = None
         error = error.__cause__ or error.__context__
-    return said
+    return list(said)
 
 
 def at_once(executor: Ray, device: str) -> int:

@@ -6,9 +6,9 @@
 
 The U-Net, eps, stays the base's; what is not E_theta(.) is read by the base's text encoder. c_r: prompts of what is kept. So
 latents and targets do not depend on theta: both come from trajectories sampled once, at the sampler's own timesteps, where the
-released code samples anew in every step of the attack too and draws t between them (at twenty times the cost). Departs from the released code: the
-attack forgets its gradients after each step (there they add up over all thirty), gives the embeddings of its last step
-(not those before it) and counts tokens (not words); several attacks run side by side, each on its own latents.
+released code samples anew in every step of the attack too and draws t between them (at twenty times the cost). Departs
+from it: the attack forgets its gradients after each step (there they add up over all thirty), gives the embeddings of its
+last step (not those before it) and counts tokens (not words); several attacks run side by side, each on its own latents.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ the rate is what is given, there it doubles beside a lambda; the erasing norm is
 lambda of 1 there is 1/4 here, and the gradient's norm is cut at four times as much); what is said of a picture's size stands
 in the anchor's prompt as in the concept's (there in the concept's alone), and lambda's term sees the same noisy pictures (there
 others, not augmented); of a style the templates name the anchor's (there nothing), and the negative prompt is the mean of
-the concepts' encodings. Left out: memorised pictures, which need a filter of copies, and
-its group `embedding`.
+the concepts' encodings. Left out: memorised pictures, which need a filter of copies, and its group `embedding`.
 """
 
 from __future__ import annotations

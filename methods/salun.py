@@ -38,8 +38,8 @@ from erasebench.vocabulary import kept_prompts
 @dataclass(frozen=True)
 class SalUn:
     """pictures, kept: how many of the concept, and of what is kept: preserved names and captions, or, as published for
-    explicit content, the prompts with its surrogate. epochs: over the
-    pictures of the concept. keep_scale: alpha. mask_guidance: s. guidance, ddim_steps: of the pictures."""
+    explicit content, the prompts with its surrogate. epochs: over the pictures of the concept. keep_scale: alpha.
+    mask_guidance: s. guidance, ddim_steps: of the pictures."""
 
     variant: Literal["fixed", "released"] = "fixed"
     pictures: int = 950

@@ -3,9 +3,8 @@
     min over D   || (W + D) C1 - W C* ||^2 + lambda || D ||^2    with  D C0 = 0  and  D C2 = 0
 
 for every V projection W. C1: last tokens of the concepts, C*: those of their surrogates, each divided by the root of
-their number, so that products are means, as in the released code. C2, the invariants: the
-encoder's first output, and centres of the others that it gives for the empty prompt. C0: what is retained, refined
-for each W by
+their number, so that products are means, as in the released code. C2, the invariants: the encoder's first output, and
+centres of the others that it gives for the empty prompt. C0: what is retained, refined for each W by
 
     prior filtering     only c0 whose  || D' c0 ||  is not below the mean,  D' = W (C* C1^T - C1 C1^T) (I + C1 C1^T)^-1
     prior augmentation  with  c0 + noise P,  P: on the r least right singular vectors of W;  filtered likewise
