@@ -4,27 +4,26 @@ UCE), diffusers folders (MACE), text encoders (AdvUnlearn), LoRA files of peft, 
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from .adapters import is_adapter, merged, metadata_counts, settings_files
 from .contracts import ErasebenchError, Missing
+from .layouts import PARTS, Names, foreign_kind, reason_to_ignore
 from .model import Model
+from .state_dicts import PICKLED, SAFE, Remarks, as_weight, read
 from .store import digest, sha256_file
 
-SAFE, PICKLED = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
-LORA = (  # diffusers before 0.22, diffusers, and peft or kohya
-    r"(?P<module>.+)\.processor\.(?P<projection>to_\w+)_lora\.(?P<half>down|up)\.weight",
-    r"(?P<module>.+)\.lora(_linear_layer)?\.(?P<half>down|up)\.weight",
-    r"(base_model\.model\.)?(?P<module>.+)\.lora_(?P<half>A|B|down|up)(\.default)?\.weight",
-)
-COMPVIS = ("model.diffusion_model.", "input_blocks.", "cond_stage_model.")
-IGNORED = re.compile(r"position_ids$|^(first_stage_model|model_ema|logvar|alphas|betas|sqrt_|log_one|posterior_)")
+VARIANT = re.compile(r"[.-](fp16|bf16|non_ema)(?=[.-])")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
+STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args|trainer_state)")
+ROOM = 6  # bytes of a training's file for one of the base in float32: weights, moving average, two moments; and some
+SPARE = 2**30  # for VAE and other parts
 
 
 def located(path: str) -> Path:
@@ -43,187 +42,211 @@ def located(path: str) -> Path:
         ) from error
 
 
-def files_of(path: Path) -> dict[str, list[Path]]:
+def files_of(path: Path, remarks: Remarks | None = None) -> dict[str, list[Path]]:
     """Part ("unet", "text_encoder", or "" where the keys must say) -> its weight files."""
+    remarks = {} if remarks is None else remarks
     if path.is_file():
         return {"": [path]}
-    parts = {part: weight_files(path / part) for part in ("unet", "text_encoder") if (path / part).is_dir()}
-    found = {part: files for part, files in (parts or {"": weight_files(path)}).items() if files}
+    if not path.is_dir():
+        raise ErasebenchError(f"{path}: no file or folder")
+    try:
+        folders = sorted(f for f in path.iterdir() if f.is_dir() and any(_weights_in(f)))
+        parts = {part: weight_files(path / part, remarks) for part in PARTS if (path / part).is_dir()}
+        found = {part: files for part, files in (parts or {"": weight_files(path, remarks)}).items() if files}
+        loose = weight_files(path, {}) if parts and found else []
+    except OSError as error:
+        raise ErasebenchError(f"{path}: cannot be read ({error.strerror})") from error
     if not found:
-        raise ErasebenchError(f"{path}: no weights in it (a diffusers folder has unet/*.safetensors)")
+        hint = f"give one of its folders: {', '.join(f.name for f in folders[:5])}" if folders else ""
+        raise ErasebenchError(f"{path}: no weights in it ({hint or 'a diffusers folder has unet/*.safetensors'})")
+    if loose and not (path / "model_index.json").is_file():
+        raise ErasebenchError(f"{path}: {loose[0].name} beside {', '.join(found)}: give one of them")
+    remarks.setdefault("other weights of a pipeline's folder", []).extend(f.name for f in loose)
+    remarks.setdefault("other folders", []).extend(f.name for f in folders if f.name not in found)
     return found
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Its safetensors, or else its pickles; of several number formats the full one."""
-    for kinds in (SAFE, PICKLED):
-        files = sorted(f for f in folder.iterdir() if f.suffix in kinds)
-        full = [f for f in files if not re.search(r"\.(fp16|bf16|non_ema)\.", f.name)]
-        if files:
-            return full or files
-    return []
+def _weights_in(folder: Path) -> list[Path]:
+    """Its weight files, without the state of a training."""
+    return sorted(f for f in folder.iterdir() if f.suffix in SAFE + PICKLED and not STATE.match(f.name))
+
+
+def weight_files(folder: Path, remarks: Remarks | None = None) -> list[Path]:
+    """Its safetensors, or else its pickles; of several number formats of one model the full one. Raises ErasebenchError where a
+    shard is missing, or pickles are of another model."""
+    remarks = {} if remarks is None else remarks
+    remarks.setdefault("the state of a training", []).extend(f.name for f in folder.iterdir() if STATE.match(f.name))
+    files = _weights_in(folder)
+    stem = lambda f: SHARD.sub("", VARIANT.sub("", f.name)).removesuffix(f.suffix).removeprefix("pytorch_")
+    safe = [f for f in files if f.suffix in SAFE]
+    if safe and (other := [f for f in files if f not in safe and stem(f) not in set(map(stem, safe))]):
+        raise ErasebenchError(f"{folder}: several models ({safe[0].name}, {other[0].name}): give one file")
+    files, left = safe or files, [f for f in files if safe and f not in safe]
+    order = ("", "fp16", "bf16", "non_ema")
+    variant = lambda f: (VARIANT.search(f.name) or ["", ""])[1]
+    best = {s: min((variant(f) for f in files if stem(f) == s), key=order.index) for s in map(stem, files)}
+    kept = [f for f in files if variant(f) == best[stem(f)]]
+    left += [f for f in files if f not in kept]
+    if left:
+        remarks.setdefault("another number format of the same weights", []).extend(f.name for f in left)
+    _refuse_missing_shards(folder, kept)
+    return kept
+
+
+def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
+    """Raises ErasebenchError where an index, or the numbers in the names, tell of files that are not there."""
+    names = {f.name for f in files}
+    for index in sorted(folder.glob("*.index*.json")):
+        try:
+            wanted = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ErasebenchError(f"{index}: no index of shards") from error
+        if (wanted & names or not names) and (missing := sorted(map(str, wanted - names))):
+            raise ErasebenchError(f"{folder}: {index.name} names {missing[0]}, which is not there")
+    for name in sorted(names):
+        if shard := SHARD.search(name):
+            for number in range(1, int(shard[2]) + 1):
+                other = SHARD.sub(f"-{number:05d}-of-{shard[2]}", name)
+                if other not in names:
+                    raise ErasebenchError(f"{folder}: {other} is not there, of {int(shard[2])} shards")
 
 
 def content(path: Path) -> str:
-    """Hash of the weights, wherever they lie."""
-    return digest([sha256_file(file) for files in files_of(path).values() for file in files])
-
-
-def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors by the names in the file, metadata). Nothing in a file is executed. Raises ErasebenchError for what is empty, broken,
-    holds code or anything but tensors."""
-    if file.stat().st_size == 0:
-        raise ErasebenchError(f"{file}: an empty file")
-    metadata: dict[str, str] = {}
+    """Hash of the weights, and of what says beside them how strong an adapter is, wherever they lie."""
     try:
-        if file.suffix in SAFE:
-            with safe_open(file, "pt") as opened:
-                tensors, metadata = {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-        else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ErasebenchError(f"{file}: not a safetensors file, or a broken one ({error})") from error
-    except pickle.UnpicklingError as error:
-        if re.search("Unsupported (global|class)", str(error)):
-            raise ErasebenchError(
-                f"{file}: holds more than tensors; a pickle may run code when it is read, so it is not read: "
-                "ask its author for safetensors"
-            ) from error
-        raise ErasebenchError(f"{file}: not a checkpoint") from error
-    except Exception as error:  # zip, format and end-of-file errors have no common class
-        raise ErasebenchError(f"{file}: not a checkpoint ({str(error).strip().splitlines()[0][:120]})") from error
-    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
-        tensors = tensors["state_dict"]
-    if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise ErasebenchError(f"{file}: not a state dict (names and their tensors)")
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ErasebenchError(f"{file}: {name} is not finite (NaN or infinity)")
-    return dict(tensors), metadata
+        files = [file for files in files_of(path).values() for file in files]
+        hashes = [sha256_file(file) for file in files]
+        hashes += [sha256_file(file) for file in settings_files(path)]
+        # a strength in the metadata that was not always read: an older fit of it is another
+        return digest(hashes + ["settings"] * any(metadata_counts(_metadata(file)) for file in files))
+    except OSError as error:
+        raise ErasebenchError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def weights_of(path: Path, model: Model, partial: bool = False, scale: float = 1.0) -> dict[str, Tensor]:
-    """An erased model's weights by this model's names ("unet.<name>", "text_encoder.<name>").
+def _metadata(file: Path) -> dict[str, str]:
+    """Of a safetensors file; nothing of others."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.metadata() or {}
+    except Exception:  # no safetensors file, or a broken one: `read` says so
+        return {}
 
-    partial  whether layers of a state dict may be absent whose like are there; scale: of what a LoRA file adds
+
+def weights_of(
+    path: Path, model: Model, partial: bool = False, scale: float = 1.0, remarks: Remarks | None = None
+) -> dict[str, Tensor]:
+    """An erased model's weights by this model's names ("unet.<name>", "text_encoder.<name>"), in its number format.
+
+    partial  whether layers of a state dict may be absent whose like are there; scale: of what a LoRA file adds;
+    remarks  collects what was left out, and other things to know: a reason -> keys
     Raises ErasebenchError for keys that the model does not have, that are absent, or whose shapes are another base's.
     """
+    remarks = {} if remarks is None else remarks
+    limit = SPARE + ROOM * sum(4 * model.weight(name).numel() for name in model.names(""))
     named: dict[str, Tensor] = {}
-    for part, files in files_of(path).items():
-        tensors, metadata = {}, {}
-        for file in files:
-            more, said = read(file)
-            tensors |= more
-            metadata |= said
-        if any("lora" in key for key in tensors):
-            named |= merged(tensors, metadata, model, scale, path)
-            continue
-        if any(key.startswith(COMPVIS) for key in tensors):
-            tensors = from_compvis(tensors, model, path)
-        given = ours(tensors, model, path, part)
-        if not partial and (absent := unlike(given, model)):
-            raise ErasebenchError(
-                f"{path}: {len(absent)} weights are absent whose like are there, e.g. {absent[0]} "
-                "(method.partial=true, if that is meant)"
-            )
-        named |= given
-    for name, tensor in named.items():
-        if tensor.shape != (wanted := model.weight(name).shape):
+    source: dict[str, str] = {}
+    whole: set[str] = set()
+    for part, files in files_of(path, remarks).items():
+        for group in _models(files):
+            tensors, metadata = _read_together(group, limit, remarks)
+            if is_adapter(tensors):
+                given = merged(tensors, metadata, model, scale, group[0], remarks, part)
+            else:
+                given = ours(tensors, model, group[0], part, remarks)
+                whole |= given.keys()
+            if twice := sorted(given.keys() & named.keys()):
+                raise ErasebenchError(
+                    f"{path}: several state dicts that name the same weights ({source[twice[0]]}, {group[0].name}, "
+                    f"e.g. {twice[0]}): give one file"
+                )
+            source |= dict.fromkeys(given, group[0].name)
+            named |= given
+    _refuse_changed_second_encoder(path, model)
+    if not partial and (absent := unlike({name: named[name] for name in whole}, model)):
+        raise ErasebenchError(
+            f"{path}: {len(absent)} weights are absent whose like are there, e.g. {absent[0]} "
+            "(method.partial=true, if that is meant)"
+        )
+    return named
+
+
+def _models(files: list[Path]) -> list[list[Path]]:
+    """The shards of one model together, other files alone."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(SHARD.sub("", file.name), []).append(file)
+    return list(groups.values())
+
+
+def _read_together(files: list[Path], limit: int, remarks: Remarks) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors, metadata = {}, {}
+    for file in files:
+        more, described = read(file, limit, remarks)
+        if twice := sorted(more.keys() & tensors.keys()):
+            raise ErasebenchError(f"{file}: {twice[0]} stands in another shard too")
+        tensors |= more
+        metadata |= described
+    return tensors, metadata
+
+
+def _refuse_changed_second_encoder(path: Path, model: Model) -> None:
+    """Raises ErasebenchError where a folder of SDXL brings a second text encoder that is not the base's, which is used."""
+    folder = path / "text_encoder_2"
+    second = model.text_encoder_2
+    if second is None or not folder.is_dir() or not (files := weight_files(folder)):
+        return
+    own = dict(second.named_parameters())
+    for file in files:
+        for key, tensor in read(file)[0].items():
+            if key in own and not torch.equal(tensor.to(own[key].dtype), own[key].data.cpu()):
+                raise ErasebenchError(f"{file}: {key} is not the base's: a changed second text encoder is not read")
+
+
+def ours(
+    tensors: Mapping[str, Tensor], model: Model, path: Path, part: str, remarks: Remarks | None = None
+) -> dict[str, Tensor]:
+    """By this model's names, in its number format. Raises ErasebenchError for keys that are none of them."""
+    remarks = {} if remarks is None else remarks
+    names, named, unexpected, left = Names.of(model), {}, [], {}
+    for key, tensor in tensors.items():
+        name = names.find(key.replace(".processor.", ".").replace("_custom_diffusion.", "."), part)
+        if name is None:
+            if reason := reason_to_ignore(key):
+                left.setdefault(reason, []).append(key)
+            else:
+                unexpected.append(key)
+        elif name in named and not torch.equal(named[name], tensor):
+            raise ErasebenchError(f"{path}: two keys for {name}, e.g. {key}: save the one that is meant alone")
+        elif tensor.shape != (wanted := model.weight(name).shape):
             raise ErasebenchError(
                 f"{path}: {name} is {tuple(tensor.shape)}, the base's is {tuple(wanted)}: not of the base's architecture"
             )
-    return named
-
-
-def plain(name: str) -> str:
-    """Some versions of transformers call a text encoder's module text_model, others do not."""
-    return name.replace("text_encoder.text_model.", "text_encoder.")
-
-
-def ours(tensors: Mapping[str, Tensor], model: Model, path: Path, part: str) -> dict[str, Tensor]:
-    """By this model's names. Raises ErasebenchError for keys that are none of them."""
-    known = {plain(name): name for name in model.names("")}
-    named, unexpected = {}, []
-    for key, tensor in tensors.items():
-        places = (
-            [key]
-            if key.startswith(("unet.", "text_encoder."))
-            else [f"{p}.{key}" for p in ([part] if part else ("unet", "text_encoder"))]
-        )
-        name = next((known[plain(place)] for place in places if plain(place) in known), None)
-        if name is not None:
-            named[name] = tensor
-        elif not IGNORED.search(key):
-            unexpected.append(key)
-    if unexpected:
-        raise ErasebenchError(
-            f"{path}: {len(unexpected)} of {len(tensors)} keys are not of the base's architecture, e.g. {sorted(unexpected)[0]}"
-        )
-    return named
-
-
-def from_compvis(tensors: Mapping[str, Tensor], model: Model, path: Path) -> dict[str, Tensor]:
-    """The U-Net, and the text encoder if it is there, by diffusers' names; VAE, EMA and schedule are left out."""
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    prefix = "" if any(key.startswith(COMPVIS[0]) for key in tensors) else COMPVIS[0]
-    text = "cond_stage_model.transformer.text_model."
-    if foreign := [k for k in tensors if k.startswith(COMPVIS[2]) and not k.startswith(text)]:
-        raise ErasebenchError(
-            f"{path}: {foreign[0]}: a text encoder in a layout that is not read; give the U-Net alone"
-        )
-    unet = {prefix + key: tensor for key, tensor in tensors.items() if not key.startswith(COMPVIS[2])}
-    try:
-        converted = convert_ldm_unet_checkpoint(unet, dict(model.unet.config)) if unet else {}
-    except Exception as error:  # whatever key it missed
-        raise ErasebenchError(f"{path}: CompVis keys, but not of the base's architecture ({error})") from error
-    named = {f"unet.{key}": tensor for key, tensor in converted.items()}
-    return named | {f"text_encoder.{k.removeprefix(text)}": t for k, t in tensors.items() if k.startswith(text)}
-
-
-def merged(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], model: Model, scale: float, path: Path
-) -> dict[str, Tensor]:
-    """W + scale * alpha / rank * up down, of a LoRA file. alpha is in the file, or in its metadata, or the rank."""
-    modules = {}
-    for name in model.names(r"\.weight$"):
-        module = plain(name.removesuffix(".weight"))
-        old = module.replace("text_encoder.", "text_encoder.text_model.")
-        kohya = [
-            m.replace("unet.", "lora_unet_", 1).replace("text_encoder.", "lora_te_", 1).replace(".", "_")
-            for m in (module, old)
-        ]
-        modules |= dict.fromkeys([module, module.removeprefix("unet."), old, *kohya], name)
-    adapter = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.endswith(".alpha"):
-            module, half = key.removesuffix(".alpha"), "alpha"
-        elif match := next(filter(None, (re.fullmatch(pattern, key) for pattern in LORA)), None):
-            said = match.groupdict()
-            projection = {"to_out": "to_out.0"}.get(said.get("projection"), said.get("projection"))
-            module = f"{said['module']}.{projection}" if projection else said["module"]
-            half = {"A": "down", "B": "up"}.get(said["half"], said["half"])
         else:
-            raise ErasebenchError(f"{path}: {key} is no key of a LoRA file")
-        if module not in modules:
-            raise ErasebenchError(f"{path}: {key}: not of the base's architecture")
-        pairs.setdefault(modules[module], {})[half] = tensor
-    made = {}
-    for name, pair in pairs.items():
-        if not {"up", "down"} <= set(pair):
-            raise ErasebenchError(f"{path}: {name} has only {', '.join(pair)} of up and down")
-        weight, up, down = model.weight(name), pair["up"].float().flatten(1), pair["down"].float().flatten(1)
-        rank = down.shape[0]
-        if up.shape != (weight.shape[0], rank) or down.shape[1] != weight[0].numel():
-            raise ErasebenchError(f"{path}: the LoRA of {name} does not fit: not of the base's architecture")
-        alpha = pair.get("alpha", adapter.get(f"{name.partition('.')[0]}.lora_alpha", adapter.get("lora_alpha", rank)))
-        made[name] = weight + (scale * float(alpha) / rank * (up @ down)).view_as(weight).to(weight)
-    return made
+            named[name] = tensor
+    if unexpected or not named:
+        raise ErasebenchError(f"{path}: {_unread(tensors, unexpected, left)}")
+    for reason, keys in left.items():
+        remarks.setdefault(reason, []).extend(keys)
+    return {name: as_weight(name, tensor, model.weight(name), path, remarks) for name, tensor in named.items()}
+
+
+def _unread(tensors: Mapping[str, Tensor], unexpected: list[str], left: Mapping[str, list[str]]) -> str:
+    """The reason why a state dict is not read."""
+    kind = foreign_kind(unexpected or tensors)
+    if kind:
+        return f"{kind} (e.g. {sorted(unexpected or tensors)[0]}): not of the base's architecture"
+    if not unexpected:
+        return f"holds nothing of U-Net or text encoder, only {', '.join(left)}"
+    return f"{len(unexpected)} of {len(tensors)} keys are not of the base's architecture, e.g. {sorted(unexpected)[0]}"
 
 
 def unlike(named: Mapping[str, Tensor], model: Model) -> list[str]:
     """Weights that are absent though others of their kind (the same place in another block) are there."""
-    kind = lambda name: (name.partition(".")[0], re.split(r"\.\d+\.", name)[-1])
+
+    def kind(name: str) -> str:
+        """The name without the numbers of blocks; those within one, such as to_out.0, stay."""
+        name = re.sub(r"\b(attentions|resnets|transformer_blocks|layers|downsamplers|upsamplers)\.\d+\.", r"\1.", name)
+        return re.sub(r"\b((down|up)_blocks\.\d+|mid_block)\.", "", name)
+
     kinds = {kind(name) for name in named}
     return sorted(name for name in model.names("") if name not in named and kind(name) in kinds)

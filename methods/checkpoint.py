@@ -38,7 +38,8 @@ class Checkpoint:
             raise ErasebenchError(
                 "method=checkpoint needs the erased model: give a file, a folder or a hub id with method.path="
             )
-        theirs = formats.weights_of(formats.located(self.path), model, self.partial, self.scale)
+        remarks: dict[str, list[str]] = {}
+        theirs = formats.weights_of(formats.located(self.path), model, self.partial, self.scale, remarks)
         theirs = {name: tensor.to(model.device, model.dtype).contiguous() for name, tensor in theirs.items()}
         changed = {name: w for name, w in theirs.items() if not torch.equal(w, model.weight(name))}
         if not changed:
@@ -49,14 +50,19 @@ class Checkpoint:
         most = sorted(by, key=by.get, reverse=True)[:5]
         parts = {part: sum(name.startswith(part) for name in changed) for part in ("unet", "text_encoder")}
         log.info(
-            "checkpoint: %d of %d weights differ from the base (%s), by up to %.3g of their norm in %s",
-            len(changed),
+            "checkpoint: %d of %d weights given, %d differ from the base (%s), by up to %.3g of their norm in %s",
+            len(theirs),
             len(model.names("")),
+            len(changed),
             ", ".join(f"{part} {n}" for part, n in parts.items()),
             by[most[0]],
             most[0],
         )
+        for reason, keys in remarks.items():
+            if keys:
+                log.info("checkpoint: %s: %d keys or files, e.g. %s", reason, len(keys), keys[0])
         notes = {"changed": parts, "given": len(theirs), "most": {name: round(by[name], 6) for name in most}}
+        notes["remarks"] = {reason: len(keys) for reason, keys in remarks.items() if keys}
         (out / "notes.json").write_text(json.dumps(notes))
         save_file({name: w.cpu() for name, w in changed.items()}, out / FILE)
 
