@@ -81,7 +81,10 @@ def explained(error: Exception) -> str:
             f"{found[1]}: a comma means a sweep, which needs -m; a list is {key}=[{value}]; a text with a comma is quoted: "
             f"{quoted(key, value)}"
         )
-    return " ".join(said.split())[:500]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [*said.strip().splitlines()[:1], *(str(error).strip().splitlines()[:1] if str(error) != said else ())]
+    return ": ".join(lines)[:500] or type(error).__name__
 
 
 def check_values(config: DictConfig) -> None:
@@ -112,7 +115,8 @@ def check_text(config: DictConfig, name: str) -> None:
         hint = "; concepts=[...] erases others together with it" if name == "target" else ""
         raise ErasebenchError(f"{name}={plain(node)}: one value is needed, no list or object{hint}")
     if isinstance(node, bool | float):
-        raise ErasebenchError(f"{name}={node}: text is needed: {quoted(name, str(node))}")
+        said = str(node).lower()
+        raise ErasebenchError(f"{name}={said}: text is needed, which is quoted: {quoted(name, said)}")
     if isinstance(node, int):
         OmegaConf.update(config, name, str(node))
 

@@ -73,12 +73,12 @@ def an_object(name: str, group: str = "objects") -> str:
     """The words of a command line that add an object to the world."""
     entry = "{synonyms: [...], surrogate: ...}" if group == "objects" else "{surrogate: ...}"
     word = f".{name}={entry}" if re.fullmatch(r"[A-Za-z]\w*", name) else f"={{{name}: {entry}}}"
-    return f"'+world.{group}{word}'"
+    return f"'+world.{group}{word}', or a file (docs/extending.md)"
 
 
 def a_name(name: str, group: str) -> str:
     """The words of a command line that let a person or an artist be erased."""
-    return f"'world.{group}.erase=[{name}]'"
+    return f"'world.{group}.erase=[{name}]', or a file (docs/extending.md)"
 
 
 def surrogate_of(world: Mapping[str, Any], group: str, name: str) -> str:
@@ -323,7 +323,7 @@ def known(world: Mapping[str, Any], name: str) -> Concept:
     every |= {n: Concept(n, "person", surrogates["person"]) for part in world["people"].values() for n in part}
     for group in ("imagenette", "objects"):
         every |= {n: Concept(n, "object", surrogate_of(world, group, n)) for n in world[group]}
-    add = f"{an_object(name)}, or {a_name(name, 'people')} or {a_name(name, 'artists')}"
+    add = " or ".join(word.partition(",")[0] for word in (an_object(name), a_name(name, "people"), a_name(name, "artists")))
     return every[choose(name, list(every), "concept", add)]
 
 
