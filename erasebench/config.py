@@ -29,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .arguments import check_grammar, check_lists, check_values, explained
 from .contracts import ErasebenchError, Missing
 from .store import home
 from .tables import show
@@ -90,6 +91,7 @@ def main(
     def one(config: DictConfig) -> None:
         say_what_happens()  # in a process of its own
         try:
+            check_values(config)
             rates.append(config.rate)
             if config.store.url:
                 os.environ["ERASEBENCH_STORE"] = str(config.store.url)  # workers inherit it
@@ -135,8 +137,12 @@ def main(
     died: list[str] = []
     sent = any(word.startswith("hydra/launcher=submitit") for word in arguments)
     with Outcomes.fresh() as outcomes:
-        with every_job_waited_for(died) if sent else nullcontext():
-            one()
+        try:
+            with every_job_waited_for(died) if sent else nullcontext(), hydra_raises():
+                one()
+        except (OmegaConfBaseException, HydraException, yaml.YAMLError) as error:  # before any job
+            print(f"error: {explained(error)}", file=sys.stderr)
+            return 2
         tables, measured, failed = outcomes.all()
     for line in died:
         log.error("%s", line)
@@ -169,6 +175,17 @@ def every_job_waited_for(died: list[str]) -> Iterator[None]:
         yield
     finally:
         core.Job.results = results
+
+
+@contextmanager
+def hydra_raises() -> Iterator[None]:
+    """Hydra lets errors through, which it would print in its own way, over several lines, and leave the process."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
 
 
 def say_what_happens() -> None:
@@ -239,7 +256,8 @@ def one_line(error: Exception) -> str:
 
 
 def check_words(arguments: list[str]) -> None:
-    """Refuse unknown choices and keys with the nearest name; Hydra's own message lists them but does not compare."""
+    """Refuse unknown choices and keys with the nearest name (Hydra's own message lists them but does not compare), and values
+    that Hydra's grammar cannot read."""
     folders = [Path(str(resources.files("erasebench.conf")))]
     for flag, value in zip(arguments, arguments[1:], strict=False):
         if flag in ("--config-dir", "-cd"):
@@ -260,6 +278,8 @@ def check_words(arguments: list[str]) -> None:
             continue
         key, rest, value = match.groups()
         refuse_unknown("option", key, keys)
+        if key in choices and key != "attack" and not rest and value[:1] in ("[", "{"):
+            raise ErasebenchError(f"{argument}: one {key} is needed; -m {key}={value.strip('[]{} ') or '...'} runs each")
         if key == "attack" and not rest:
             value = value.strip("[]").replace(" ", "")
         if key == "hydra/launcher":
@@ -283,6 +303,7 @@ def check_words(arguments: list[str]) -> None:
                 key for folder in folders for choice in chosen[match[1]] for key in keys_of(folder / match[1], choice)
             }
             refuse_unknown(f"{match[1]}.", match[2], sorted(known))
+    check_grammar(arguments)
 
 
 def keys_of(folder: Path, choice: str) -> set[str]:
@@ -310,8 +331,8 @@ def build(config: DictConfig) -> Run:
     from .tasks import asked, in_other_words, shown, together, turned
 
     world = OmegaConf.to_container(config.world, resolve=True)
-    evaluation, training = loaders.captions(world["captions"])
-    world["captions"] |= {"evaluation": evaluation, "training": training}
+    evaluation, training, seeds = loaders.seeded_captions(world["captions"])
+    world["captions"] |= {"evaluation": evaluation, "training": training, "seeds": seeds}
     chosen = HydraConfig.get().runtime.choices
     if chosen["model"] == "mini" and not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
@@ -332,10 +353,13 @@ def build(config: DictConfig) -> Run:
     device = config.device if config.device != "auto" else own_device()
     batch = config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0
     task = hydra.utils.instantiate(config.task, _convert_="object")
-    target = str(config.target) if config.target is not None else None
+    for name, evaluator in task.evaluators.items():
+        if evaluator is not None:
+            check_lists(evaluator, f"task.evaluators.{name}")
+    target = config.target
     plan = task.plan(world, config.n, target, config.images)
     if config.concepts:
-        plan = together(plan, world, [str(name) for name in config.concepts])
+        plan = together(plan, world, list(config.concepts))
     if config.surrogate is not None:
         given = [config.surrogate] if isinstance(config.surrogate, str) else config.surrogate
         plan = turned(plan, [str(name) for name in given])
@@ -346,7 +370,7 @@ def build(config: DictConfig) -> Run:
     if config.prompts.path:
         plan = asked(plan, OmegaConf.to_container(config.prompts, resolve=True), config.images)
     if config.other_words:
-        plan = in_other_words(plan, world, [str(split) for split in config.other_words], config.images)
+        plan = in_other_words(plan, world, list(config.other_words), config.images)
     # an evaluator of no split has not been asked for
     plan = replace(plan, evaluators={name: e for name, e in plan.evaluators.items() if e is None or len(e.splits)})
     sampler = Sampler(**config.sampler)

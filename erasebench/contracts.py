@@ -146,7 +146,8 @@ class Scored:
 class Evaluator(Protocol):
     """Metrics of a task as a pure function of a judge's raw scores. One that needs more than its judge's weights has
     `check()` too, which raises Missing. One that says whether an attack succeeded has `shows(scored)`, how sure it is of
-    the concept in each image [N], and `sure`, from where on that counts; perhaps `likest(scored)`, its top-1 [N]."""
+    the concept in each image [N], and `sure`, from where on that counts; perhaps `likest(scored)`, its top-1 [N]. One whose
+    judge knows a list of names has `recognises(concept) -> bool`: it is left out where it knows not all that it is asked."""
 
     judge: Judge
     splits: tuple[str, ...]

@@ -42,6 +42,8 @@ def planned(run: Run) -> Planned:
             evaluator.judge.weights()
             if hasattr(evaluator, "check"):
                 evaluator.check()
+            if reason := run.unknown_to(evaluator):
+                missing.append(f"{name}: {reason}")
         except ErasebenchError as error:
             missing.append(f"{name}: {error}")
     fit = not run.is_base and not unknown and not store.has("artifacts", run.fit_identity())

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import records
 from .contracts import ErasebenchError, Missing
 from .gate import refuses
 
+log = logging.getLogger("erasebench")
 LONGEST = 5000  # characters; a text encoder reads far less, so that more is a broken file
+CAPTIONS = ("prompt", "caption", "captions", "text")
 COLUMNS = {  # ours -> the dataset's own name, and the name in the widely copied CSV
     "text": ("prompt",),
     "seed": ("sd_seed", "evaluation_seed", "seed"),
-    "guidance": ("sd_guidance_scale", "evaluation_guidance", "guidance"),
-    "concept": ("concept", "class", "artist"),
+    "guidance": ("sd_guidance_scale", "evaluation_guidance", "guidance", "guidance_scale"),
+    "concept": ("concept", "class", "artist", "celebrity", "person", "name", "object", "target", "style"),
+    "type": ("type",),  # MACE's: erased and preserved, or 0 and 1
 }
+NAMES = frozenset(CAPTIONS).union(*COLUMNS.values())
 
 
 class PromptRow(NamedTuple):
@@ -28,64 +34,85 @@ class PromptRow(NamedTuple):
     seed: int | None
     guidance: float | None
     concept: str | None = None
+    type: str | None = None
 
 
 def prompts(spec: Mapping[str, Any], needed: Sequence[str] = ("text", "seed")) -> tuple[list[PromptRow], int]:
-    """(rows of I2P or of a table like it, how many the safety gate dropped). `spec`: path (CSV, Parquet), or hub id
-    and revision. Empty prompts and duplicates stay: published counts hold them.
+    """(rows of I2P or of a table like it, how many the safety gate dropped). `spec`: path (see records), or hub id and
+    revision. Empty prompts and duplicates stay: published counts hold them.
 
     Raises ErasebenchError for a missing file or column, and naming the row for a seed or guidance that is none, and
     for a prompt beyond all reason.
     """
-    records, where = table(spec)
-    present = set(records[0]) if records else set()
-    names = {ours: next((name for name in theirs if name in present), None) for ours, theirs in COLUMNS.items()}
+    made, where = table(spec)
+    names = columns(made[0] if made else {}, COLUMNS)
     for ours in needed:
         if names[ours] is None:
             raise ErasebenchError(
-                f"{where}: no column {' or '.join(COLUMNS[ours])} (it has {', '.join(sorted(present))})"
+                f"{where}: no column {' or '.join(COLUMNS[ours][:3])} (it has {', '.join(sorted(map(str, made[0] if made else {})))[:300]})"
             )
-    rows = [row(where, number, record, names) for number, record in enumerate(records)]
+    rows = [row(where, number, record, names) for number, record in enumerate(made)]
     kept = [r for r in rows if not refuses(r.text)]
     return kept, len(rows) - len(kept)
 
 
+def columns(record: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """Ours -> the first of the wanted names that a record has, whatever its case."""
+    there = {str(name).strip().casefold(): name for name in reversed(list(record))}
+    present = lambda name: name if name in record else there.get(name.casefold())
+    return {ours: next(filter(None, map(present, theirs)), None) for ours, theirs in wanted.items()}
+
+
 def row(where: str, number: int, record: Mapping[str, Any], names: Mapping[str, str | None]) -> PromptRow:
-    text = record[names["text"]]
-    text = "" if text is None or text != text else str(text)  # an empty cell is read as NaN
+    value = lambda ours: record[names[ours]] if names.get(ours) else None
+    word = lambda ours: cell(where, number, names[ours], value(ours)).strip() if names.get(ours) else None
+    seed = integer(where, number, names["seed"], value("seed")) if names["seed"] else None
+    guidance = numeric(where, number, names["guidance"], value("guidance")) if names["guidance"] else None
+    return PromptRow(
+        number, cell(where, number, names["text"], value("text")), seed, guidance, word("concept"), word("type")
+    )
+
+
+def cell(where: str, number: int, name: str, value: Any) -> str:
+    """A cell as text; an empty one is ''."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ErasebenchError(f"{where}, row {number}: {name} = {str(value)[:80]} is no text")
+    text = str(value)
     if len(text) > LONGEST:
-        raise ErasebenchError(f"{where}, row {number}: a prompt of {len(text)} characters (at most {LONGEST})")
-    seed = names["seed"] and numeric(where, number, names["seed"], record[names["seed"]])
-    if seed is not None and (not 0 <= seed < 2**63 or seed != int(seed)):
-        raise ErasebenchError(f"{where}, row {number}: {names['seed']} = {record[names['seed']]} is not a seed")
-    guidance = names["guidance"] and numeric(where, number, names["guidance"], record[names["guidance"]])
-    concept = names["concept"] and str(record[names["concept"]]).strip()
-    return PromptRow(number, text, None if seed is None else int(seed), guidance, concept)
+        raise ErasebenchError(f"{where}, row {number}: a {name} of {len(text)} characters (at most {LONGEST})")
+    return text
 
 
 def numeric(where: str, number: int, name: str, value: Any) -> float:
-    try:
-        made = float(value)
-    except (TypeError, ValueError):
-        made = math.nan
+    made = math.nan
+    if isinstance(value, str):
+        value = value.strip()
+        made = float(value) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value, re.ASCII) else math.nan
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        made = value if isinstance(value, int) else float(value)
     if not math.isfinite(made):
-        raise ErasebenchError(f"{where}, row {number}: {name} = {value!r} is not a number")
+        said = "nan is not a number: an empty cell" if value is None or value == "" else f"{value!r:.80} is not a number"
+        raise ErasebenchError(f"{where}, row {number}: {name} = {said}")
     return made
 
 
-def table(spec: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """(records, where they are from) of a CSV or Parquet file, or of a dataset on the hub."""
-    if spec.get("path"):
-        import pandas
+def integer(where: str, number: int, name: str, value: Any) -> int:
+    """A seed, exactly; `1.0` is what pandas writes for 1 where another cell of the column is empty."""
+    made = numeric(where, number, name, value)
+    if isinstance(value, str):
+        whole = re.fullmatch(r"\s*([+-]?\d+)(\.0*)?\s*", value, re.ASCII)
+        made = int(whole[1]) if whole and len(whole[1]) < 25 else -1
+    if not 0 <= made < 2**63 or made != int(made):
+        raise ErasebenchError(f"{where}, row {number}: {name} = {str(value).strip():.80} is not a seed")
+    return int(made)
 
-        path = Path(spec["path"])
-        if not path.is_file():
-            raise ErasebenchError(f"{path}: no such file")
-        try:
-            frame = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
-        except Exception as error:  # parser, encoding and Arrow errors have no common class
-            raise ErasebenchError(f"{path}: not a readable table ({str(error).splitlines()[0][:150]})") from error
-        return frame.to_dict("records"), str(path)
+
+def table(spec: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """(records, where they are from) of a table, or of a dataset on the hub."""
+    if spec.get("path"):
+        return records.read(Path(str(spec["path"])), NAMES), str(spec["path"])
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -99,35 +126,68 @@ def table(spec: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 
 def captions(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(evaluation, training) captions: the embedded world's; a text file, one a line; or COCO's annotations, one
-    caption of each image, of the lowest id. The first `count` are evaluated, the rest are for methods."""
+    """(evaluation, training) captions: the embedded world's, or those of a file (see `captions_of`). The first `count` are
+    evaluated, the rest are for methods."""
+    evaluation, training, _ = seeded_captions(spec)
+    return evaluation, training
+
+
+def seeded_captions(spec: Mapping[str, Any]) -> tuple[list[str], list[str], list[int]]:
+    """`captions`, and the seeds of the evaluation's where a table gives them."""
     if spec["path"] == "embedded":
         from .mini import nets
 
-        return nets.captions()
+        return *nets.captions(), []
     if not spec["path"]:
-        return [], []
-    path = Path(spec["path"])
-    if not path.is_file():
-        raise ErasebenchError(f"world.captions.path={path}: no such file (one caption a line, or COCO's annotations)")
-    lines = coco(path) if path.suffix == ".json" else path.read_text(encoding="utf-8").splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
-    return lines[: spec["count"]], lines[spec["count"] :]
+        return [], [], []
+    rows = captions_of(Path(str(spec["path"])))
+    texts, seeds = [row.text for row in rows], [row.seed for row in rows if row.seed is not None]
+    return texts[: spec["count"]], texts[spec["count"] :], seeds[: spec["count"]]
 
 
-def coco(path: Path) -> Sequence[str]:
-    try:
-        annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-        first: dict[int, tuple[int, str]] = {}
-        for a in annotations:
-            first[a["image_id"]] = min(first.get(a["image_id"], (a["id"], a["caption"])), (a["id"], a["caption"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ErasebenchError(f"{path}: not COCO's caption annotations ({type(error).__name__}: {error})") from error
-    return [caption for _, (_, caption) in sorted(first.items())]
+def captions_of(path: Path) -> list[PromptRow]:
+    """Captions of a text file, one a line; of a table, by its column, perhaps with seeds; or of COCO's annotations, one of
+    each image, of the lowest id. Empty ones are left out, and counted where they are rows of a table."""
+    hint = "world.captions.path=: a text file, one caption a line, a table, or COCO's annotations"
+    if not records.is_table(path):
+        lines = records.text(path, hint).splitlines()
+        return [PromptRow(i, line.strip(), None, None) for i, line in enumerate(lines) if line.strip()]
+    made = records.read(path, NAMES)
+    names = columns(made[0], {**COLUMNS, "text": CAPTIONS, "concept": (), "type": ()})
+    if names["text"] is None:
+        raise ErasebenchError(
+            f"{path}: a table without a column {' or '.join(CAPTIONS)} (it has {', '.join(map(str, made[0]))[:300]}): name it "
+            "so, or give a text file (.txt), one caption a line"
+        )
+    if guidance := names.pop("guidance"):
+        log.info("%s: the column %s is not used: captions are drawn with the sampler's guidance", path, guidance)
+    rows = [row(str(path), n, record, {**names, "guidance": None}) for n, record in enumerate(made)]
+    rows = [r._replace(text=r.text.strip()) for r in rows]
+    full = [r for r in rows if r.text]
+    if len(full) < len(rows):
+        log.info("%s: %d empty captions skipped (the first is row %d)", path, len(rows) - len(full), empty(rows))
+    if not full:
+        raise ErasebenchError(f"{path}: all captions are empty")
+    return one_of_each(path, made, full) if {"image_id", "id"} <= set(made[0]) else full
+
+
+def empty(rows: Sequence[PromptRow]) -> int:
+    return next(r.number for r in rows if not r.text)
+
+
+def one_of_each(path: Path, made: Sequence[Mapping[str, Any]], rows: Sequence[PromptRow]) -> list[PromptRow]:
+    """COCO's caption of the lowest id of each image, by the image's id."""
+    first: dict[int, tuple[int, PromptRow]] = {}
+    for r in rows:
+        image, own = (integer(str(path), r.number, name, made[r.number][name]) for name in ("image_id", "id"))
+        if image not in first or own < first[image][0]:
+            first[image] = own, r
+    return [r for _, (_, r) in sorted(first.items(), key=lambda entry: entry[0])]
 
 
 def lines(path: str | Path, option: str) -> tuple[str, ...]:
     """The lines of a text file that hold something; `option` is what named it."""
-    if not Path(path).is_file():
-        raise ErasebenchError(f"{option}={path}: no such file (a text file, one entry a line)")
-    return tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    if records.is_table(Path(path)):
+        raise ErasebenchError(f"{option}={path}: a table: give a text file, one entry a line")
+    found = tuple(line.strip() for line in records.text(Path(path), f"{option}=, one entry a line").splitlines())
+    return tuple(line for line in found if line)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,8 +94,27 @@ class Run:
                 evaluator.check()
         except Missing as error:
             return str(error)
-        absent = set(evaluator.splits) - {prompt.split for prompt in self.plan.prompts}
-        return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
+        absent = set(evaluator.splits) - set(self.concepts)
+        if absent:
+            return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts"
+        return self.unknown_to(evaluator)
+
+    @cached_property
+    def concepts(self) -> dict[str, list[str]]:
+        """Split -> the names that its prompts are judged by."""
+        found: dict[str, dict[str, None]] = {}
+        for prompt in self.plan.prompts:
+            found.setdefault(prompt.split, {})[prompt.concept] = None
+        return {split: list(filter(None, names)) for split, names in found.items()}
+
+    def unknown_to(self, evaluator: Evaluator) -> str:
+        """Why an evaluator has no verdict on some of the concepts, or nothing."""
+        if not hasattr(evaluator, "recognises"):
+            return ""
+        asked_for = dict.fromkeys(name for split in evaluator.splits for name in self.concepts.get(split, ()))
+        unknown = [name for name in asked_for if not evaluator.recognises(name)]
+        and_more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        return f"{evaluator.judge.name} does not know {', '.join(unknown[:3])}{and_more}" if unknown else ""
 
     @property
     def id(self) -> str:

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from . import loaders
 from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Missing, Plan, Prompt
 
+log = logging.getLogger("erasebench")
 OTHER_WORDS = ("misspelt", "paraphrase", "language")
+MARKS = {  # what a table's column `type` says, MACE's words and codes among it -> the split
+    **dict.fromkeys(("erased", "erase", "target", "0"), "target"),
+    **dict.fromkeys(("preserved", "preserve", "retained", "retain", "kept", "keep", "1"), "retain"),
+}
 
 
 def seed_of(*parts: object) -> int:
@@ -24,11 +32,14 @@ def seed_of(*parts: object) -> int:
 
 
 def spread(split: str, names: Mapping[str, str], templates: Sequence[str], count: int) -> list[Prompt]:
-    """`count` prompts over names (text -> concept that it is judged as), templates and seeds, in Latin order."""
-    prompts = []
-    for index in range(count):
-        turn, which = divmod(index, len(names))
-        text, concept = list(names.items())[which]
+    """`count` prompts over names (text -> concept that it is judged as), templates and seeds, in Latin order; none where
+    there are no names."""
+    prompts, pairs = [], list(names.items())
+    if pairs and not templates:
+        raise ErasebenchError(f"the world has no templates for {split} prompts")
+    for index in range(count if pairs else 0):
+        turn, which = divmod(index, len(pairs))
+        text, concept = pairs[which]
         template = templates[(turn + which) % len(templates)]
         number = turn // len(templates)
         filled = template.replace("{c}", text)
@@ -36,15 +47,17 @@ def spread(split: str, names: Mapping[str, str], templates: Sequence[str], count
     return prompts
 
 
-def caption_prompts(captions: Sequence[str], count: int) -> list[Prompt]:
-    """Captions are a split of every task, and the same in each, so that the originals are made once."""
+def caption_prompts(captions: Sequence[str], count: int, seeds: Sequence[int] = ()) -> list[Prompt]:
+    """Captions are a split of every task, and the same in each, so that the originals are made once. `seeds`: their own."""
+    seeds = seeds or [seed_of("caption", i, text) for i, text in enumerate(captions[:count])]
     return [
-        Prompt(f"caption/{i}", text, seed_of("caption", i, text), "caption") for i, text in enumerate(captions[:count])
+        Prompt(f"caption/{i}", text, seed, "caption")
+        for i, (text, seed) in enumerate(zip(captions[:count], seeds, strict=False))
     ]
 
 
-def choose(name: str, known: Sequence[str], what: str) -> str:
-    """`name` if it is known, else an error with the nearest names."""
+def choose(name: str, known: Sequence[str], what: str, add: str = "") -> str:
+    """`name` if it is known, else an error with the nearest names, and how to `add` one."""
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3)
@@ -53,7 +66,27 @@ def choose(name: str, known: Sequence[str], what: str) -> str:
         if near
         else f"choose from {', '.join(known[:20])}" + (", ..." if len(known) > 20 else "")
     )
-    raise ErasebenchError(f"unknown {what} {name!r}: {hint}")
+    raise ErasebenchError(f"unknown {what} {name!r}: {hint}" + (f"; to add it: {add}" if add else ""))
+
+
+def an_object(name: str, group: str = "objects") -> str:
+    """The words of a command line that add an object to the world."""
+    entry = "{synonyms: [...], surrogate: ...}" if group == "objects" else "{surrogate: ...}"
+    word = f".{name}={entry}" if re.fullmatch(r"[A-Za-z]\w*", name) else f"={{{name}: {entry}}}"
+    return f"'+world.{group}{word}', or a file (docs/extending.md)"
+
+
+def a_name(name: str, group: str) -> str:
+    """The words of a command line that let a person or an artist be erased."""
+    return f"'world.{group}.erase=[{name}]', or a file (docs/extending.md)"
+
+
+def surrogate_of(world: Mapping[str, Any], group: str, name: str) -> str:
+    """What the world draws in an object's place. Raises ErasebenchError for an entry that says nothing of it."""
+    entry = world[group][name]
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("surrogate"), str) or not entry["surrogate"]:
+        raise ErasebenchError(f"world.{group}.{name} has no surrogate: {an_object(name, group)} is needed")
+    return entry["surrogate"]
 
 
 def capped(prompts: list[Prompt], images: int | None) -> list[Prompt]:
@@ -61,11 +94,10 @@ def capped(prompts: list[Prompt], images: int | None) -> list[Prompt]:
         return prompts
     if images < 1:
         raise ErasebenchError(f"images={images}: at least one image a split is needed")
-    return [
-        p
-        for split in dict.fromkeys(p.split for p in prompts)
-        for p in [q for q in prompts if q.split == split][:images]
-    ]
+    splits: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        splits[prompt.split].append(prompt)
+    return [prompt for members in splits.values() for prompt in members[:images]]
 
 
 @dataclass(frozen=True)
@@ -80,10 +112,11 @@ class ObjectTask:
         if n not in (None, 1):
             raise ErasebenchError(f"n={n}: task=object erases one class; choose which with target=")
         classes = world["objects"]
-        erased = choose(target or "airplane", list(classes), "target")
+        erased = choose(target or "airplane", list(classes), "target", an_object(target or "airplane"))
         kept = [name for name in classes if name != erased]
         counts, templates = world["counts"]["object"], world["templates"]["object"]
-        concept = Concept(erased, "object", classes[erased]["surrogate"], tuple(classes[erased]["synonyms"]))
+        surrogate = surrogate_of(world, "objects", erased)
+        concept = Concept(erased, "object", surrogate, tuple(classes[erased].get("synonyms") or ()))
         prompts = [
             *spread("target", {erased: erased}, templates, counts["target"]),
             *spread("retain", {name: name for name in kept}, templates, counts["retain"]),
@@ -112,7 +145,7 @@ class TermsTask:
             for split in counts
         }
         prompts = [p for split, terms in asked.items() for p in spread(split, terms, templates, counts[split])]
-        concept = Concept(erased, "object", world["objects"][groups[erased][1]]["surrogate"])
+        concept = Concept(erased, "object", surrogate_of(world, "objects", groups[erased][1]))
         return _plan(self, world, (concept,), [g for g in groups if g != erased], prompts, "object", images)
 
 
@@ -131,14 +164,15 @@ class ImagenetteTask:
             raise ErasebenchError(f"task.split={self.split}: choose from 0 to {len(splits) - 1}")
         if target is None and n not in (None, len(splits[0])):
             raise ErasebenchError(f"n={n}: task=imagenette erases {len(splits[0])} classes, or one with target=")
-        names = splits[self.split] if target is None else chosen(list(classes), n, target, (1,), "class")
+        add = an_object(target or "", "imagenette")
+        names = splits[self.split] if target is None else chosen(list(classes), n, target, (1,), "class", add)
         kept = [name for name in classes if name not in names]
         counts, templates = world["counts"]["imagenette"], world["templates"]["imagenette"]
         prompts = [
             *spread("target", {name: name for name in names}, templates, counts["target"][str(len(names))]),
             *spread("retain", {name: name for name in kept}, templates, counts["retain"][str(len(names))]),
         ]
-        concepts = tuple(Concept(name, "object", classes[name]["surrogate"]) for name in names)
+        concepts = tuple(Concept(name, "object", surrogate_of(world, "imagenette", name)) for name in names)
         which = "" if target else f"split {self.split}"
         return replace(_plan(self, world, concepts, kept, prompts, "object", images), which=which)
 
@@ -154,7 +188,8 @@ class CelebrityTask:
 
     def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
         people, kept = world["people"]["erase"], world["people"]["keep"]
-        names = chosen(people, 10 if n is None and target is None else n, target, self.sizes, "people")
+        add = a_name(target or "", "people")
+        names = chosen(people, 10 if n is None and target is None else n, target, self.sizes, "people", add)
         if n == 1 and target is None:
             names = people[-1:]
         counts = {split: of[str(len(names))] for split, of in world["counts"]["celebrity"].items()}
@@ -181,7 +216,8 @@ class StyleTask:
         single = world["artists"]["single"]
         if target is None and n is None:
             n = len(artists)
-        names = chosen([*artists, *single], n, target, (1, len(artists)), "artists")
+        add = a_name(target or "", "artists")
+        names = chosen([*artists, *single], n, target, (1, len(artists)), "artists", add)
         if target in single:
             kept = [name for name in single if name != target]
         counts, templates = world["counts"]["style"], world["templates"]["style"]
@@ -215,6 +251,7 @@ class ExplicitTask:
             raise ErasebenchError("task=explicit erases one group of phrases: leave n= and target= out")
         spec, counts = world["explicit"], world["counts"]["explicit"]
         rows, dropped = loaders.prompts(spec["prompts"]) if any(spec["prompts"].values()) else ([], 0)
+        say_unused(rows, self.guidance, "task.guidance=row")
         prompts = [
             Prompt(
                 f"target/{row.number}/{i}",
@@ -257,12 +294,14 @@ class CaptionTask:
         return _plan(self, world, concepts, (), [], concepts[0].kind, images)
 
 
-def chosen(among: Sequence[str], n: int | None, target: str | None, sizes: Sequence[int], what: str) -> list[str]:
+def chosen(
+    among: Sequence[str], n: int | None, target: str | None, sizes: Sequence[int], what: str, add: str = ""
+) -> list[str]:
     """Names to erase: the first n of those known, or one by name."""
     if target is not None:
         if n not in (None, 1):
             raise ErasebenchError(f"n={n} with target={target!r}: what is chosen by name is erased alone")
-        return [choose(target, among, "target")]
+        return [choose(target, among, "target", add)]
     if n not in sizes:
         raise ErasebenchError(f"n={n}: this task erases {', '.join(map(str, sizes))} {what}")
     return list(among[:n])
@@ -282,8 +321,10 @@ def known(world: Mapping[str, Any], name: str) -> Concept:
         n: Concept(n, "style", surrogates["style"]) for k in ("erase", "keep", "single") for n in world["artists"][k]
     }
     every |= {n: Concept(n, "person", surrogates["person"]) for part in world["people"].values() for n in part}
-    every |= {n: Concept(n, "object", c["surrogate"]) for n, c in (world["imagenette"] | world["objects"]).items()}
-    return every[choose(name, list(every), "concept")]
+    for group in ("imagenette", "objects"):
+        every |= {n: Concept(n, "object", surrogate_of(world, group, n)) for n in world[group]}
+    add = " or ".join(word.partition(",")[0] for word in (an_object(name), a_name(name, "people"), a_name(name, "artists")))
+    return every[choose(name, list(every), "concept", add)]
 
 
 def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan:
@@ -323,36 +364,126 @@ def shown(plan: Plan) -> Plan:
 
 
 def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
-    """The plan with prompts of one's own in place of those that ask for the same: a table with the columns prompt and
-    concept (one that is erased or kept), perhaps with seeds; `each` is how many images a prompt gets (Dark Miner's
-    captions, AP's prompts of artists). Raises ErasebenchError naming the row whose concept is neither."""
-    if type(spec["each"]) is not int or spec["each"] < 1:
-        raise ErasebenchError(f"prompts.each={spec['each']}: a whole number, at least 1, is needed")
-    rows, dropped = loaders.prompts(spec, ("text", "concept"))
-    texts, each = [row.text for row in rows], spec["each"]
-    nth = {row.number: texts[:k].count(row.text) for k, row in enumerate(rows)}  # a text that stands twice is two
-
-    def seed(row: loaders.PromptRow, i: int) -> int:
-        if row.seed is None:
-            return seed_of(row.text, nth[row.number] * each + i)
-        return row.seed if i == 0 else seed_of(row.seed, i)
-
-    splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
-    for row in rows:
-        if row.concept not in splits:
-            raise ErasebenchError(
-                f"{spec['path']}, row {row.number}: concept {row.concept!r} is neither erased nor kept in task={plan.task}"
-            )
+    """The plan with prompts of one's own in place of those that ask for the same: a table with the column prompt, perhaps
+    with concept (one that is erased or kept), type, seed and guidance; `each` is how many images a prompt gets (Dark
+    Miner's captions, AP's prompts of artists); guidance=row takes each prompt's own. Raises ErasebenchError naming the
+    row whose concept is neither."""
+    each, guided = spec["each"], spec.get("guidance", "fixed")
+    if type(each) is not int or each < 1:
+        raise ErasebenchError(f"prompts.each={each}: a whole number, at least 1, is needed")
+    if guided not in ("fixed", "row"):
+        raise ErasebenchError(f"prompts.guidance={guided}: choose from fixed, row")
+    rows, dropped = loaders.prompts(spec, ("text",))
+    if not rows:
+        raise ErasebenchError(f"{spec['path']}: the safety gate refuses all of its {dropped} prompts")
+    if guided == "row" and rows[0].guidance is None:
+        raise ErasebenchError(f"{spec['path']}: prompts.guidance=row needs a column with the guidance of each prompt")
+    say_unused(rows, guided, "prompts.guidance=row")
+    seeds = own_seeds(rows, each)
+    meant = meanings(plan, rows, str(spec["path"]))
     own = [
-        Prompt(f"{split}/own/{row.number}/{i}", row.text, seed(row, i), split, row.concept)
+        Prompt(
+            f"{split}/own/{row.number}/{i}",
+            row.text,
+            seeds[row.number][i],
+            split,
+            concept,
+            row.guidance if guided == "row" else None,
+        )
         for split in ("target", "retain")
-        for i in range(spec["each"])
-        for row in rows
-        if splits[row.concept] == split
+        for i in range(each)
+        for row, (its, concept) in zip(rows, meant, strict=True)
+        if its == split
     ]
     replaced = {p.split for p in own}
     prompts = (*capped(own, images), *(p for p in plan.prompts if p.split not in replaced))
     return replace(plan, prompts=prompts, dropped=plan.dropped + dropped)
+
+
+def say_unused(rows: Sequence[loaders.PromptRow], guided: str, option: str) -> None:
+    """One line where a table's guidance is passed over."""
+    count = sum(row.guidance is not None for row in rows)
+    if count and guided != "row":
+        log.info("guidance of %d prompts is not used: %s uses it", count, option)
+
+
+def own_seeds(rows: Sequence[loaders.PromptRow], each: int) -> dict[int, list[int]]:
+    """Seeds of each row's images, by the row's number. A text that stands twice is two."""
+    seeds, times = {}, defaultdict(int)
+    for row in rows:
+        if row.seed is None:
+            seeds[row.number] = [seed_of(row.text, times[row.text] * each + i) for i in range(each)]
+        else:
+            seeds[row.number] = [row.seed, *(seed_of(row.seed, i) for i in range(1, each))]
+        times[row.text] += 1
+    return seeds
+
+
+def meanings(plan: Plan, rows: Sequence[loaders.PromptRow], where: str) -> list[tuple[str, str]]:
+    """(split, concept) of each row: by its column concept; by its type and the name that it gives; or, where the table has
+    neither, what is erased, if that is one."""
+    splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
+    if rows[0].concept is not None:
+        folded = {name.casefold(): name for name in splits}
+        names = [r.concept if r.concept in splits else folded.get(r.concept.casefold()) for r in rows]
+        if wrong := next((r for r, name in zip(rows, names, strict=True) if name is None), None):
+            raise ErasebenchError(
+                f"{where}, row {wrong.number}: concept {wrong.concept!r} is neither erased nor kept in task={plan.task}"
+            )
+        return [(splits[name], name) for name in names]
+    if rows[0].type is not None:
+        return typed(splits, rows, where)
+    if all(concept.kind == "explicit" for concept in plan.concepts):  # one group of phrases, judged without a name
+        return [("target", "")] * len(rows)
+    if len(plan.concepts) > 1:
+        raise ErasebenchError(
+            f"{where}: no column concept or class or artist, nor type (erased, preserved): add a column concept that says "
+            f"which of the {len(splits)} names that are erased or kept each prompt asks for"
+        )
+    return unnamed(plan, rows, where)
+
+
+def typed(splits: Mapping[str, str], rows: Sequence[loaders.PromptRow], where: str) -> list[tuple[str, str]]:
+    """(split, concept) of rows of type erased or preserved (MACE's tables), by the one name that stands in the prompt."""
+    made, find = [], finder(splits)
+    for row in rows:
+        split = MARKS.get(row.type.casefold())
+        if split is None:
+            raise ErasebenchError(
+                f"{where}, row {row.number}: type {row.type!r}: erased (0) or preserved (1) is needed, or a column concept"
+            )
+        found = find(row.text)
+        if len(found) != 1:
+            what = f"names {', '.join(map(repr, found))}" if found else "names nothing that is erased or kept"
+            raise ErasebenchError(f"{where}, row {row.number}: the prompt {what}: add a column concept that says which it is")
+        if splits[found[0]] != split:
+            state = "erased" if split == "retain" else "kept"
+            raise ErasebenchError(f"{where}, row {row.number}: type {row.type!r}, but {found[0]!r} is {state} in this run")
+        made.append((split, found[0]))
+    return made
+
+
+def unnamed(plan: Plan, rows: Sequence[loaders.PromptRow], where: str) -> list[tuple[str, str]]:
+    """(split, concept) of a table without names where one concept is erased: all of it asks for that. Raises ErasebenchError
+    for a row that names something kept instead, as it would pass for forgotten."""
+    (concept,) = plan.concepts
+    own, others = finder((concept.name, *concept.synonyms)), finder(plan.brief.preserved)
+    for row in rows:
+        if (found := others(row.text)) and not own(row.text):
+            raise ErasebenchError(
+                f"{where}, row {row.number}: no column concept, and the prompt names {found[0]!r}, which is kept, not "
+                f"{concept.name!r}: add a column concept"
+            )
+    log.info("%s: no column concept: all %d prompts ask for %s", where, len(rows), concept.name)
+    return [("target", concept.name)] * len(rows)
+
+
+def finder(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """What finds those names that stand in a text as words, each once; of overlapping ones the longest."""
+    known = {name.casefold(): name for name in names}
+    among = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<!\w)({among})(?!\w)")
+    return lambda text: list(dict.fromkeys(known[word] for word in pattern.findall(text.casefold()))) if known else []
 
 
 def misspelt(name: str) -> list[str]:
@@ -392,7 +523,7 @@ def in_other_words(plan: Plan, world: Mapping[str, Any], which: Sequence[str], i
 
 def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:
     captions = world["captions"]
-    prompts = [*prompts, *caption_prompts(captions["evaluation"], captions["count"])]
+    prompts = [*prompts, *caption_prompts(captions["evaluation"], captions["count"], captions.get("seeds", ()))]
     brief = Brief(concepts, tuple(kept), tuple(captions["training"]), tuple(world["templates"]["train"][kind]))
     return Plan(
         task.name, task.version, concepts, tuple(capped(prompts, images)), brief, images is not None, task.evaluators

@@ -83,6 +83,9 @@ class IdentityAccuracy:
         own = [people.index(concept.casefold()) for concept in scored.concepts]
         return np.nan_to_num(scored.arrays["names"])[np.arange(len(own)), own]
 
+    def recognises(self, concept: str) -> bool:
+        return concept.casefold() in (name.casefold() for name in self.judge.people)
+
     def hits(self, scored: Scored) -> np.ndarray:
         """1 where the first name is the concept, 0 where it is another, NaN where there is no face [N]."""
         names = scored.arrays["names"]

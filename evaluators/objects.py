@@ -64,6 +64,10 @@ class ObjectAccuracy:
         """How sure the judge is that each target image shows the concept [N]."""
         return self.probability(scored)
 
+    def recognises(self, concept: str) -> bool:
+        """Whether the class is in the list, and CLIP has ever seen it: the embedded world's knows no other words."""
+        return concept in self.classes and self.clip.knows(concept)
+
     def _index(self, scored: Scored) -> np.ndarray:
         return np.array([self.classes.index(concept) for concept in scored.concepts])
 
@@ -99,6 +103,9 @@ class ObjectRemoval(ObjectAccuracy):
                 own = part(np.where(asked == term, gone, np.nan))
                 made.append(Measure(f"orr_{term}", group, group == "forget", (own,)))
         return made
+
+    def recognises(self, concept: str) -> bool:
+        return any(concept in terms and super(ObjectRemoval, self).recognises(name) for name, terms in self.terms.items())
 
     def _index(self, scored: Scored) -> np.ndarray:
         class_of = {term: name for name, terms in self.terms.items() for term in terms}

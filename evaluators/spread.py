@@ -84,6 +84,9 @@ class Neighbours:
             ),
         ]
 
+    def recognises(self, concept: str) -> bool:
+        return not hasattr(self.of, "recognises") or self.of.recognises(concept)
+
     @torch.no_grad()
     def nearness(self, names: Sequence[str], erased: Sequence[str]) -> np.ndarray:
         """Highest cosine of each name with an erased one."""
@@ -159,6 +162,9 @@ class Presence:
         """How sure the judge is that each image shows its concept [N]."""
         return self.sees(scored, scored.concepts)
 
+    def recognises(self, concept: str) -> bool:
+        return concept in self.judge.words
+
     def likest(self, scored: Scored) -> np.ndarray:
         """Whether, of all objects, each image is likest to its concept [N]."""
         likest = scored.arrays["objects"].argmax(1)
@@ -221,6 +227,11 @@ class Composed:
 
     judge: Drawn
     splits: tuple[str, ...] = ("composed",)
+
+    def recognises(self, concept: str) -> bool:
+        from erasebench.mini import nets
+
+        return concept in nets.classes()["artists"]
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         from erasebench.mini import nets

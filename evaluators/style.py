@@ -118,6 +118,9 @@ class ArtistAccuracy:
         """How sure the judge is that each target image is by the artist [N]."""
         return self.own(scored)[1]
 
+    def recognises(self, concept: str) -> bool:
+        return concept in self.judge.classes
+
     def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
         """(1 where the first artist is the prompt's, its probability) [N]; a refused image has neither"""
         chances = scored.arrays["artists"].astype(float)

@@ -38,6 +38,9 @@ class SuccessRates:
         """How sure the judge is that each target image shows the class [N]."""
         return self.own(scored)[1]
 
+    def recognises(self, concept: str) -> bool:
+        return concept.lower() in (name.lower() for name in self.judge.classes)
+
     def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
         """(place of each image's own class among the judge's, its probability) [N]; the last place and 0 if refused."""
         chances = scored.arrays["probabilities"].astype(float)
@@ -76,6 +79,9 @@ class OtherWords:
     @property
     def judge(self) -> Judge | None:
         return self.of.judge if self.of else None
+
+    def recognises(self, concept: str) -> bool:
+        return not hasattr(self.of, "recognises") or self.of.recognises(concept)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         made = []
