@@ -220,7 +220,7 @@ def as_tex(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
         for run in group.incomplete:
             said = f"{group.title}, incomplete, not ranked: {run.label}: {'; '.join(run.reasons)}"
             out += [rf"{{\footnotesize {latex(said)}}}", ""]
-        out += [line for said in group.repeats for line in (rf"{{\footnotesize {latex(said)}}}", "")]
+        out += [part for said in group.repeats for part in (rf"{{\footnotesize {latex(said)}}}", "")]
     return "\n".join(out).encode()
 
 

@@ -383,7 +383,7 @@ class Store:
             said = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors, which has no errno
             number = int(said[1]) if said else getattr(error, "errno", None)
             named = getattr(error, "filename", None)
-            ours = named is None or str(named).startswith(str(self.root))
+            ours = named is None or str(named).startswith(str(self.root)) or str(self.root).startswith(str(named))
             if number in FULL:
                 advice = "free some space (python -m erasebench.store gc) or set ERASEBENCH_HOME to another disk"
             elif ours and number in (*FORBIDDEN, errno.ENOTDIR):
