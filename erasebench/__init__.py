@@ -1,5 +1,6 @@
 """erasebench: does a text-to-image diffusion model forget, what does it break, can it be brought back."""
 
+import sys
 from pathlib import Path
 
 _checkout = Path(__file__).resolve().parent.parent
@@ -7,3 +8,7 @@ _checkout = Path(__file__).resolve().parent.parent
 # in a wheel they are inside it. The pyproject test keeps an unrelated `methods/` from being picked up.
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "methods").is_dir():
     __path__.append(str(_checkout))
+if sys.argv[:1] == ["-m"]:  # as it is while `python -m erasebench...` is being imported
+    from .interrupt import guard_imports
+
+    guard_imports()

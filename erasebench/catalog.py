@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from .contracts import ErasebenchError
+from .rows import replace_file
 
 COLUMNS = {
     "method": ("paper", "changes", "needs", "here", "to fit"),
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         if path is None:
             print(*made.values(), sep="\n\n")
         else:
-            path.write_text(written(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+            replace_file(path, written(path.read_text(encoding="utf-8"), made).encode(), "")
     except (ErasebenchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

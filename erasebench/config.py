@@ -11,6 +11,7 @@ import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +30,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from . import interrupt
 from .arguments import check_grammar, check_lists, check_values, explained
 from .contracts import ErasebenchError, Missing
+from .redaction import Formatter, redact
 from .store import home
 from .tables import show
 
@@ -136,14 +139,18 @@ def main(
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     died: list[str] = []
     sent = any(word.startswith("hydra/launcher=submitit") for word in arguments)
-    with Outcomes.fresh() as outcomes:
-        try:
+    try:
+        with interrupt.stoppable(), Outcomes.fresh() as outcomes:
+            if not outcomes.folder.is_relative_to(home()):
+                sys.argv.append(f"hydra.sweep.dir={outcomes.folder}")
             with every_job_waited_for(died) if sent else nullcontext(), hydra_raises():
                 one()
-        except (OmegaConfBaseException, HydraException, yaml.YAMLError) as error:  # before any job
-            print(f"error: {explained(error)}", file=sys.stderr)
-            return 2
-        tables, measured, failed = outcomes.all()
+            tables, measured, failed = outcomes.all()
+    except KeyboardInterrupt as error:
+        return interrupt.exit_code(error)
+    except (OmegaConfBaseException, HydraException, yaml.YAMLError) as error:  # before any job
+        print(f"error: {explained(error)}", file=sys.stderr)
+        return 2
     for line in died:
         log.error("%s", line)
     if dry or uncounted:
@@ -189,7 +196,9 @@ def hydra_raises() -> Iterator[None]:
 
 
 def say_what_happens() -> None:
-    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("[%(asctime)s] %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -206,6 +215,10 @@ class Outcomes:
     def fresh(cls) -> Iterator[Outcomes]:
         folder = home() / "sweeps" / secrets.token_hex(8)
         try:
+            folder.mkdir(parents=True)
+        except OSError:  # a store that is only read: then no other machine takes part
+            folder = Path(tempfile.mkdtemp(prefix="erasebench-"))
+        try:
             yield cls(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -213,14 +226,14 @@ class Outcomes:
     def keep(
         self, rows: Sequence[Row] = (), table: dict | None = None, results: Path | None = None, error: str = ""
     ) -> None:
-        from .rows import write
+        from .rows import replace_file, write
 
         job = HydraConfig.get().job
         number = 0 if OmegaConf.is_missing(job, "num") else job.num
         write(rows, self.folder / f"{number:06}.csv")
         error = error or next((row.reason for row in rows if row.status == "failed"), "")
         said = {"error": error, "table": table, "results": str(results), "process": [socket.gethostname(), os.getpid()]}
-        (self.folder / f"{number:06}.json").write_text(json.dumps(said))
+        replace_file(self.folder / f"{number:06}.json", json.dumps(said).encode())
 
     def all(self) -> tuple[dict[str, tuple[dict, Path]], list[Row], bool]:
         """Tables by name, each with where results are; rows in the order of the jobs; whether any job failed."""
@@ -245,14 +258,15 @@ def sweep_name(config: DictConfig, arguments: list[str]) -> str:
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
     elsewhere = ("track=", "results=", "device=", "store.")
-    return " ".join(word for word in arguments if re.match(r"[^-]\S*=", word) and not word.startswith(elsewhere))
+    options = (word for word in arguments if re.match(r"[^-]\S*=", word))
+    return " ".join(word for word in options if not word.lstrip("+~").startswith(elsewhere))
 
 
 def one_line(error: Exception) -> str:
     """The message that the user needs: of the innermost cause, if it is ours."""
     while error.__cause__ is not None and not isinstance(error, ErasebenchError):
         error = error.__cause__
-    return " ".join(str(error).split())
+    return " ".join(redact(str(error)).split())
 
 
 def check_words(arguments: list[str]) -> None:
@@ -428,7 +442,7 @@ def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
     said = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key.partition(".")[0] not in ELSEWHERE:
+        if key.lstrip("+~").partition(".")[0] not in ELSEWHERE:
             place = "/" in value and Path(value.strip("'\"")).expanduser().exists()
             said.append(f"{key}=..." if place else override)
     return tuple(said)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from . import config
 from .contracts import ErasebenchError
+from .redaction import masked
 from .run import Run
 from .store import Store
 
@@ -59,7 +60,7 @@ def storage() -> tuple[str, bool]:
     writable = os.access(place, os.W_OK)
     free = shutil.disk_usage(place).free / 1e9
     entries = sum(1 for _ in store.entries())
-    cached = f", a cache of {store.url}" if store.url else ""
+    cached = f", a cache of {masked(store.url)}" if store.url else ""
     return (
         f"{store.root}: {entries} entries, {free:.0f} GB free{cached}{'' if writable else ', NOT WRITABLE'}",
         writable,

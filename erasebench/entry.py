@@ -110,13 +110,14 @@ def fragment(kind: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """The rows of one run, where its sheet of images lies, what re-running it said, and the parameters that tell it from
-    other runs of its method."""
+    """The rows of one run, where its sheet of images lies, what re-running it said, the parameters that tell it from
+    other runs of its method, and why it failed when it was repeated."""
 
     rows: tuple[Row, ...]
     sheet: Path
     verified: dict | None = None
     apart: frozenset[str] = frozenset()
+    later: str = ""
 
     @property
     def head(self) -> Row:

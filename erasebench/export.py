@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from . import config
 from .contracts import ErasebenchError
-from .rows import Row, read
+from .rows import Row, read, replace_file
 from .run import Erased, Run
 from .store import Store
 
@@ -115,8 +115,8 @@ def lora(run: Run, rows: Sequence[Row], out: Path) -> None:
         module = name.removesuffix(".weight")
         halves |= {f"{module}.lora_B.weight": up.contiguous().cpu(), f"{module}.lora_A.weight": down.contiguous().cpu()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(halves, out)
-    out.with_suffix(".md").write_text(card(rows, run), encoding="utf-8")
+    replace_file(out.with_suffix(".md"), card(rows, run).encode(), "")
+    replace_file(out, save(halves), "")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -239,6 +239,11 @@ class Group:
         return [plain(fact) for fact in said + [f"subset of {run.cut} images a split"] * head.subset]
 
     @property
+    def repeats(self) -> list[str]:
+        """A line for each run that failed when it was repeated; what it measured before counts."""
+        return [plain(f"{run.label}: a later repeat failed: {run.later}") for run in self.runs if run.later]
+
+    @property
     def anchor(self) -> str:
         return fragment("group", repr(self.runs[0].group))
 
@@ -449,7 +454,7 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
                 problems.append(plain(f"{path}: run {run_id} is in {files[run_id]} too; delete one of them"))
                 continue
             mine = tuple(row for row in read if row.run_id == run_id)
-            run = Run(mine, path.with_suffix(".webp"), rows.verified(path))
+            run = Run(mine, path.with_suffix(".webp"), rows.verified(path), later=rows.later_failure(path))
             if task in (None, run.head.task) and world in (None, run.head.world):
                 groups.setdefault(run.group, []).append(run)
     return [Group.of(told_apart(distinct(groups[k]))) for k in sorted(groups)], problems

@@ -44,7 +44,7 @@ import yaml
 from . import config, provenance
 from .contracts import ErasebenchError
 from .entry import plain
-from .rows import Row
+from .rows import Row, replace_file
 
 if TYPE_CHECKING:
     from .run import Run
@@ -113,7 +113,7 @@ def write(lines: Sequence[Line], path: Path) -> None:
     for line in lines:
         writer.writerow([DITTO if line[name] and line[name] == above[name] else line[name] for name in COLUMNS])
         above = line
-    path.write_text(buffer.getvalue(), encoding="utf-8")
+    replace_file(path, buffer.getvalue().encode(), "")
 
 
 def read(path: Path) -> list[Line]:
@@ -312,7 +312,8 @@ def accept(
     path = goldens / CHANGES
     history = path.read_text(encoding="utf-8") if path.is_file() else "# Why the goldens changed\n\n"
     day, commit = datetime.datetime.now(datetime.UTC).date(), provenance.git()[0]
-    path.write_text(f"{history}- {day}, at {commit}: {plain(reason)} ({', '.join(changed)})\n", encoding="utf-8")
+    line = f"- {day}, at {commit}: {plain(reason)} ({', '.join(changed)})\n"
+    replace_file(path, (history + line).encode(), "")
     print(f"{len(changed)} goldens in {goldens}, and the reason in {CHANGES} beside them: commit both")
     return 0
 

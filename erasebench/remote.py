@@ -29,12 +29,17 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from .contracts import ErasebenchError
+from .redaction import masked, redact
 from .store import MANIFEST, Damaged, files_of
 
 log = logging.getLogger("erasebench")
 S3 = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}}}
 OPTIONS = {"file": {"auto_mkdir": True}, "s3": S3, "s3a": S3}
 DAY = 86400
+# what the store writes below its root: files by content or half copied, manifests, leases
+OWN = re.compile(
+    rf"[\w-]+/[0-9a-f]{{64}}/([0-9a-f]{{64}}|{re.escape(MANIFEST)})(\.[0-9a-f]+)?|leases/[0-9a-f]{{64}}/\d+"
+)
 
 
 class Remote:
@@ -49,9 +54,9 @@ class Remote:
         try:
             self.fs, root = url_to_fs(url, use_listings_cache=False, **OPTIONS.get(protocol, {}))
         except ImportError as error:
-            raise self._refused("pip install 'erasebench[s3]'" if protocol in ("s3", "s3a") else error) from error
+            raise self._refused("pip install 'erasebench[s3]'" if protocol in ("s3", "s3a") else error) from None
         except Exception as error:
-            raise self._refused(error) from error
+            raise self._refused(error) from None
         self.root = root.rstrip("/")
 
     def manifest(self, entry: str) -> bytes | None:
@@ -69,7 +74,7 @@ class Remote:
             except Exception as error:
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise self._refused(error) from error
+                raise self._refused(error) from None
 
     def upload(self, entry: str, folder: Path) -> None:
         with self._asking():
@@ -114,14 +119,15 @@ class Remote:
     def gc(self) -> tuple[int, int]:
         """Remove what lies for more than a day in entries without a manifest, and as leases. How many objects, bytes."""
         removed = freed = 0
-        ours = re.compile(re.escape(self.root) + r"/\w+/[0-9a-f]{64}/[^/]+")
+        ours = re.compile(rf"{re.escape(self.root)}/({OWN.pattern})")
         with self._asking():
             found = {path: info for path, info in self.fs.find(self.root, detail=True).items() if ours.fullmatch(path)}
             whole = {path.rpartition("/")[0] for path in found if path.endswith(f"/{MANIFEST}")}
             for path, info in found.items():
-                if path.rpartition("/")[0] not in whole and time.time() - self.fs.modified(path).timestamp() > DAY:
-                    self._delete(path)
-                    removed, freed = removed + 1, freed + info["size"]
+                with suppress(FileNotFoundError):  # an upload or a lease that has come to its end
+                    if path.rpartition("/")[0] not in whole and time.time() - self.fs.modified(path).timestamp() > DAY:
+                        self.fs.rm_file(path)
+                        removed, freed = removed + 1, freed + info["size"]
         return removed, freed
 
     def _claim(self, key: str, token: str, gone: str) -> int | None:
@@ -147,7 +153,7 @@ class Remote:
             try:
                 self.fs.pipe_file(self._lease(key, number), f"{token} {count}".encode())
             except Exception as error:  # the next beat may come through; if none does, somebody takes over
-                log.warning("store: a lease could not be renewed (%s)", error)
+                log.warning("store: a lease could not be renewed (%s)", redact(str(error), self.url))
 
     def _release(self, key: str, number: int) -> None:
         """Our lease, after those that it took over; never one that took over ours."""
@@ -187,8 +193,13 @@ class Remote:
             self.fs.put_file(str(file), path)
             return
         beside = f"{path}.{secrets.token_hex(8)}"  # in a folder half a copy can be read, but not half a rename
-        self.fs.put_file(str(file), beside)
-        self.fs.mv(beside, path)
+        try:
+            self.fs.put_file(str(file), beside)
+            self.fs.mv(beside, path)
+        except BaseException:
+            with suppress(Exception):  # it may not have come to be
+                self.fs.rm_file(beside)
+            raise
 
     def _delete(self, path: str) -> None:
         with self._asking(), suppress(FileNotFoundError):
@@ -201,8 +212,9 @@ class Remote:
         except ErasebenchError:
             raise
         except Exception as error:  # of whatever client: no access, no bucket, no network
-            raise self._refused(error) from error
+            raise self._refused(error) from None
 
     def _refused(self, why: Exception | str) -> ErasebenchError:
+        """What to raise, `from None`: a client's own error may hold the URL with its password."""
         said = " ".join(str(why).split()) or type(why).__name__
-        return ErasebenchError(f"store.url={self.url}: {said}")
+        return ErasebenchError(f"store.url={masked(self.url)}: {redact(said, self.url)}")

@@ -106,6 +106,8 @@ def as_text(groups: Sequence[Group], width: int = 100) -> str:
         for run in group.incomplete:
             said = f"incomplete, not ranked: {run.label}: {'; '.join(run.reasons)}"
             out += textwrap.wrap(said, width, subsequent_indent="    ")
+        for said in group.repeats:
+            out += textwrap.wrap(said, width, subsequent_indent="    ")
         out.append("")
     return "\n".join(out)
 
@@ -145,7 +147,8 @@ def as_md(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
             out += lines(head, [[markdown(run.label), *(cell(column, run) for column in columns)] for run in shown])
         for run in group.incomplete:
             out += [f"- incomplete, not ranked: {markdown(run.label)}: {markdown('; '.join(run.reasons))}"]
-        out += [""] * bool(group.incomplete)
+        out += [f"- {markdown(said)}" for said in group.repeats]
+        out += [""] * bool(group.incomplete or group.repeats)
     if found := findings(groups, compared):
         out += ["## Claims of papers", ""]
         names = [f.name for f in fields(Finding) if f.name != "anchor"]
@@ -217,6 +220,7 @@ def as_tex(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
         for run in group.incomplete:
             said = f"{group.title}, incomplete, not ranked: {run.label}: {'; '.join(run.reasons)}"
             out += [rf"{{\footnotesize {latex(said)}}}", ""]
+        out += [part for said in group.repeats for part in (rf"{{\footnotesize {latex(said)}}}", "")]
     return "\n".join(out).encode()
 
 

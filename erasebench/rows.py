@@ -8,8 +8,10 @@ import io
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,6 +19,7 @@ from typing import Literal, TypeVar
 from .contracts import ErasebenchError
 
 SCHEMA = 4
+FAILED = ".failed"  # not .csv: whatever reads every file of rows in a folder reads those of finished runs once
 AGAIN = "; delete the file and repeat its command"
 
 
@@ -147,14 +150,32 @@ def write(records: Sequence[Record], path: Path, kind: type[Record] = Row) -> No
 
 
 def replace_file(path: Path, content: bytes, option: str = "results=") -> None:
-    """Write a file at once or not at all; the error names the option that chooses its folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file at once or not at all, and onto the disk; the error names the option, if any, that chooses its folder.
+
+    The temporary file's name is drawn: processes of several machines or containers may have the same number.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _unwritable(path, error, option) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    with suppress(OSError):  # not every file system can; the file is whole in any case
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(folder: Path) -> None:
@@ -168,7 +189,8 @@ def check_writable(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError, option: str = "results=") -> ErasebenchError:
-    return ErasebenchError(f"cannot write {path}: {error.strerror}; choose another folder with {option}")
+    advice = f"; choose another folder with {option}" if option else ""
+    return ErasebenchError(f"cannot write {path}: {error.strerror}{advice}")
 
 
 def _parse(kind: str, text: str):
@@ -220,6 +242,50 @@ def _refuse(path: Path, reader: csv.DictReader, wanted: set[str]) -> None:
     raise ErasebenchError(
         f"{path}: not rows of schema {SCHEMA} (columns that differ: {', '.join(sorted(wanted ^ found))}){AGAIN}"
     )
+
+
+def place(records: Sequence[Row], path: Path) -> Path:
+    """Where the rows of a run are written: its file, or beside it (<id>.failed) where they say less than what is there.
+
+    A file that cannot be read is somebody's, or of another version: only a run without a failure replaces it.
+    """
+    new = {_cell(row) for row in records if row.status == "ok"}
+    failed = any(row.status == "failed" for row in records)
+    if not path.exists() or (new and not failed):
+        return path
+    try:
+        there = read(path)
+    except (ErasebenchError, OSError, ValueError, csv.Error):
+        return path.with_suffix(FAILED)
+    old = {_cell(row) for row in there if row.status == "ok"}
+    finished = bool(there) and all(row.status != "failed" for row in there)
+    return path.with_suffix(FAILED) if old - new or (finished and failed) else path
+
+
+def _cell(row: Row) -> tuple:
+    """What a row measures."""
+    return row.metric, row.split, row.attack, row.judge, row.threshold
+
+
+def record(records: Sequence[Row], path: Path) -> Path:
+    """Write the rows of a run where their `place` is; in its own file they end what failed before. Returns the place."""
+    where = place(records, path)
+    write(records, where)
+    if where == path:
+        with suppress(OSError):
+            path.with_suffix(FAILED).unlink(missing_ok=True)
+    return where
+
+
+def later_failure(path: Path) -> str:
+    """Why a run that has a file of rows failed when it was repeated; empty where it did not."""
+    try:
+        there = read(path.with_suffix(FAILED))
+    except FileNotFoundError:
+        return ""
+    except (ErasebenchError, OSError, ValueError, csv.Error):
+        return "for a reason that cannot be read"
+    return next((row.reason for row in there if row.status == "failed"), "it measured less")
 
 
 def read_all(folder: Path) -> list[Row]:

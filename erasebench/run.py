@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -25,7 +26,8 @@ from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
 from .model import Model, Source
 from .pictured import Pictured
-from .rows import SCHEMA, Row, check_writable, write
+from .redaction import redact
+from .rows import SCHEMA, Row, check_writable, record, replace_file
 from .stats import Measure, Part, summarize
 from .store import Store, canonical, digest
 
@@ -300,7 +302,6 @@ def execute(run: Run) -> list[Row]:
         erased.check_fit()
         base_shards, our_shards = images(erased)
         cost = costs(erased, our_shards)
-        sheet(run, base_shards, our_shards, path.with_suffix(".webp"))
         if run.attacks:
             from .attack import attack_all
 
@@ -329,6 +330,13 @@ def execute(run: Run) -> list[Row]:
             log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
     if our_shards and cost:
         metrics += [("", None, metric) for metric in spent(erased, base_shards, our_shards, cost)]
+    picture = path.with_suffix(".webp")
+    failed = failures or any(outcome.status == "failed" for outcome in attacked)
+    if our_shards and not (failed and picture.exists()):
+        try:
+            sheet(run, base_shards, our_shards, picture)  # before the rows, which say that the run is done
+        except Exception as error:
+            failures.append(("", None, explain(error)))
     rows = [row(run, run_id, our_shards, cost, name, evaluator, metric=metric) for name, evaluator, metric in metrics]
     rows += [row(run, run_id, our_shards, cost, name, evaluator, reason=reason) for name, evaluator, reason in failures]
     rows += [
@@ -336,14 +344,14 @@ def execute(run: Run) -> list[Row]:
         for name, reason in skipped.items()
     ]
     rows += [r for outcome in attacked for r in attack_rows(run, run_id, our_shards, cost, outcome)]
-    write(rows, path)
+    where = record(rows, path)
     if run.plan.dropped:
         log.info("%d prompts dropped by the safety gate", run.plan.dropped)
     for outcome in (o for o in attacked if o.status == "failed"):
         log.error("failed (attack %s): %s", outcome.name, outcome.reason)
     for name, _, reason in failures:
         log.error("failed%s: %s", f" ({name})" if name else "", reason)
-    log.info("%d rows in %s", len(rows), path)
+    log.info("%d rows in %s%s", len(rows), where, "" if where == path else f"; those of {path} stay")
     return rows
 
 
@@ -351,7 +359,7 @@ def explain(error: Exception) -> str:
     """One line for the row; the traceback of anything that the user did not cause goes to the log."""
     if not isinstance(error, ErasebenchError):
         log.error("traceback:", exc_info=error)
-    lines = str(error).strip().splitlines()
+    lines = redact(str(error)).strip().splitlines()
     return (
         lines[-1]
         if isinstance(error, ErasebenchError) and lines
@@ -653,4 +661,5 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
     said = Image.Exif()
     what = {"run": path.stem, "sides": sides, "columns": columns, "shows": shown}
     said[ExifTags.Base.ImageDescription] = json.dumps(what)
-    Image.fromarray(np.concatenate(strips[:-1])).save(path, quality=70, exif=said)
+    Image.fromarray(np.concatenate(strips[:-1])).save(buffer := io.BytesIO(), "WEBP", quality=70, exif=said)
+    replace_file(path, buffer.getvalue())

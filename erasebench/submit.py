@@ -22,7 +22,7 @@ from . import config, provenance, regress
 from .contracts import ErasebenchError
 from .dry import planned
 from .entry import plain
-from .rows import Row, read
+from .rows import Row, read, replace_file
 from .run import Run
 
 
@@ -97,7 +97,7 @@ def submit(path: Path, again: bool, more: Sequence[str]) -> int:
         "packages": json.loads(provenance.packages()),
     }
     note = path.with_suffix(".verified.json")
-    note.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    replace_file(note, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode(), "")
     print(plain(f"Verified: {found['identical']} values identical, {found['within']} within their intervals; {note}"))
     return 0
 

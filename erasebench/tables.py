@@ -18,6 +18,7 @@ An experiment (conf/experiment) sweeps runs and says in `table` how their rows a
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from .rows import Row
+from .rows import Row, check_writable, replace_file
 
 log = logging.getLogger("erasebench")
 AVERAGE = "average"
@@ -155,8 +156,22 @@ def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Pat
         axis.grid(alpha=0.3)
     axes[0][-1].legend(frameon=False, fontsize=8)
     drawing.tight_layout()
-    drawing.savefig(path, dpi=120)
+    drawing.savefig(buffer := io.BytesIO(), dpi=120)
     pyplot.close(drawing)
+    replace_file(path, buffer.getvalue())
+
+
+def before(path: Path) -> list[dict[str, str]]:
+    """Cells of a table that was written before; none where there is none that can be read."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
+
+
+def _values(cells: Sequence[Mapping[str, Any]]) -> int:
+    return sum(cell.get("value") not in (None, "") for cell in cells)
 
 
 def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path) -> None:
@@ -164,17 +179,22 @@ def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path)
     made = layout(spec, rows)
     if not made:
         log.warning("table %s is empty: no run measured %s", name, ", ".join(spec["metrics"]))
-    (results / f"{name}.md").write_text(text(spec, made), encoding="utf-8")
-    with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        out = csv.DictWriter(
-            file,
-            ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published"],
-            lineterminator="\n",
-            extrasaction="ignore",
-        )
-        out.writeheader()
-        out.writerows(made)
     print(text(spec, made))
+    buffer = io.StringIO()
+    out = csv.DictWriter(
+        buffer,
+        ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published"],
+        lineterminator="\n",
+        extrasaction="ignore",
+    )
+    out.writeheader()
+    out.writerows(made)
+    if any(row.status == "failed" for row in rows) and _values(made) < _values(before(results / f"{name}.csv")):
+        log.warning("table %s: some of its runs failed, and %s stays as it was", name, results / f"{name}.md")
+        return
+    check_writable(results)
+    replace_file(results / f"{name}.csv", buffer.getvalue().encode())
+    replace_file(results / f"{name}.md", text(spec, made).encode())
     if spec.get("figure") and made:
         try:
             figure(spec, made, results / f"{name}.png")

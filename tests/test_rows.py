@@ -3,13 +3,25 @@
 import csv
 import hashlib
 import json
+import threading
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from erasebench.contracts import ErasebenchError
-from erasebench.rows import SCHEMA, Difference, Row, read, verified, write
+from erasebench.rows import (
+    SCHEMA,
+    Difference,
+    Row,
+    later_failure,
+    read,
+    read_all,
+    record,
+    replace_file,
+    verified,
+    write,
+)
 
 
 def example(**changes) -> Row:
@@ -184,3 +196,68 @@ def test_verified_is_of_these_rows_alone(tmp_path):
     for damage in ("", "[]", "{", '{"rows_sha256": null}'):
         (tmp_path / "a.verified.json").write_text(damage)
         assert verified(path) is None
+
+
+OK, WORSE, LESS = (
+    [example(metric="a"), example(metric="b")],
+    [example(metric="a"), example(metric="b", status="failed", reason="no disk", value=None, low=None, high=None)],
+    [example(metric="", status="failed", reason="no disk", value=None, low=None, high=None)],
+)
+SKIPPED = [replace(LESS[0], status="skipped")]
+
+
+@pytest.mark.parametrize(
+    "first,second,stays",
+    [
+        (OK, LESS, True),
+        (OK, WORSE, True),
+        (OK, SKIPPED, True),
+        (OK, OK, False),
+        (WORSE, LESS, True),
+        (WORSE, WORSE, False),
+        (WORSE, OK, False),
+        (LESS, LESS, False),
+        (LESS, WORSE, False),
+        (SKIPPED, LESS, True),
+        (SKIPPED, SKIPPED, False),
+        (None, LESS, False),
+        ("damage", LESS, True),
+        ("damage", OK, False),
+        (b"\xff\x00", LESS, True),
+    ],
+)
+def test_a_failed_repeat_never_takes_the_place_of_more(first, second, stays, tmp_path):
+    file = tmp_path / "r.csv"
+    if isinstance(first, list):
+        record(first, file)
+    elif first is not None:
+        file.write_bytes(first if isinstance(first, bytes) else first.encode())
+    before = file.read_bytes() if first is not None else None
+    where = record(second, file)
+    assert read(where) == second and (where != file) == stays
+    if stays:
+        assert file.read_bytes() == before and later_failure(file) in ("no disk", "it measured less")
+        assert list(tmp_path.glob("*.csv")) == [file]
+        if isinstance(first, list):
+            assert read_all(tmp_path) == first
+    record(OK, file)
+    assert read(file) == OK and later_failure(file) == "" and list(tmp_path.iterdir()) == [file]
+
+
+def test_writers_of_one_process_id_never_tear_a_file(tmp_path, monkeypatch):
+    """Two containers that share a folder may have the same number."""
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    contents, file, torn = [bytes([i]) * 200_000 for i in (65, 66)], tmp_path / "a.csv", []
+    replace_file(file, contents[0])
+
+    def work(content):
+        for _ in range(20):
+            replace_file(file, content)
+            torn.append(file.read_bytes() not in contents)
+
+    threads = [threading.Thread(target=work, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(torn) == 40 and not any(torn) and list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,67 @@
+"""Secrets that a URL may hold (a password, a token, a signed query), kept out of logs, rows and errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus
+
+MASK = "***"
+URL = re.compile(r"[A-Za-z][\w+.:-]*://[^\s'\"<>]+")
+SHORTEST = 3  # characters of a password that is looked for outside of its URL: a shorter one would be found in any word
+TOKEN = 16  # characters from which a user name without a password is taken for a token
+
+
+def redact(text: str, *urls: str | None) -> str:
+    """A message without the secrets of these URLs, of $ERASEBENCH_STORE, and of any URL in it."""
+    for url in filter(None, (*urls, os.environ.get("ERASEBENCH_STORE"))):
+        text = text.replace(url, masked(url))
+        for secret in sorted(_secrets(url), key=len, reverse=True):
+            text = re.sub(re.escape(secret), MASK, text, flags=re.IGNORECASE)  # %2F or %2f
+    return URL.sub(lambda found: masked(found[0]), text)
+
+
+def masked(url: str) -> str:
+    """A URL without user, password, and the values of its query."""
+    scheme, login, rest = _parts(url)
+    place, mark, more = _divided(rest)
+    return f"{scheme}{MASK + '@' if login else ''}{place}{mark}{MASK if more else ''}"
+
+
+class Formatter(logging.Formatter):
+    """A log whose lines and tracebacks hold no secret of a URL."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """(scheme with ://, user and password, the rest). A password may hold any character, even one that a URL may not."""
+    before, at, after = url.rpartition("@")
+    scheme, separator, login = before.rpartition("://")
+    authority = re.split(r"[/?#]", login, maxsplit=1)[0]
+    if at and (not separator or authority == login or "@" in authority or ":" in authority):
+        return scheme + separator, login, after
+    scheme, separator, rest = url.rpartition("://")
+    return scheme + separator, "", rest
+
+
+def _divided(rest: str) -> tuple[str, str, str]:
+    """(place, ? or #, what follows)."""
+    place, *found = re.split(r"([?#])", rest, maxsplit=1)
+    return (place, *found) if found else (place, "", "")
+
+
+def _secrets(url: str) -> set[str]:
+    """Every form in which a secret of the URL may stand in the message of a library."""
+    _, whole, rest = _parts(url)
+    plain: set[str] = set()
+    for login in (whole, whole.partition("@")[0]):  # a later @ may be of the path
+        user, colon, password = login.partition(":")
+        plain |= {login if colon else "", password, user if len(user) >= TOKEN else ""}
+    plain.update(value for _, value in parse_qsl(_divided(rest)[2]))
+    plain |= {form(secret) for secret in plain for form in (unquote, unquote_plus)}
+    forms = (str, quote, quote_plus, lambda s: quote(s, ""), lambda s: repr(s)[1:-1], lambda s: json.dumps(s)[1:-1])
+    return {made for secret in plain for form in forms if len(made := form(secret)) >= SHORTEST}
