@@ -30,6 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .contracts import ErasebenchError, Missing
+from .options import ALONE, CHOICES, GROUPS, repeatable
+from .options import ELSEWHERE as ELSEWHERE
+from .options import again as again
 from .store import home
 from .tables import show
 
@@ -40,18 +43,6 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
-GROUPS = ("model", "task", "method", "attack", "executor", "experiment")
-ELSEWHERE = (
-    "results",
-    "device",
-    "batch",
-    "together",
-    "rate",
-    "dry_run",
-    "track",
-    "executor",
-    "store",
-)  # options of a machine, no part of a run
 UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "joblib"),
@@ -227,8 +218,7 @@ def sweep_name(config: DictConfig, arguments: list[str]) -> str:
         return config.table.name
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
-    elsewhere = ("track=", "results=", "device=", "store.")
-    return " ".join(word for word in arguments if re.match(r"[^-]\S*=", word) and not word.startswith(elsewhere))
+    return " ".join(word for word in repeatable(arguments) if re.match(r"[^-]\S*=", word))
 
 
 def one_line(error: Exception) -> str:
@@ -248,8 +238,7 @@ def check_words(arguments: list[str]) -> None:
     keys = [
         *yaml.safe_load((folders[0] / "config.yaml").read_text()),
         *GROUPS,
-        "world",
-        "part",
+        *CHOICES[len(GROUPS) :],
         "hydra",
         "hydra/launcher",
     ]
@@ -399,27 +388,17 @@ def own_device() -> str:
     return "cuda" if alone or there == 1 else f"cuda:{hydra.job.num % there}"
 
 
-def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
-    """What of a command line decides its rows; a place on this disk becomes `...`, as it is nobody else's."""
-    said = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.partition(".")[0] not in ELSEWHERE:
-            place = "/" in value and Path(value.strip("'\"")).expanduser().exists()
-            said.append(f"{key}=..." if place else override)
-    return tuple(said)
-
-
-def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
-    """The command line of somebody's rows, with `more` in place of what it says of the same. Raises ErasebenchError where it would
-    load code of theirs, or needs a place that rows do not keep."""
-    overrides = [word for word in overrides if re.split(r"[.=]", word.lstrip("+"))[0] not in ELSEWHERE]
-    said = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *more)}
-    if named := next((word for word in overrides if "_target_" in word or word.startswith("-")), None):
-        raise ErasebenchError(f"{named[:80]!r}: rows may not say what code to load")
-    if elsewhere := next((key for key, word in said.items() if word.endswith("=...")), None):
-        raise ErasebenchError(f"rows do not keep where something was: give {elsewhere}=")
-    return list(said.values())
+def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:
+    """Carry out one run and no sweep, without an experiment's table. Raises ErasebenchError for words that make no run."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra refuses reaches us, and not the terminal
+    try:
+        return main(job, [*words, *ALONE])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ErasebenchError(f"these options make no run here: {one_line(error)[:300]}") from error
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        os.environ.update({"HYDRA_FULL_ERROR": before} if before is not None else {})
 
 
 def embedded_source(dtype: str = "float32") -> Source:
