@@ -33,6 +33,9 @@ from omegaconf.errors import OmegaConfBaseException
 from . import interrupt
 from .arguments import check_grammar, check_lists, check_values, explained
 from .contracts import ErasebenchError, Missing
+from .options import ALONE, CHOICES, GROUPS, repeatable
+from .options import ELSEWHERE as ELSEWHERE
+from .options import again as again
 from .redaction import Formatter, redact
 from .store import home
 from .tables import show
@@ -44,18 +47,6 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
-GROUPS = ("model", "task", "method", "attack", "executor", "experiment")
-ELSEWHERE = (
-    "results",
-    "device",
-    "batch",
-    "together",
-    "rate",
-    "dry_run",
-    "track",
-    "executor",
-    "store",
-)  # options of a machine, no part of a run
 UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "joblib"),
@@ -257,9 +248,7 @@ def sweep_name(config: DictConfig, arguments: list[str]) -> str:
         return config.table.name
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
-    elsewhere = ("track=", "results=", "device=", "store.")
-    options = (word for word in arguments if re.match(r"[^-]\S*=", word))
-    return " ".join(word for word in options if not word.lstrip("+~").startswith(elsewhere))
+    return " ".join(word for word in repeatable(arguments) if re.match(r"[^-]\S*=", word))
 
 
 def one_line(error: Exception) -> str:
@@ -280,8 +269,7 @@ def check_words(arguments: list[str]) -> None:
     keys = [
         *yaml.safe_load((folders[0] / "config.yaml").read_text()),
         *GROUPS,
-        "world",
-        "part",
+        *CHOICES[len(GROUPS) :],
         "hydra",
         "hydra/launcher",
     ]
@@ -437,27 +425,9 @@ def own_device() -> str:
     return "cuda" if alone or there == 1 else f"cuda:{hydra.job.num % there}"
 
 
-def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
-    """What of a command line decides its rows; a place on this disk becomes `...`, as it is nobody else's."""
-    said = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.lstrip("+~").partition(".")[0] not in ELSEWHERE:
-            place = "/" in value and Path(value.strip("'\"")).expanduser().exists()
-            said.append(f"{key}=..." if place else override)
-    return tuple(said)
-
-
-def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
-    """The command line of somebody's rows, with `more` in place of what it says of the same. Raises ErasebenchError where it would
-    load code of theirs, or needs a place that rows do not keep."""
-    overrides = [word for word in overrides if re.split(r"[.=]", word.lstrip("+"))[0] not in ELSEWHERE]
-    said = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *more)}
-    if named := next((word for word in overrides if "_target_" in word or word.startswith("-")), None):
-        raise ErasebenchError(f"{named[:80]!r}: rows may not say what code to load")
-    if elsewhere := next((key for key, word in said.items() if word.endswith("=...")), None):
-        raise ErasebenchError(f"rows do not keep where something was: give {elsewhere}=")
-    return list(said.values())
+def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:
+    """Carry out one run and no sweep, without an experiment's table."""
+    return main(job, [*words, *ALONE])
 
 
 def embedded_source(dtype: str = "float32") -> Source:

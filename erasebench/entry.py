@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from .rows import Row
 from .stats import wilson
 
 GROUP = ("task", "task_version", "world", "base", "revision", "n_concepts", "target", "sampler", "subset")
+SHEET_BYTES = 2_000_000  # of a sheet in a page, at most
 POINTS = 300  # of a curve, at most
 COST = {
     "fit_seconds": "seconds to erase: fitting the method",
@@ -37,13 +39,22 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def _json(text: str, kind: type = dict) -> dict | list:
+def json_of(text: str, kind: type = dict) -> dict | list:
     """A JSON object or list, or an empty one: these columns explain a row and must not take the page down."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return kind()
-    return found if isinstance(found, kind) else kind()
+    return found if isinstance(found, kind) and _is_shallow(found) else kind()
+
+
+def _is_shallow(value: object, most: int = 20) -> bool:
+    """No lists in lists that writing or drawing them again would fail at."""
+    level = [value]
+    for _ in range(most):
+        level = [v for some in level for v in (some.values() if isinstance(some, dict) else some)]
+        level = [v for v in level if isinstance(v, dict | list)]
+    return not level
 
 
 def _is_digest(value: object) -> bool:
@@ -91,13 +102,21 @@ def digits(value: float) -> float:
 def _each(text: str) -> dict[str, list[float] | None]:
     """concept -> [rate, low, high, images judged], or None where no image was; of a row's by_concept."""
     found: dict[str, list[float] | None] = {}
-    for name, said in _json(text).items():
+    for name, said in json_of(text).items():
         match said:
             case [None, 0]:
                 found[name] = None
             case [int() | float() as rate, int() as n] if 0 <= rate <= 1 and 0 < n < 1e9:
                 found[name] = [*(round(v, 3) for v in (rate, *wilson(round(rate * n), n))), n]
     return found
+
+
+def found_again(how: str, said: dict) -> str:
+    """What re-running found, in one line."""
+    counts = (("identical", "values identical"), ("within", "within the interval"))
+    found = [f"{said[key]} {what}" for key, what in counts if isinstance(said.get(key), int)]
+    found += [f"at commit {short(said['commit'], 60)}"] if isinstance(said.get("commit"), str) else []
+    return plain(": ".join(filter(None, [how, ", ".join(found)])))
 
 
 def short(text: str, size: int) -> str:
@@ -118,6 +137,7 @@ class Run:
     verified: dict | None = None
     apart: frozenset[str] = frozenset()
     later: str = ""
+    claimed: dict | None = None  # what somebody else says that re-running found
 
     @property
     def head(self) -> Row:
@@ -181,11 +201,11 @@ class Run:
 
     @cached_property
     def params(self) -> dict:
-        return _json(self.head.params)
+        return json_of(self.head.params)
 
     @property
     def overrides(self) -> list[str]:
-        return [plain(word) for word in _json(self.head.overrides, list)]
+        return [plain(word) for word in json_of(self.head.overrides, list)]
 
     @cached_property
     def told(self) -> dict:
@@ -235,26 +255,23 @@ class Run:
             "commit": (head.commit or "outside git") + tree,
             "device": head.device,
             "batch": head.batch,
-            "packages": ", ".join(f"{name} {version}" for name, version in _json(head.packages).items()),
+            "packages": ", ".join(f"{name} {version}" for name, version in json_of(head.packages).items()),
         }
-        notes = {f"fit.{k}": v for k, v in _json(head.fit_notes).items() if not isinstance(v, list | dict)}
+        if self.claimed is not None:
+            made["verified"] = found_again("by somebody else's word, and not checked here", self.claimed)
+        notes = {f"fit.{k}": v for k, v in json_of(head.fit_notes).items() if not isinstance(v, list | dict)}
         return {f"method.{k}": json.dumps(v) for k, v in self.params.items()} | notes | made
 
     @property
     def mark(self) -> str:
         """What re-running found, in one line; empty for a run that nobody verified."""
-        if self.verified is None:
-            return ""
-        counts = (("identical", "values identical"), ("within", "within the interval"))
-        said = [f"{self.verified[key]} {what}" for key, what in counts if key in self.verified]
-        said += [f"at commit {self.verified['commit']}"] if self.verified.get("commit") else []
-        return plain(": ".join(filter(None, ["verified by re-running", ", ".join(said)])))
+        return "" if self.verified is None else found_again("verified by re-running", self.verified)
 
     @property
     def curves(self) -> list[dict]:
         """What a fit noted step by step (a loss, a score): every `step`th value."""
         found = []
-        for name, values in _curves(_json(self.head.fit_notes)):
+        for name, values in _curves(json_of(self.head.fit_notes)):
             step = -(-len(values) // POINTS)
             found.append({"name": name, "step": step, "values": [digits(v) for v in values[::step]]})
         return found
@@ -288,11 +305,14 @@ class Run:
         if self.head.task == "explicit":
             return None
         try:
-            with Image.open(self.sheet, formats=["WEBP"]) as image:
+            if not self.sheet.is_file() or self.sheet.stat().st_size > SHEET_BYTES:
+                return None
+            content = self.sheet.read_bytes()
+            with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 width, height = image.size
-        except OSError:  # no sheet, or not one
+        except Exception:  # no sheet, or not one: what a reader of damaged pictures raises has no common class
             return None
-        uri = "data:image/webp;base64," + base64.b64encode(self.sheet.read_bytes()).decode()
+        uri = "data:image/webp;base64," + base64.b64encode(content).decode()
         return {"uri": uri, "width": width, "height": height}
 
 

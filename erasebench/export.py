@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from safetensors.torch import save
 
 from . import config
 from .contracts import ErasebenchError
+from .entry import Run as Measured
+from .entry import plain
+from .options import command_of
+from .render import markdown
 from .rows import Row, read, replace_file
 from .run import Erased, Run
 from .store import Store
@@ -27,21 +32,26 @@ from .store import Store
 def card(rows: Sequence[Row], run: Run) -> str:
     """The model card: what was erased, from what, how, and every number with its interval."""
     head = rows[0]
+    said = lambda text: markdown(plain(text))
     what = head.target or f"{head.n_concepts} concepts of task {head.task}"
     lines = [
         "---",
-        f"base_model: {run.source.hub or run.source.name}",
+        f"base_model: {json.dumps(run.source.hub or run.source.name)}",
         "tags: [concept-erasure, text-to-image]",
         "---",
         "",
-        f"# {what}, erased from {head.base} by {head.method}",
+        f"# {said(what)}, erased from {said(head.base)} by {said(head.method)}",
         "",
-        f"Base: {head.base}, {head.revision}. Method: `{head.method}`, version {head.method_version}, seed {head.seed}, with",
+        f"Base: {said(head.base)}, {said(head.revision)}. Method: {said(head.method)}, version {head.method_version}, seed {head.seed}, "
+        "with",
         "",
-        f"    {head.params}",
+        f"    {plain(head.params)}",
         "",
-        f"Fitted and measured with `python -m erasebench {' '.join(json.loads(head.overrides))}` at commit {head.commit or 'unknown'}"
-        f"{', of a tree with changes' if head.dirty else ''}.",
+        "Fitted and measured with",
+        "",
+        f"    {Measured(tuple(rows), Path()).command}",
+        "",
+        f"at commit {said(head.commit or 'unknown')}{', of a tree with changes' if head.dirty else ''}.",
         "",
         "An erased model is not a safe model: a concept is forgotten as far as these numbers go, against the attacks that are in the "
         "table, and no further. Rates in [0, 1], 95 % intervals.",
@@ -64,7 +74,7 @@ def card(rows: Sequence[Row], run: Run) -> str:
             ]
         else:
             cells = [row.metric, row.split, row.attack, f"{row.status}: {row.reason}".strip(": "), "", "", ""]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(said, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -119,6 +129,11 @@ def lora(run: Run, rows: Sequence[Row], out: Path) -> None:
     replace_file(out, save(halves), "")
 
 
+def is_file(out: Path) -> bool:
+    """Whether a LoRA file is asked for, which has its card beside it."""
+    return out.suffix == ".safetensors"
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m erasebench.export", description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=Path, help="the file of rows of a run")
@@ -126,16 +141,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("more", nargs="*", help="options that the rows do not keep, such as model.path=")
     given = parser.parse_args(arguments)
     try:
-        if given.out.exists():
-            raise ErasebenchError(f"{given.out} is there already")
-        if not given.rows.is_file():
-            raise ErasebenchError(f"{given.rows}: no such file")
+        made = [given.out, given.out.with_suffix(".md")] if is_file(given.out) else [given.out]
+        if there := next(filter(os.path.lexists, made), None):
+            raise ErasebenchError(f"{there} is there already")
         rows = read(given.rows)
         if not rows or rows[0].method == "none":
             raise ErasebenchError(f"{given.rows}: " + ("nothing was erased" if rows else "no rows"))
-        command = config.again(json.loads(rows[0].overrides), given.more)
+        command = command_of(given.rows, rows[0].overrides, given.more)
     except ErasebenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(error)}", file=sys.stderr)
         return 2
 
     def job(run: Run) -> list[Row]:
@@ -143,11 +157,18 @@ def main(arguments: Sequence[str]) -> int:
             raise ErasebenchError(
                 f"{given.rows}: here its options make {run.id}; rows of another version, or of another base"
             )
-        (lora if given.out.suffix == ".safetensors" else folder)(run, rows, given.out)
+        try:
+            (lora if is_file(given.out) else folder)(run, rows, given.out)
+        except OSError as error:
+            raise ErasebenchError(f"cannot write {given.out}: {error.strerror or error}") from error
         print(f"{given.out}: {run.method} on {run.source.name}, {run.target or len(run.plan.concepts)} erased")
         return []
 
-    return config.main(job, command)
+    try:
+        return config.alone(job, command)
+    except ErasebenchError as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

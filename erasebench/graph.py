@@ -15,7 +15,6 @@ Written to <results>/concept_graph_<method>.csv, and drawn where matplotlib is i
 
 from __future__ import annotations
 
-import csv
 import logging
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor
 from . import config, vocabulary
 from .inspect import change
 from .model import Model
-from .rows import Row
+from .rows import Row, write_table
 from .run import Erased, Run
 from .store import Store
 
@@ -120,7 +119,7 @@ def report(method: str, found: list[Edge], results: Path) -> str:
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"concept_graph_{method}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([Edge._fields, *found])
+        write_table([Edge._fields, *found], file)
     try:
         draw(found, path.with_suffix(".png"))
     except ImportError:

@@ -69,14 +69,15 @@ def run(command: Callable[[], int]) -> int:
 
 
 def guard_imports() -> None:
-    """Make an interrupt before a command has begun one line too: importing takes a second."""
+    """Make an interrupt of any command one line, also before it has begun: importing takes a second."""
     usual = sys.excepthook
 
     def report(kind: type[BaseException], error: BaseException, trace) -> None:
-        if not issubclass(kind, KeyboardInterrupt):
+        if not issubclass(kind, KeyboardInterrupt | BrokenPipeError):
             return usual(kind, error, trace)
-        code = exit_code(error)
+        # nobody reads the rest of what is printed, as after `| head`
+        code = exit_code(error) if issubclass(kind, KeyboardInterrupt) else 128 + signal.SIGPIPE
         sys.stderr.flush()
-        os._exit(code)  # the interpreter would make it 1
+        os._exit(code)  # the interpreter would make it 1; every finally has been carried out
 
     sys.excepthook = report

@@ -6,7 +6,6 @@ Reads files of rows and of comparisons alone: no model, no GPU.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from . import rows
+from . import rows, seals
 from .contracts import ErasebenchError
 from .entry import COST, Run, digits, finite, fragment, labels, plain, told_apart
 from .rows import Difference, Row
@@ -434,8 +433,6 @@ def _read(paths: Iterable[Path], kind: type, problems: list[str]) -> Iterator[tu
             outdated.append(error)
         except ErasebenchError as error:
             problems.append(plain(error))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            problems.append(plain(f"{path}: not a file of rows ({error}){rows.AGAIN}"))
         else:
             yield path, found
     if outdated:
@@ -454,7 +451,10 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
                 problems.append(plain(f"{path}: run {run_id} is in {files[run_id]} too; delete one of them"))
                 continue
             mine = tuple(row for row in read if row.run_id == run_id)
-            run = Run(mine, path.with_suffix(".webp"), rows.verified(path), later=rows.later_failure(path))
+            said = rows.verified(path)
+            mark, word = (said, None) if seals.is_sealed(said) else (None, said)
+            later = rows.later_failure(path)
+            run = Run(mine, path.with_suffix(".webp"), mark, claimed=word, later=later)
             if task in (None, run.head.task) and world in (None, run.head.world):
                 groups.setdefault(run.group, []).append(run)
     return [Group.of(told_apart(distinct(groups[k]))) for k in sorted(groups)], problems

@@ -43,8 +43,8 @@ import yaml
 
 from . import config, provenance
 from .contracts import ErasebenchError
-from .entry import plain
-from .rows import Row, replace_file
+from .entry import json_of, plain
+from .rows import Row, replace_file, text_of, write_table
 
 if TYPE_CHECKING:
     from .run import Run
@@ -107,12 +107,11 @@ def label(line: Line) -> str:
 def write(lines: Sequence[Line], path: Path) -> None:
     """A golden. What stands in the line above is written as a ditto mark: most columns say the same of a whole run."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    above = dict.fromkeys(COLUMNS)
+    body, above = [], dict.fromkeys(COLUMNS)
     for line in lines:
-        writer.writerow([DITTO if line[name] and line[name] == above[name] else line[name] for name in COLUMNS])
+        body.append([DITTO if line[name] and line[name] == above[name] else line[name] for name in COLUMNS])
         above = line
+    write_table([COLUMNS, *body], buffer)
     replace_file(path, buffer.getvalue().encode(), "")
 
 
@@ -132,7 +131,7 @@ def read(path: Path) -> list[Line]:
     for number, cells in enumerate(body, start=2):
         if len(cells) != len(COLUMNS) or (not lines and DITTO in cells):
             raise ErasebenchError(f"{path}:{number}: damaged, {len(cells)} cells that do not make a row")
-        line = {name: lines[-1][name] if cell == DITTO else cell for name, cell in zip(COLUMNS, cells, strict=True)}
+        line = {name: lines[-1][name] if cell == DITTO else text_of(cell) for name, cell in zip(COLUMNS, cells, strict=True)}
         for name in ("params", "n", *MEASURED):
             try:
                 (json.loads if name == "params" else float)(line[name] or "0")
@@ -202,7 +201,7 @@ def shown(*values: str) -> list[str]:
 def said(column: str, was: str, now: str) -> tuple[str, str]:
     """Two values of a column; of a method's hyperparameters, those that differ."""
     if column == "params":
-        a, b = json.loads(was), json.loads(now)
+        a, b = json_of(was), json_of(now)  # of rows that somebody else may have written
         differ = [name for name in a | b if a.get(name) != b.get(name)]
         was, now = (", ".join(f"{name}={side.get(name)}" for name in differ) for side in (a, b))
     if column == "prompts_sha256":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import html
 import io
@@ -15,7 +14,7 @@ from pathlib import Path
 from .claims import Finding, findings
 from .entry import GROUP, Run, labels, plain, short
 from .leaderboard import KINDS, Column, Comparison, Group
-from .rows import Row
+from .rows import Row, write_table
 
 ABOUT = (*GROUP, "method", "method_version", "params", "seed", "run_id", "commit", "dirty", "device")
 ENDS = ("", "_low", "_high", "_n_valid", "_published")  # of the columns of one metric
@@ -58,13 +57,11 @@ def view(groups: Sequence[Group]) -> tuple[dict[str, str], list[dict[str, object
 
 
 def as_csv(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """At full precision: csv writes floats by repr."""
+    """At full precision: floats are written by repr."""
     types, lines = view(groups)
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, types, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue().encode()
+    write_table([[*types], *([line.get(name) for name in types] for line in lines)], stream)
+    return stream.getvalue().encode(errors="backslashreplace")
 
 
 def as_parquet(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:

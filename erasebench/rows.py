@@ -8,19 +8,23 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TextIO, TypeVar
 
 from .contracts import ErasebenchError
 
 SCHEMA = 4
 FAILED = ".failed"  # not .csv: whatever reads every file of rows in a folder reads those of finished runs once
 AGAIN = "; delete the file and repeat its command"
+LARGEST = 64 << 20  # bytes of a file of rows
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # how a cell begins that spreadsheets carry out
+NUMBER = re.compile(r"-\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 class Outdated(ErasebenchError):
@@ -136,17 +140,33 @@ Record = TypeVar("Record", Row, Difference)
 NAMES = tuple(f.name for f in fields(Row))
 
 
+def cell(value: object) -> object:
+    """A value as it stands in a CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return "" if value is None else repr(float(value)) if isinstance(value, float) else value
+    value = value.replace("\0", "\\x00")
+    return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
+
+
+def text_of(written: str) -> str:
+    """The text that `cell` wrote."""
+    return written[1:] if written.startswith("'") and FORMULA.match(written) else written
+
+
+def write_table(lines: Iterable[Sequence[object]], stream: TextIO) -> None:
+    """Write lines of a CSV, whatever their cells hold."""
+    csv.writer(stream, lineterminator="\n").writerows([cell(value) for value in line] for line in lines)
+
+
 def write(records: Sequence[Record], path: Path, kind: type[Record] = Row) -> None:
-    """Write a CSV of records, atomically. Floats keep full precision (repr)."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [f.name for f in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow(
-            {k: "" if v is None else repr(v) if isinstance(v, float) else v for k, v in asdict(record).items()}
-        )
+    """Write a CSV of records, atomically. Floats keep full precision (repr); what is not finite is no value."""
+    types = {f.name: f.type for f in fields(kind)}
+    known = lambda name, value: not isinstance(value, float) or "None" not in types[name] or math.isfinite(value)
+    stream = io.StringIO()
+    lines = [[value if known(name, value) else None for name, value in asdict(record).items()] for record in records]
+    write_table([[*types], *lines], stream)
     check_writable(path.parent)
-    replace_file(path, buffer.getvalue().encode())
+    replace_file(path, stream.getvalue().encode(errors="backslashreplace"))
 
 
 def replace_file(path: Path, content: bytes, option: str = "results=") -> None:
@@ -204,44 +224,78 @@ def _parse(kind: str, text: str):
             raise ValueError
         return value
     if kind.startswith("float"):
-        return float(text)
-    return text
+        value = float(text)
+        if "None" in kind and not math.isfinite(value):
+            raise ValueError
+        return value
+    return text_of(text)
+
+
+def _content(path: Path) -> str:
+    """The text of a file. Raises ErasebenchError for what is no file, cannot be read, or is no text of ours."""
+    try:
+        if not path.is_file():  # a pipe would be waited for, and a link may lead to itself
+            raise ErasebenchError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+        if path.stat().st_size > LARGEST:
+            raise ErasebenchError(f"{path}: larger than any file of rows ({LARGEST >> 20} MiB)")
+        content = path.read_bytes().decode()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        why = getattr(error, "strerror", None) or ("not UTF-8" if isinstance(error, UnicodeDecodeError) else error)
+        raise ErasebenchError(f"{path}: cannot be read ({why})") from error
+    for mark, what in (("\0", "NUL"), ("\ufeff", "a byte order mark")):
+        if mark in content[: None if mark == "\0" else 1]:
+            raise ErasebenchError(f"{path}: not a file of rows (holds {what}){AGAIN}")
+    return content
 
 
 def read(path: Path, kind: type[Record] = Row) -> list[Record]:
     """Read and validate one CSV of records. Raises ErasebenchError naming the file, line and column."""
     types = {f.name: f.type for f in fields(kind)}
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != tuple(types):
-            _refuse(path, reader, set(types))
-        records = []
-        for number, line in enumerate(reader, start=2):
-            values = {}
-            for name, declared in types.items():
-                try:
-                    values[name] = _parse(declared, line[name])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ErasebenchError(f"{path}:{number}: column {name} holds {line[name]!r}{AGAIN}") from error
-            record = kind(**values)
-            problem = f"schema {record.schema}, expected {SCHEMA}" if record.schema != SCHEMA else record.flaw()
-            if problem:
-                raise ErasebenchError(f"{path}:{number}: {problem}{AGAIN}")
-            records.append(record)
-    return records
+    reader = csv.reader(io.StringIO(_content(path), newline=""), strict=True)
+    try:
+        header, *lines = filter(None, reader)
+    except csv.Error as error:
+        raise ErasebenchError(f"{path}:{reader.line_num}: not a file of rows ({error}){AGAIN}") from error
+    except ValueError as error:
+        raise ErasebenchError(f"{path}: not a file of rows (empty){AGAIN}") from error
+    if header != [*types]:
+        _refuse(path, header, lines, [*types])
+    return [_record(f"{path}:{number}", line, types, kind) for number, line in enumerate(lines, start=2)]
 
 
-def _refuse(path: Path, reader: csv.DictReader, wanted: set[str]) -> None:
+def _record(where: str, line: Sequence[str], types: dict[str, str], kind: type[Record]) -> Record:
+    if len(line) != len(types):
+        raise ErasebenchError(f"{where}: {len(line)} cells in place of {len(types)}{AGAIN}")
+    values = {}
+    for (name, declared), text in zip(types.items(), line, strict=True):
+        try:
+            values[name] = _parse(declared, text)
+        except (ValueError, KeyError) as error:
+            raise ErasebenchError(f"{where}: column {name} holds {_brief(text)}{AGAIN}") from error
+    record = kind(**values)
+    problem = f"schema {record.schema}, expected {SCHEMA}" if record.schema != SCHEMA else record.flaw()
+    if problem:
+        raise ErasebenchError(f"{where}: {problem}{AGAIN}")
+    return record
+
+
+def _brief(text: str, size: int = 60) -> str:
+    """A text as it is quoted in a message, on one line."""
+    return ascii(text) if len(text) <= size else f"{ascii(text[:size])}..."
+
+
+def _refuse(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]], wanted: Sequence[str]) -> None:
     """Say of a header that is another: an older version's, or no header of ours."""
-    found, first = set(reader.fieldnames or ()), next(reader, {})
-    if found < wanted and (first.get("schema") or "").isdecimal():
+    schema = dict(zip(header, lines[0], strict=False)).get("schema", "") if lines else ""
+    if set(header) < set(wanted) and schema.isdecimal() and len(schema) < 5:
         raise Outdated(
-            f"{path}: of schema {first['schema']}, and {SCHEMA} is read: repeat its command, which writes it again from "
+            f"{path}: of schema {schema}, and {SCHEMA} is read: repeat its command, which writes it again from "
             "the store without making images again"
         )
-    raise ErasebenchError(
-        f"{path}: not rows of schema {SCHEMA} (columns that differ: {', '.join(sorted(wanted ^ found))}){AGAIN}"
-    )
+    odd = sorted({*wanted} ^ {*header}) + [f"{name} twice" for name in {*header} if header.count(name) > 1]
+    some = ", ".join(_brief(name, 30).strip("'") for name in odd[:10]) or "in another order"
+    more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
+    raise ErasebenchError(f"{path}: not rows of schema {SCHEMA} (columns that differ: {some}{more}){AGAIN}")
 
 
 def place(records: Sequence[Row], path: Path) -> Path:
@@ -294,11 +348,14 @@ def read_all(folder: Path) -> list[Row]:
 
 
 def verified(path: Path) -> dict | None:
-    """What re-running said of a file of rows, <id>.verified.json beside it; None where there is no such file, or it
-    is of other rows than these."""
+    """What is said of a file of rows in <id>.verified.json beside it: anybody may have written that, and `seals` knows what
+    was written here. None where there is no such file, or it is of other rows than these."""
+    note = path.with_suffix(".verified.json")
     try:
-        found = json.loads(path.with_suffix(".verified.json").read_text(encoding="utf-8"))
+        if not note.is_file() or note.stat().st_size > LARGEST:
+            return None
+        found = json.loads(note.read_text(encoding="utf-8"))
         now = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("rows_sha256") == now else None

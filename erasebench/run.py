@@ -26,10 +26,12 @@ from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
 from .model import Model, Source
 from .pictured import Pictured
+from .places import masked_json, masked_text, strings
 from .redaction import redact
 from .rows import SCHEMA, Row, check_writable, record, replace_file
 from .stats import Measure, Part, summarize
 from .store import Store, canonical, digest
+from .tables import with_published
 
 if TYPE_CHECKING:
     from .attack import Outcome
@@ -580,14 +582,15 @@ def row(
     nothing = {f.name: "" if f.type == "str" else None for f in fields(Metric)}
     measured = asdict(metric) if metric else {**nothing, "name": name}
     concepts = measured.pop("by_concept")
-    return Row(
+    cost = cost or fallback
+    measured_row = Row(
         schema=SCHEMA,
         run_id=run_id,
         status="ok" if metric else status,
-        reason=reason,
+        reason=masked_text(reason, strings([asdict(run.eraser), *map(asdict, run.attacks.values()), str(run.source.path)])),
         method=run.method,
         method_version=run.eraser.version,
-        params=canonical(asdict(run.eraser)),
+        params=masked_json(canonical(asdict(run.eraser))),
         base=run.source.name,
         revision=run.source.revision or run.source.identity()["content"],
         world=run.world,
@@ -610,22 +613,23 @@ def row(
         sampler=sampler_text(run.sampler) + (", fast" if run.speed == "fast" else ""),
         prompts_sha256=digest(prompts),
         **measured,
-        **(cost or fallback),
+        **{**cost, "fit_notes": masked_json(cost["fit_notes"])},
     )
+    return with_published(measured_row)
 
 
 def attack_rows(run: Run, run_id: str, ours: Sequence[Shard], cost: dict[str, Any], outcome: Outcome) -> list[Row]:
     """Rows of one attack, with its own cost; one row alone if it failed or was skipped."""
     spent = dict(outcome.cost) or cost
     prompts = asked([p for p in run.plan.prompts if p.split == "target"][: run.attacked])
-    under = {"attack": outcome.name, "attack_params": outcome.params, "prompts_sha256": digest(prompts)}
+    under = {"attack": outcome.name, "attack_params": masked_json(outcome.params), "prompts_sha256": digest(prompts)}
     if outcome.status != "ok":
         made = [row(run, run_id, ours, spent, "", None, reason=outcome.reason, status=outcome.status)]
     else:
         watch = watcher(run)
         made = [row(run, run_id, outcome.made, spent, "", watch, metric=metric) for metric in outcome.metrics]
         under["n_dropped"] = run.plan.dropped + outcome.dropped
-    return [replace(r, **under) for r in made]
+    return [with_published(replace(r, **under)) for r in made]
 
 
 def sampler_text(sampler: Sampler) -> str:

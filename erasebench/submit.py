@@ -18,10 +18,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import config, provenance, regress
+from . import config, provenance, regress, seals
 from .contracts import ErasebenchError
 from .dry import planned
-from .entry import plain
+from .entry import json_of, plain
+from .options import ALONE, command_of
 from .rows import Row, read, replace_file
 from .run import Run
 
@@ -29,20 +30,18 @@ from .run import Run
 def faults(path: Path, rows: Sequence[Row], command: Sequence[str]) -> tuple[list[tuple[str, str]], list[Run]]:
     """((what was checked, "" or what is wrong) for each check, the run that the rows' command makes here)."""
     head, runs = rows[0], []
-    config.main(lambda run: runs.append(run) or [], list(command))
+    config.alone(lambda run: runs.append(run) or [], command)
     made = runs[0].id if runs else "nothing: see above"
     failed = [row.reason for row in rows if row.status == "failed"]
-    differing = {
-        name: (version, json.loads(provenance.packages()).get(name))
-        for name, version in json.loads(head.packages or "{}").items()
-        if json.loads(provenance.packages()).get(name) != version
-    }
+    here = json.loads(provenance.packages())
+    was = json_of(head.packages)
+    differing = {name: (version, here.get(name)) for name, version in was.items() if here.get(name) != version}
     checks = [
         ("one run, in a file of its name", "" if {row.run_id for row in rows} == {path.stem} else f"it holds {', '.join(sorted({r.run_id for r in rows}))}"),
         ("nothing failed", "; ".join(failed)),
         ("made from a clean checkout", "" if head.commit and head.dirty is False else "of a tree with changes, or outside git"),
         ("its options make this very run here", "" if made == head.run_id else f"they make {made}: other hyperparameters, prompts, judges or base"),
-        ("made with the packages that are here", "; ".join(f"{name} {was}, here {now}" for name, (was, now) in differing.items())),
+        ("made with the packages that are here", "; ".join(f"{name} {then}, here {now}" for name, (then, now) in differing.items()) if was else "they do not say which"),
     ]  # fmt: skip
     return checks, runs
 
@@ -51,22 +50,42 @@ def rerun(path: Path, rows: Sequence[Row], command: Sequence[str]) -> dict | Non
     """What a run of the same command, from an empty store, says of the rows: how many values are identical and how many lie within
     the interval; None, and a table of what moved, where they do not come out."""
     with tempfile.TemporaryDirectory() as folder:
-        made = regress.carry_out({path.stem: [*command]}, Path(folder))[path.stem]
+        made = regress.carry_out({path.stem: [*command, *ALONE]}, Path(folder))[path.stem]
     moves = regress.compare(path.stem, [regress.line_of(row) for row in rows], made)
+    moves += doubtful(path.stem, rows, made)
     if any(move.fault for move in moves):
         print(regress.table(moves))
         return None
-    within = sum(len(move.rows) for move in moves)
+    within = sum(len(move.rows) for move in moves if move.what == "value")
     return {"identical": sum(row.value is not None for row in rows) - within, "within": within}
 
 
+def doubtful(run: str, rows: Sequence[Row], made: Sequence[Row]) -> list[regress.Move]:
+    """What rows say besides their values and does not come out: an interval of another width, a better base. A value within an
+    interval that its writer chose shows nothing."""
+    by_key = lambda some: dict(zip(regress.keyed([*map(regress.line_of, some)], run), some, strict=True))
+    claims, found = by_key(rows), by_key(made)
+    moves = []
+    for key, claim in claims.items():
+        again = found.get(key)
+        if again is None or again.value is None or again.metric in (*regress.CLOCKED, *regress.FOLLOWS):
+            continue
+        line = regress.line_of(again)
+        low, high = regress.allowed(line)
+        for name in ("low", "high", "base_value", "change_low", "change_high"):
+            was, now = getattr(claim, name), getattr(again, name)
+            if (was is None) != (now is None) or (was is not None and abs(was - now) > max((high - low) / 4, 1e-6 * abs(now))):
+                moves.append(regress.Move(run, (regress.label(line),), name, str(was), str(now)))
+    return moves
+
+
 def submit(path: Path, again: bool, more: Sequence[str]) -> int:
-    if not path.is_file():
-        raise ErasebenchError(f"{path}: no such file")
     rows = read(path)
     if not rows:
         raise ErasebenchError(f"{path}: no rows")
-    command = config.again(json.loads(rows[0].overrides), more)
+    command = command_of(path, rows[0].overrides, more)
+    if again:
+        seals.secret()  # hours of work are not to end without one
     checks, runs = faults(path, rows, command)
     for what, wrong in checks:
         print(plain(f"{'wrong' if wrong else 'ok':6}{what}{': ' + wrong if wrong else ''}"))
@@ -97,7 +116,7 @@ def submit(path: Path, again: bool, more: Sequence[str]) -> int:
         "packages": json.loads(provenance.packages()),
     }
     note = path.with_suffix(".verified.json")
-    replace_file(note, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode(), "")
+    replace_file(note, (json.dumps(seals.sealed(found), indent=1, sort_keys=True) + "\n").encode(), "")
     print(plain(f"Verified: {found['identical']} values identical, {found['within']} within their intervals; {note}"))
     return 0
 

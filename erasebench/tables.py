@@ -8,6 +8,7 @@ An experiment (conf/experiment) sweeps runs and says in `table` how their rows a
     labels     method -> its name in the published table
     published  file in results/published, or nothing; `setting` names the key or column that `across` is called there,
                `blocks` what its values are called
+    concepts   how many are erased in the published one, where `across` does not say it
     n          metric -> number of images without which it does not compare with the published one (Frechet distances)
     average    true adds a block with the mean and deviation over the others
     raw        metrics that are shown as they stand; others are percent
@@ -21,17 +22,24 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from .rows import Row, check_writable, replace_file
+from .rows import Row, check_writable, replace_file, write_table
 
 log = logging.getLogger("erasebench")
 AVERAGE = "average"
+SWEPT = {"n_concepts": "n", "base": "model"}  # field of a row -> the option that a sweep varies it by
+# options that say which run of a protocol it is, and change nothing of how it is measured
+PROTOCOL = frozenset(("experiment", "part", "model", "task", "method", "seed", "attack", "other_words"))
 
 
 def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
@@ -39,7 +47,7 @@ def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, 
     field, _, parameter = (spec.get("across") or "").partition(".")
 
     def block(row: Row) -> str:
-        value = json.loads(row.params)[parameter] if parameter else getattr(row, field) if field else ""
+        value = json.loads(row.params).get(parameter, "") if parameter else getattr(row, field) if field else ""
         return ", ".join(value) if isinstance(value, list) else str(value)
 
     wanted, found = set(spec["metrics"]), {}
@@ -57,10 +65,14 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
     """(method, block, metric) -> the paper's value as a fraction. The embedded world has none."""
     if not spec.get("published") or world != "photo":
         return {}
+    return {key: value for key, value, _ in published_lines(spec)}
+
+
+def published_lines(spec: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], float, dict[str, str]]]:
+    """((method, block, metric), value as a fraction, the line of results/published), for what a table has beside its own."""
     path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
     theirs = {name: ours for ours, name in spec["metrics"].items() if name}
     blocks = {theirs.lower(): str(ours) for ours, theirs in spec.get("blocks", {}).items()}
-    found = {}
     with path.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             setting = json.loads(line["setting"] or "{}")
@@ -71,8 +83,74 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
                 if label == name and line["metric"] in theirs and line["value"]:
                     whole = block.startswith("average") or (spec.get("average") and not block)
                     key = (method, AVERAGE if whole else block, theirs[line["metric"]])
-                    found[key] = float(line["value"]) / (100 if line["unit"] in ("%", "100*score") else 1)
-    return found
+                    yield key, float(line["value"]) / (100 if line["unit"] in ("%", "100*score") else 1), line
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What an experiment measures that a paper has published: its table, the task, and how many concepts where it says so."""
+
+    name: str
+    task: str
+    n: int | None
+    spec: Mapping[str, Any]
+
+
+@cache
+def protocols() -> tuple[Protocol, ...]:
+    """Of the experiments whose published numbers are of single runs, and not of the mean over several."""
+    found = []
+    for path in sorted(Path(str(resources.files("erasebench.conf"))).glob("experiment/*.yaml")):
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = given.get("table") or {}
+        task = next((d["override /task"] for d in given["defaults"] if isinstance(d, dict) and "override /task" in d), None)
+        field = SWEPT.get(spec.get("across"), spec.get("across"))
+        swept = {*given.get("hydra", {}).get("sweeper", {}).get("params", {})}
+        if spec.get("published") and task and swept <= {"method", field}:
+            found.append(Protocol(path.stem, task, spec.get("concepts", given.get("n")), spec))
+    return tuple(found)
+
+
+def with_published(row: Row) -> Row:
+    """The row with what a paper has published of the same world, task, method, number of concepts and metric, if one has."""
+    if row.world != "photo" or row.status != "ok" or row.value is None or row.subset:
+        return row
+    words = json.loads(row.overrides or "[]")
+    said = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
+    # the experiment that made it first
+    for protocol in sorted(protocols(), key=lambda one: one.name != said.get("experiment")):
+        if (found := counterpart(protocol, row, said)) is not None:
+            value, line = found
+            source = ", ".join(filter(None, [line["paper"], line["table"], line["base"] and f"of {line['base']}"]))
+            return replace(row, published=value, published_source=source)
+    return row
+
+
+def counterpart(protocol: Protocol, row: Row, said: Mapping[str, str]) -> tuple[float, dict[str, str]] | None:
+    """The published value of a row and its line, where the row was measured by the protocol: none of its options changed but
+    those that say which of its runs it is."""
+    spec = protocol.spec
+    across = spec.get("across") or ""
+    same = PROTOCOL | {across, SWEPT.get(across, across)} | ({"n"} if protocol.n else set())
+    if row.task != protocol.task or row.method not in spec["labels"] or protocol.n not in (None, row.n_concepts):
+        return None
+    if any(key not in same and not key.startswith("model.") for key in said):
+        return None
+    if spec.get("split") and row.split != spec["split"] and not row.attack and row.group != "quality":
+        return None
+    for key, found in cells(spec, [row]).items():
+        wanted = spec.get("n", {}).get(key[2], row.n)
+        for theirs, value, line in published_lines(spec):
+            if theirs == (key[0], key[1].lower(), key[2]) and wanted == found.n and same_base(row.base, line["base"]):
+                return value, line
+    return None
+
+
+def same_base(ours: str, theirs: str) -> bool:
+    """Whether a base may be the paper's: SD v1.4 is sd14, and not sd21. One that the configuration does not know may be any."""
+    known = {f.name[:-5] for f in (resources.files("erasebench.conf") / "model").iterdir()}
+    name = re.sub(r"[^a-z0-9]", "", theirs.lower().replace("v", ""))
+    return ours not in known or not name or ours == name
 
 
 def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -181,14 +259,8 @@ def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path)
         log.warning("table %s is empty: no run measured %s", name, ", ".join(spec["metrics"]))
     print(text(spec, made))
     buffer = io.StringIO()
-    out = csv.DictWriter(
-        buffer,
-        ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published"],
-        lineterminator="\n",
-        extrasaction="ignore",
-    )
-    out.writeheader()
-    out.writerows(made)
+    columns = ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published"]
+    write_table([columns, *([cell.get(column) for column in columns] for cell in made)], buffer)
     if any(row.status == "failed" for row in rows) and _values(made) < _values(before(results / f"{name}.csv")):
         log.warning("table %s: some of its runs failed, and %s stays as it was", name, results / f"{name}.md")
         return

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from . import rows
-from .entry import Run, labels, plain
+from .contracts import ErasebenchError
+from .entry import SHEET_BYTES, Run, json_of, labels, plain
 from .store import home
 
 log = logging.getLogger("erasebench")
 PROJECT = "erasebench"  # unless WANDB_PROJECT says another
 ENDS = ("", "_low", "_high", "_n_valid")  # of a metric's name, as in leaderboard.csv
+MOST_PIXELS = 4096  # of a side of a sheet
 WAIT = 120  # seconds for a server that does not answer
 ABOUT = (
     *("run_id", "method", "method_version", "artifact", "task", "task_version", "world", "base", "revision"),
@@ -60,15 +62,35 @@ def numbers(run: Run) -> dict[str, float]:
 
 def settings(run: Run) -> dict[str, Any]:
     """What was run, and what made the rows."""
-    attacks = {row.attack: json.loads(row.attack_params or "{}") for row in run.rows if row.attack}
+    attacks = {row.attack: json_of(row.attack_params) for row in run.rows if row.attack}
     head = run.head
     return {
         **{name: getattr(head, name) for name in ABOUT},
-        "params": json.loads(head.params),
+        "params": json_of(head.params),
         "attacks": attacks,
         "command": run.command,
-        "packages": json.loads(head.packages),
+        "packages": json_of(head.packages),
     }
+
+
+def open_sheet(run: Run) -> tuple[Any, dict[str, Any]] | None:
+    """The run's sheet and what it says of itself; None for what is no sheet of this run's."""
+    from PIL import ExifTags, Image
+
+    try:
+        if not run.sheet.is_file() or run.sheet.stat().st_size > SHEET_BYTES:
+            return None
+        with Image.open(run.sheet, formats=["WEBP"]) as image:
+            said = json.loads(image.getexif().get(ExifTags.Base.ImageDescription, "{}"))
+            if said["run"] != run.head.run_id or not 0 < said["columns"] <= image.width <= MOST_PIXELS >= image.height:
+                return None
+            if not {*said["sides"]} <= {"base", "erased"} or not all(
+                isinstance(prompt, str) and isinstance(seed, int) for line in said["shows"].values() for prompt, seed in line
+            ):
+                return None
+            return image.convert("RGB"), said
+    except Exception:  # what a reader of damaged pictures raises has no common class
+        return None
 
 
 def pictures(run: Run) -> list[dict[str, Any]]:
@@ -76,15 +98,9 @@ def pictures(run: Run) -> list[dict[str, Any]]:
 
     Nothing of an explicit task, nor of a sheet that is not this run's: none is made where an explicit concept is erased.
     """
-    from PIL import ExifTags, Image
-
-    if run.head.task == "explicit" or not run.sheet.is_file():
+    if run.head.task == "explicit" or (opened := open_sheet(run)) is None:
         return []
-    with Image.open(run.sheet, formats=["WEBP"]) as image:
-        sheet = image.convert("RGB")
-        said = json.loads(image.getexif().get(ExifTags.Base.ImageDescription, "{}"))
-    if said.get("run") != run.head.run_id:
-        return []
+    sheet, said = opened
     side, gap = sheet.width // said["columns"], 8
     sides, found = said["sides"], []
     for line, (split, columns) in enumerate(said["shows"].items()):
@@ -158,7 +174,8 @@ def send(run: Run, group: str = "") -> str:
 def mirror(path: Path, group: str = "") -> bool:
     """Send every run of a row file. Whatever goes wrong is one line of warning; False then."""
     try:
-        read = sorted(rows.read(path), key=lambda row: row.run_id)
+        if not (read := sorted(rows.read(path), key=lambda row: row.run_id)):
+            raise ErasebenchError(f"{path}: holds no rows")
         for _, same in groupby(read, key=lambda row: row.run_id):
             run = Run(tuple(same), path.with_suffix(".webp"))
             log.info("W&B: %s", plain(f"{run.head.run_id} {send(run, group)}"))

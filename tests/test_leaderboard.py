@@ -27,7 +27,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from erasebench import entry, leaderboard, render, rows
+from erasebench import entry, leaderboard, render, rows, seals
 from erasebench.contracts import ErasebenchError
 
 EVIL = "</script><script>alert(1)</script>"
@@ -202,13 +202,23 @@ def difference(metric: str, first: float, second: float, half: float | None = 0.
     return rows.Difference(**known | changes)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_installation(tmp_path_factory):
+    """Tests have stores of their own; what these verify is verified by one installation."""
+    place = tmp_path_factory.mktemp("installation") / "seal.key"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seals, "place", lambda: place)
+        yield
+
+
 def verify(path: Path, **said) -> None:
+    """As `submit --rerun` does, on this installation."""
     now = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_suffix(".verified.json").write_text(json.dumps({"rows_sha256": now, **said}))
+    path.with_suffix(".verified.json").write_text(json.dumps(seals.sealed({"rows_sha256": now, **said})))
 
 
 @pytest.fixture(scope="session")
-def rich(tmp_path_factory):
+def rich(tmp_path_factory, one_installation):
     """Everything that a page can show beside tables: attacks, ripples, notes of fits, concepts, a comparison; two bases,
     runs of two sizes, one run verified; and hostile names in each of them."""
     folder = tmp_path_factory.mktemp("rich") / "results"

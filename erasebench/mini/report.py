@@ -7,7 +7,6 @@ this file. A quarter of an hour on two cores; needs the extra `mini`, since fres
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import sys
 import time
@@ -24,6 +23,7 @@ from ..config import embedded_source
 from ..contracts import ErasebenchError, Prompt, Sampler
 from ..evaluators.clip import Clip
 from ..model import Model
+from ..rows import write_table
 from ..stats import wilson
 from ..tasks import spread
 from . import nets, train, world
@@ -295,11 +295,9 @@ def results_table(results: Sequence[Measured]) -> str:
 
 def write_csv(path: Path, results: Sequence[Measured]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["row", "goal", "floor", "hits", "n", "low", "high"])
-        for m in results:
-            low, high = wilson(m.hits, m.n)
-            out.writerow([m.name, m.goal, m.floor, m.hits, m.n, f"{low:.4f}", f"{high:.4f}"])
+        ends = [[f"{end:.4f}" for end in wilson(m.hits, m.n)] for m in results]
+        body = ([m.name, m.goal, m.floor, m.hits, m.n, *two] for m, two in zip(results, ends, strict=True))
+        write_table([["row", "goal", "floor", "hits", "n", "low", "high"], *body], file)
 
 
 def sizes() -> list[list[str]]:

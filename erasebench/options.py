@@ -1,0 +1,175 @@
+"""Options of a command line: which of them decide a run, which a row may hold, and what somebody's row may ask for.
+
+A row is data: it may give one value to an option that the configuration has, and neither name code, nor a place, nor look
+anything up. Whatever else was meant is given by hand, beside the row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+
+from .contracts import ErasebenchError
+from .places import SCHEME, exists, is_absolute, is_place, strings
+
+GROUPS = ("model", "task", "method", "attack", "executor", "experiment")
+ELSEWHERE = (
+    "results",
+    "device",
+    "batch",
+    "together",
+    "rate",
+    "dry_run",
+    "track",
+    "executor",
+    "store",
+    "table",
+)  # options of a machine, or of what is made of rows: no part of a run
+CHOICES = (*GROUPS, "world", "part")
+# last words of options that may name a file, a folder or a repository, unless the configuration itself says the same
+PLACES = ("path", "folder", "hub", "pretrained", "architecture", "real", "templates", "vocabulary", "url", "address")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+MOST_WORDS, MOST_CHARACTERS = 200, 4000  # of a row's command line, and of each
+ALONE = ("hydra.mode=RUN", "table=null")  # of an experiment, the one run
+
+
+def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
+    """What of a command line decides its rows; a place on this disk becomes `...`, as it is nobody else's."""
+    return tuple(
+        f"{word.partition('=')[0]}=..." if gives_place(word) else word
+        for word in overrides
+        if first_key(word) not in ELSEWHERE
+    )
+
+
+def first_key(word: str) -> str:
+    """What an option is of: model of +model.path=x."""
+    return re.split(r"[.=@/]", word.lstrip("+~"))[0]
+
+
+def gives_place(word: str) -> bool:
+    """Whether an option of one's own names a file or folder of this disk, by its form or because something lies there."""
+    key, _, text = word.partition("=")
+    try:
+        said = OverridesParser.create().parse_override(word)
+        value = text.split(",") if said.is_sweep_override() else said.value()
+    except (HydraException, RecursionError):
+        value = text
+    named = "." in key and key.rpartition(".")[2] in PLACES
+    given = [text.strip("'\"") for text in strings(value) if not SCHEME.match(text)]  # an address is nowhere on this disk
+    return any(is_absolute(text) or (("/" in text or named) and exists(text)) for text in given)
+
+
+@cache
+def run_keys() -> frozenset[str]:
+    """First words of the options that decide a run: of conf/config.yaml and its groups, without a machine's."""
+    given = yaml.safe_load((resources.files("erasebench.conf") / "config.yaml").read_text(encoding="utf-8"))
+    return frozenset({*given, *CHOICES} - {"defaults", "hydra", *ELSEWHERE})
+
+
+@cache
+def choices_of(group: str) -> frozenset[str]:
+    return frozenset(f.name[:-5] for f in (resources.files("erasebench.conf") / group).iterdir() if f.name[-5:] == ".yaml")
+
+
+@cache
+def words_for(key: str) -> frozenset[str]:
+    """What the configuration itself gives for the last word of a key: embedded of model.path, tokenizer of a vocabulary."""
+    last, found = key.rpartition(".")[2], {"null", "None", ""}
+
+    def look(value: Any) -> None:
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(inner, dict | list):
+                look(inner)
+            elif name == last and isinstance(inner, str):
+                found.add(inner)
+
+    for path in Path(str(resources.files("erasebench.conf"))).rglob("*.yaml"):
+        look(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return frozenset(found)
+
+
+def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
+    """The command line of somebody's rows, with `more` in place of what it says of the same. Raises ErasebenchError where it says
+    anything but what decides a run, or needs a place that rows do not keep."""
+    if not isinstance(overrides, list | tuple) or not all(isinstance(word, str) for word in overrides):
+        raise ErasebenchError("overrides: a list of options is needed")
+    if len(overrides) > MOST_WORDS:
+        raise ErasebenchError(f"overrides: {len(overrides)} options are more than a run has ({MOST_WORDS})")
+    mine = {}
+    for word in more:
+        if "=" not in word or word.startswith("-"):
+            raise ErasebenchError(f"{brief(word)}: no option; key=value is needed")
+        mine[word.partition("=")[0].lstrip("+")] = word
+    theirs = {}
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+")
+        if first_key(word) not in ELSEWHERE and key not in mine:
+            refuse_foreign(word)
+            theirs[key] = word
+    for key, word in (theirs | mine).items():
+        if word.endswith("=..."):
+            raise ErasebenchError(f"rows do not keep where something was: give {brief(key).strip(chr(39))}=")
+    return list((theirs | mine).values())
+
+
+def command_of(file: Path, overrides: str, more: Sequence[str] = ()) -> list[str]:
+    """The command line of the rows in a file, as `again`; the error names the file."""
+    try:
+        return again(json.loads(overrides or "[]"), more)
+    except (ValueError, RecursionError) as error:
+        raise ErasebenchError(f"{file}: overrides that are not JSON") from error
+    except ErasebenchError as error:
+        raise ErasebenchError(f"{file}: {error}") from error
+
+
+def refuse_foreign(word: str) -> None:
+    """Refuse an option of somebody's rows that is not one of a run, or that could load, reach or read anything."""
+    no = lambda why: ErasebenchError(f"{brief(word)}: rows may not say {why}")
+    if len(word) > MOST_CHARACTERS or CONTROL.search(word) or "${" in word:
+        raise no("what is to be looked up" if "${" in word else "this")
+    try:
+        said = OverridesParser.create().parse_override(word)
+        value = None if said.is_delete() or said.is_sweep_override() else said.value()
+    except (HydraException, RecursionError, ValueError) as error:
+        raise no("this") from error
+    key = said.key_or_group
+    if "_target_" in word or word.startswith("-"):
+        raise no("what code to load")
+    if said.type is not OverrideType.CHANGE or said.package is not None or said.is_sweep_override():
+        raise no("this: one value of an option that is there")
+    if first_key(word) not in run_keys() or not re.fullmatch(r"[a-z]\w*(\.[a-zA-Z0-9]\w*)*", key, re.ASCII):
+        raise no("this: it is no option that decides a run")
+    if any(isinstance(name, str) and name.startswith("_") for name in names_in(value)):
+        raise no("what code to load")
+    if key in CHOICES:
+        for choice in value if isinstance(value, list) else [value]:
+            if choice is not None and str(choice) not in choices_of(key):
+                raise no(f"this: there is no {key} of that name here")
+        return
+    named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and str(value) not in {*words_for(key), "..."}
+    texts = [text for text in strings(value) if text != "..."]
+    if named or any(is_place(text) or ("/" in text and exists(text)) for text in texts):
+        raise no(f"where something lies: give {key}= if you trust it")
+
+
+def names_in(value: Any) -> Iterator[Any]:
+    """Keys of dictionaries, wherever they stand in a value."""
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from names_in(inner)
+    if isinstance(value, dict):
+        yield from value
+
+
+def brief(word: str) -> str:
+    return ascii(word if len(word) <= 80 else f"{word[:77]}...")

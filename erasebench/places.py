@@ -1,0 +1,90 @@
+"""Places on a disk: rows name none, and what is sent of them neither."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+# an absolute path within a sentence, in quotes or up to a blank; a URL is none, unless it is a file's
+QUOTED = re.compile(r"(['\"`])(?:file://)?(?:~\w*|[A-Za-z]:)?[/\\][^'\"`\n]*[/\\]([^'\"`/\\\n]+)[/\\]?\1")
+BARE = re.compile(
+    r"(?:(?<![\w.:/~\\])|(?<=\w=)|(?<=\w:))(?:file://)?(?:~\w*/|/(?!/)|[A-Za-z]:\\|\\\\)(?:[^\s'\"`,;:()\[\]{}<>|/\\]+[/\\])+"
+)
+ABSOLUTE = re.compile(r"(?:file:|~\w*(?:/|$)|/|\\\\|[A-Za-z]:[\\/])")
+SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
+
+
+def is_absolute(text: str) -> bool:
+    """A path from the root, the home folder, a drive or a server."""
+    return ABSOLUTE.match(text) is not None
+
+
+def is_place(text: str) -> bool:
+    """A path or address by its form: absolute, relative to here (./x, ../x), or with a scheme."""
+    return is_absolute(text) or SCHEME.match(text) is not None or bool({".", ".."} & {*re.split(r"[/\\]", text)})
+
+
+def exists(text: str) -> bool:
+    """Whether something lies there, seen from the current folder."""
+    try:
+        return bool(text) and Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a NUL, a home that nobody has
+        return False
+
+
+def named(text: str) -> str:
+    """The last name of a path, behind `...` for the folders before it."""
+    *_, last = re.split(r"[/\\]", text.rstrip("/\\"))
+    return f".../{last}"
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text within lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from strings(key)
+            yield from strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings(inner)
+
+
+def masked(value: Any) -> Any:
+    """A hyperparameter without places: of a path its last name alone. Relative paths count where something lies there."""
+    if isinstance(value, str):
+        is_path = "\n" not in value and (is_absolute(value) or ("/" in value and exists(value)))
+        return named(value) if is_path and len(value) > 1 else value
+    if isinstance(value, dict):
+        return {key: masked(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(inner) for inner in value]
+    return value
+
+
+def masked_json(text: str) -> str:
+    """A JSON text without places; the same text where it has none."""
+    try:
+        given = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return masked_text(text)
+    if (public := masked(given)) == given:
+        return text
+    return json.dumps(public, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def masked_text(text: str, known: Iterable[str] = ()) -> str:
+    """A sentence without places: of every path its last name alone; `known` paths may have blanks in them."""
+    for path in sorted({path for path in known if is_absolute(path) and len(path) > 1}, key=len, reverse=True):
+        text = text.replace(path, named(path))
+    folders = {*map(str, (Path.home(), Path.cwd(), Path(tempfile.gettempdir()))), os.environ.get("ERASEBENCH_HOME", "")}
+    for folder in sorted((f for f in folders if len(f) > 1), key=len, reverse=True):
+        text = re.sub(rf"{re.escape(folder)}(?![\w.-])", "...", text)
+    text = QUOTED.sub(lambda match: f"{match[1]}.../{match[2]}{match[1]}", text)
+    return BARE.sub(".../", text)
