@@ -16,7 +16,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +47,7 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
+RAISES = "HYDRA_FULL_ERROR"  # makes Hydra raise what it would print
 UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "joblib"),
@@ -77,47 +78,10 @@ def main(
     why), and the rate go to `dry_job`; without one a report is printed. `stand_ins` (key -> file) are read where a run's
     prompts are not here and the key is not given: it is then among the runs too."""
     say_what_happens()
-    dry: list[Run] = []
-    uncounted: list[tuple[str, str, str]] = []
-    rates: list[float] = []
-
-    @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
-    def one(config: DictConfig) -> None:
-        say_what_happens()  # in a process of its own
-        try:
-            check_values(config)
-            rates.append(config.rate)
-            if config.store.url:
-                os.environ["ERASEBENCH_STORE"] = str(config.store.url)  # workers inherit it
-            try:
-                run = build(config)
-            except Missing as error:
-                if not config.dry_run:
-                    raise
-                uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
-                if not stand_ins:
-                    return
-                for key in (key for key in stand_ins if OmegaConf.select(config, key) is None):
-                    OmegaConf.update(config, key, stand_ins[key])
-                run = build(config)
-            if config.dry_run:
-                dry.append(run)
-                return
-            rows = job(run)
-            if config.track == "wandb" and rows:
-                from .track import mirror
-
-                mirror(run.results / "runs" / f"{rows[0].run_id}.csv", sweep_name(config, arguments))
-            table = OmegaConf.to_container(config.table, resolve=True) if config.table else None
-            outcomes.keep(rows, table, run.results)
-        except (ErasebenchError, OmegaConfBaseException, HydraException) as error:
-            log.error("error: %s", one_line(error))
-            outcomes.keep(error=one_line(error))
-
     try:
         check_words(arguments)
-    except ErasebenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:  # a config folder of the user's may hold anything
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     if "dry_run=true" in arguments:
         os.environ["HF_HUB_OFFLINE"] = "1"  # it says what would be downloaded
@@ -128,34 +92,144 @@ def main(
     sys.argv[1:] = arguments  # where Hydra looks for them
     # that a plugin's schema checks our values for it is wanted
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-    died: list[str] = []
+    lost: list[str] = []
     sent = any(word.startswith("hydra/launcher=submitit") for word in arguments)
     try:
         with interrupt.stoppable(), Outcomes.fresh() as outcomes:
             if not outcomes.folder.is_relative_to(home()):
                 sys.argv.append(f"hydra.sweep.dir={outcomes.folder}")
-            with every_job_waited_for(died) if sent else nullcontext(), hydra_raises():
-                one()
+            jobs = Jobs(job, tuple(arguments), stand_ins or {}, outcomes)
+            with every_job_waited_for(lost) if sent else nullcontext(), every_job_composed_alone(lost):
+                lost += jobs.run()
             tables, measured, failed = outcomes.all()
     except KeyboardInterrupt as error:
         return interrupt.exit_code(error)
-    except (OmegaConfBaseException, HydraException, yaml.YAMLError) as error:  # before any job
-        print(f"error: {explained(error)}", file=sys.stderr)
-        return 2
-    for line in died:
-        log.error("%s", line)
-    if dry or uncounted:
-        from .dry import tell
+    for line in lost:
+        log.error("error: %s", line)
+    try:
+        if jobs.dry or jobs.uncounted:
+            from .dry import tell
 
-        (dry_job or tell)(dry, uncounted, rates[0])
-    for name, (spec, results) in tables.items():
-        show(name, spec, measured, results)
-    return int(failed or bool(died))
+            (dry_job or tell)(jobs.dry, jobs.uncounted, jobs.rates[0])
+        for name, (spec, results) in tables.items():
+            show(name, spec, measured, results)
+    except Exception as error:  # judges of others are asked for their weights
+        log.error("error: %s", reason_of(error))
+        return 1
+    return int(failed or bool(jobs.failures) or bool(lost))
+
+
+@dataclass(eq=False)
+class Jobs:
+    """The jobs of one command: what is done with the run of each, and what became of those of this process."""
+
+    job: Callable[[Run], list[Row]]
+    arguments: tuple[str, ...]
+    stand_ins: Mapping[str, str]
+    outcomes: Outcomes
+    process: int = field(default_factory=os.getpid)
+    dry: list[Run] = field(default_factory=list)
+    uncounted: list[tuple[str, str, str]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def run(self) -> list[str]:
+        """Hand all to Hydra. Returns a line of what kept it from going on, if anything did."""
+
+        @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
+        def one(config: DictConfig) -> None:
+            self.attempt(config)
+
+        before = os.environ.get(RAISES)
+        os.environ[RAISES] = "1"  # Hydra would print several lines of its own, and leave
+        try:
+            one()
+        except (HydraException, OmegaConfBaseException) as error:
+            return [explained(error)]
+        except Exception as error:  # a configuration that does not compose, a launcher's fault, a folder on a full disk
+            return [one_line(error)]
+        finally:
+            os.environ.pop(RAISES) if before is None else os.environ.update({RAISES: before})
+        return []
+
+    def attempt(self, config: DictConfig) -> None:
+        """Carry out one job. Whatever it raises is its outcome and one line of the log: the others go on."""
+        say_what_happens()  # in a process of its own
+        try:
+            self.carry_out(config)
+        except (Exception, SystemExit) as error:  # a plugin may raise anything, and call exit()
+            line = reason_of(error)
+            log.error("error: %s", line)
+            self.failures.append(line)
+            self.keep_failure(line)
+
+    def keep_failure(self, line: str) -> None:
+        try:
+            self.outcomes.keep(error=line)
+        except Exception as error:  # of a full disk, most likely: the exit code is what is left to tell of it
+            line = f"what became of a job cannot be kept: {one_line(error)}"
+            if os.getpid() != self.process:  # nobody reads this process's list of failures
+                raise ErasebenchError(line) from None
+            log.error("error: %s", line)
+
+    def carry_out(self, config: DictConfig) -> None:
+        check_values(config)
+        self.rates.append(config.rate)
+        if config.store.url:
+            os.environ["ERASEBENCH_STORE"] = str(config.store.url)  # workers inherit it
+        try:
+            run = build(config)
+        except Missing as error:
+            if not config.dry_run:
+                raise
+            self.uncounted.append((HydraConfig.get().runtime.choices.task, config.model.name, str(error)))
+            if not self.stand_ins:
+                return
+            for key in (key for key in self.stand_ins if OmegaConf.select(config, key) is None):
+                OmegaConf.update(config, key, self.stand_ins[key])
+            run = build(config)
+        if config.dry_run:
+            self.dry.append(run)
+            return
+        rows = self.job(run)
+        if config.track == "wandb" and rows:
+            from .track import mirror
+
+            mirror(run.results / "runs" / f"{rows[0].run_id}.csv", sweep_name(config, self.arguments))
+        table = OmegaConf.to_container(config.table, resolve=True) if config.table else None
+        self.outcomes.keep(rows, table, run.results)
 
 
 @contextmanager
-def every_job_waited_for(died: list[str]) -> Iterator[None]:
-    """submitit's launcher gives up at the first job that was killed: here that is a line of `died`, and the others go on."""
+def every_job_composed_alone(lost: list[str]) -> Iterator[None]:
+    """Hydra's sweeper gives up where one job's configuration does not compose: here that is a line of `lost`, and the
+    others run."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    check = BasicSweeper.validate_batch_is_legal
+
+    def composed(sweeper: Any, batch: list[list[str]]) -> None:
+        legal = []
+        for job in batch:
+            try:
+                check(sweeper, [job])
+                legal.append(job)
+            except Exception as error:  # of Hydra, OmegaConf, and the YAML of a folder of the user's
+                lost.append(f"{' '.join(job)[:160]}: {one_line(error)}")
+        if not legal:
+            raise ErasebenchError("no job of the sweep composes")
+        batch[:] = legal
+
+    BasicSweeper.validate_batch_is_legal = composed
+    try:
+        yield
+    finally:
+        BasicSweeper.validate_batch_is_legal = check
+
+
+@contextmanager
+def every_job_waited_for(lost: list[str]) -> Iterator[None]:
+    """submitit's launcher gives up at the first job that was killed: here that is a line of `lost`, and the others go on."""
     from hydra.core.utils import JobReturn, JobStatus
     from submitit.core import core, utils
 
@@ -165,7 +239,7 @@ def every_job_waited_for(died: list[str]) -> Iterator[None]:
         try:
             return results(job)
         except (utils.UncompletedJobError, utils.FailedJobError) as error:
-            died.append(f"submitit's job {job.job_id} died: {str(error).strip().splitlines()[0]}")
+            lost.append(f"submitit's job {job.job_id} died: {str(error).strip().splitlines()[0]}")
             return [JobReturn(_return_value=None, status=JobStatus.COMPLETED)]
 
     core.Job.results = waited
@@ -173,17 +247,6 @@ def every_job_waited_for(died: list[str]) -> Iterator[None]:
         yield
     finally:
         core.Job.results = results
-
-
-@contextmanager
-def hydra_raises() -> Iterator[None]:
-    """Hydra lets errors through, which it would print in its own way, over several lines, and leave the process."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
 
 
 def say_what_happens() -> None:
@@ -242,7 +305,7 @@ class Outcomes:
         return tables, rows, failed
 
 
-def sweep_name(config: DictConfig, arguments: list[str]) -> str:
+def sweep_name(config: DictConfig, arguments: Sequence[str]) -> str:
     """What the runs of one command have in common: its table, or what a sweep was asked for; nothing for a single run."""
     if config.table:
         return config.table.name
@@ -251,11 +314,30 @@ def sweep_name(config: DictConfig, arguments: list[str]) -> str:
     return " ".join(word for word in repeatable(arguments) if re.match(r"[^-]\S*=", word))
 
 
-def one_line(error: Exception) -> str:
-    """The message that the user needs: of the innermost cause, if it is ours."""
+def one_line(error: BaseException) -> str:
+    """The message that the user needs: of the innermost cause, if it is ours. Never empty."""
     while error.__cause__ is not None and not isinstance(error, ErasebenchError):
         error = error.__cause__
-    return " ".join(redact(str(error)).split())
+    if isinstance(error, SystemExit):
+        return f"it called exit({error.code})"
+    return " ".join(redact(str(error)).split()) or type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """One line of what ended a job; the traceback of anything that the user did not cause goes to the log."""
+    cause = error
+    while isinstance(cause, HydraException) and cause.__cause__ is not None:
+        cause = cause.__cause__  # what a plugin raised when it was built
+    line = one_line(error)
+    if isinstance(cause, (ErasebenchError, HydraException, OmegaConfBaseException, SystemExit)):
+        return line
+    if isinstance(cause, OSError | UnicodeError) or cause is not error:  # a file; hyperparameters that a plugin refuses
+        key = re.search(r"full_key: (\S+)", str(error)) if cause is not error else None
+        kind = type(cause).__name__
+        return (f"{key[1]}: " if key else "") + (line if line.startswith(kind) else f"{kind}: {line}")
+    from .run import explain
+
+    return explain(error)
 
 
 def check_words(arguments: list[str]) -> None:
