@@ -217,7 +217,7 @@ class Stage:
 
     @property
     def explicit(self) -> bool:
-        return any(concept.kind == "explicit" for concept in self.run.plan.concepts)
+        return self.run.plan.explicit
 
     def identity(self) -> dict[str, Any]:
         """What a search depends on besides its prompt."""

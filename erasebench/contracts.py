@@ -182,6 +182,11 @@ class Plan:
     dropped: int = 0  # prompts that the safety gate refused
     which: str = ""  # what is erased, where neither a number nor one name says it
 
+    @property
+    def explicit(self) -> bool:
+        """Whether the safety gate stands before all of its texts."""
+        return any(concept.kind == "explicit" for concept in self.concepts)
+
 
 @dataclass(frozen=True)
 class Shot:

@@ -148,7 +148,7 @@ class Erased:
         with self._lock:
             if self._model is None:
                 start = time.perf_counter()
-                model = Model.load(self.run.source, self.run.device)
+                model = Model.load(self.run.source, self.run.device, self.run.plan.explicit)
                 log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
                 for concept in self.run.plan.concepts:
                     check_concept(model, concept.name)
@@ -615,7 +615,7 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
 
     The file says what it shows (EXIF): the run, its rows of each split, and the columns' prompts and seeds.
     """
-    if any(concept.kind == "explicit" for concept in run.plan.concepts):
+    if run.plan.explicit:
         return
     columns = min(columns, max(len(shard.prompts) for shard in made))
     strips, shown, sides = [], {}, ["base"] if run.is_base else ["base", "erased"]

@@ -88,7 +88,7 @@ def two_encoders(model: Model) -> str:
 
 def tokens(model: Model, text: str) -> list[int]:
     """Ids of a text, without start, end and padding."""
-    return model.tokenizer(text, add_special_tokens=False).input_ids
+    return model.tokens(text)
 
 
 def words(model: Model) -> Tensor:
