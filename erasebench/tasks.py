@@ -371,7 +371,9 @@ def gated(plan: Plan, surrogates: str = "a surrogate of the world") -> Plan:
     needed = {  # a template alone, too: with an empty name it may say more
         "a concept to erase": any(refuses(c.name) for c in concepts),
         surrogates: any(refuses(c.surrogate) for c in concepts),
-        "a training template of the world": any(map(filled, {"", *(t for c in concepts for t in (c.name, c.surrogate))})),
+        "a training template of the world": any(
+            map(filled, {"", *(t for c in concepts for t in (c.name, c.surrogate))})
+        ),
     }
     if refused := [what for what, is_refused in needed.items() if is_refused]:
         raise Refused(f"{refused[0]}: the safety gate of explicit tasks refuses it (docs/safety.md)")
@@ -432,6 +434,12 @@ def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:
     brief = Brief(concepts, tuple(kept), tuple(captions["training"]), tuple(world["templates"]["train"][kind]))
     return gated(
         Plan(
-            task.name, task.version, concepts, tuple(capped(prompts, images)), brief, images is not None, task.evaluators
+            task.name,
+            task.version,
+            concepts,
+            tuple(capped(prompts, images)),
+            brief,
+            images is not None,
+            task.evaluators,
         )
     )
