@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from . import generate, provenance
 from .contracts import Attack, ErasebenchError, Evaluator, Found, Metric, Prompt, Sampler, Scene, Scored, Shot
 from .gate import refuses
 from .generate import Shard, shards
@@ -189,6 +190,7 @@ class Stage:
     original_scores: Scored
     known: np.ndarray
     queries: int = 0
+    made_by: Mapping[str, str] = field(default_factory=dict)  # the source that searches, or searched what is taken up
 
     @property
     def run(self) -> Run:
@@ -217,7 +219,7 @@ class Stage:
 
     @property
     def explicit(self) -> bool:
-        return any(concept.kind == "explicit" for concept in self.run.plan.concepts)
+        return self.run.plan.explicit
 
     def identity(self) -> dict[str, Any]:
         """What a search depends on besides its prompt."""
@@ -229,6 +231,7 @@ class Stage:
             "concepts": self.run.plan.concepts,
             "templates": self.run.plan.brief.templates,
             "gate": self.explicit,
+            **generate.version(),
         }
         if self.attack.shared:
             return {**shared, **base}
@@ -297,6 +300,7 @@ class Stage:
             identity=self.identity(),
             hit=self.hit,
             allows=self.allows,
+            source=self.source,
         )
 
     def search(self) -> list[Path]:
@@ -324,6 +328,7 @@ class Stage:
         model = self.model()
         if not self.run.is_base and not model.differs:
             raise ErasebenchError(f"method {self.run.method} left the model as it was: an attack on it says nothing")
+        self.made_by = provenance.sources(self.attack)
         pending = dict.fromkeys(part, np.zeros(3))  # queries, U-Net calls, seconds
         clock = lambda: np.array([self.queries, model.unet_samples, time.perf_counter()])
         last, objective = clock(), ""
@@ -336,6 +341,12 @@ class Stage:
             self.keep(i, self.gated(found), pending.pop(i), objective)
         if pending:
             raise ErasebenchError(f"attack {self.name} said nothing of {len(pending)} prompts")
+
+    def source(self, search: Path) -> None:
+        """Note the source of a search in the store that this one goes on with, where that is not today's."""
+        for name in provenance.changed_sources(search, self.attack):
+            made_by = json.loads((search / provenance.SOURCE).read_text())
+            self.made_by = {**self.made_by, name: made_by.get(name, "")}
 
     def gated(self, found: Found) -> Found:
         """Without the shots that may not be generated."""
@@ -355,12 +366,15 @@ class Stage:
             (folder / "found.json").write_text(json.dumps(record))
             if found.tensors:
                 save_file({k: v.clone().contiguous() for k, v in found.tensors.items()}, folder / "tensors.safetensors")
+            provenance.write_sources(folder, self.made_by)
 
         self.store.get_or_make("attacks", self.of(i), fill)
 
     def show(self) -> Shown:
         """Make and judge the images of what was found."""
         entries = self.search()
+        for entry in entries:
+            self.erased.compare("attack", self.name, self.attack, entry)
         # a replayed text was found where the gate may not have stood before it
         found = [self.gated(found_in(entry)) for entry in entries]
         records = [json.loads((entry / "found.json").read_text()) for entry in entries]

@@ -134,7 +134,7 @@ def job(run: Run) -> list[Row]:
     print(f"{run.method} on {run.source.name}: {type(run.eraser).__module__}.{type(run.eraser).__name__}")
     missing = [f.name for f in fields(run.eraser) if f.name not in run.given]
     results = [("its config lists every hyperparameter", f"not in the config: {', '.join(missing)}" if missing else "")]
-    model = Model.load(run.source, run.device)
+    model = Model.load(run.source, run.device, run.plan.explicit)
     if hasattr(run.eraser, "skip") and (reason := run.eraser.skip(model)):
         raise ErasebenchError(f"{run.method} does not fit {run.source.name}: {reason}")
     prompts = [p.text for p in run.plan.prompts if p.split == "target"][:PROMPT_COUNT]

@@ -183,6 +183,11 @@ class Plan:
     dropped: int = 0  # prompts that the safety gate refused
     which: str = ""  # what is erased, where neither a number nor one name says it
 
+    @property
+    def explicit(self) -> bool:
+        """Whether the safety gate stands before all of its texts."""
+        return any(concept.kind == "explicit" for concept in self.concepts)
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -224,6 +229,7 @@ class Scene:
     templates  training templates with {c}
     hit        images, and the prompts they are of -> (bool [B], score [B]); counted as queries
     allows     may this text be generated? Ask before each sampling of what an optimisation wrote
+    source     an entry of the store that this search goes on with: its source is noted with what is found
     together   how many latents go through the U-Net at once
     """
 
@@ -240,6 +246,7 @@ class Scene:
     identity: Mapping[str, object]
     hit: Callable[[Sampled, Sequence[Prompt]], tuple[np.ndarray, np.ndarray]]
     allows: Callable[[str], bool]
+    source: Callable[[Path], None] = lambda entry: None
 
 
 @runtime_checkable

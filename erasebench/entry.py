@@ -222,7 +222,14 @@ class Run:
         short = lambda value: value[:10] if _is_digest(value) else value
         said = [plain(f"{name}={short(value)}") for name, value in self.told.items()]
         attacks = len(self.attacks)
-        return said + [f"{attacks} attack{'s' * (attacks != 1)}"] * bool(attacks) + [f"seed {self.head.seed}"]
+        said += [f"{attacks} attack{'s' * (attacks != 1)}"] * bool(attacks) + [f"seed {self.head.seed}"]
+        return said + ["source changed"] * self.is_outdated
+
+    @cached_property
+    def is_outdated(self) -> bool:
+        """Whether the source of the method, a judge or an attack changed since its part was made, at the same version."""
+        notes = [{**_json(row.fit_notes), **_json(row.attack_params)} for row in self.rows]
+        return any(said.get(key) is True for said in notes for key in ("source_changed", "judge_source_changed"))
 
     @property
     def label(self) -> str:

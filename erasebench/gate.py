@@ -1,10 +1,14 @@
-"""The gate before every prompt of an explicit task: what speaks of minors is refused, never generated.
+"""The gate before every text of an explicit task: what speaks of minors is refused, neither encoded nor generated.
 
 Its list is deliberately wide: a refused harmless prompt costs one prompt of thousands, and is counted (`n_dropped`).
+Tasks drop what it refuses, attacks skip it; `Model` asks again before its text encoder, and raises Refused.
 """
 
 import re
 import unicodedata
+from functools import lru_cache
+
+from .contracts import ErasebenchError
 
 WORDS = (
     r"minors?|child(ren|ish|like|hood)?|childs|kids?|kiddos?|toddlers?|infants?|bab(y|ies)|newborns?|"
@@ -20,10 +24,23 @@ FOUND = re.compile(rf"(?<![^\W_])({WORDS})(?![^\W_])")
 LETTERS = str.maketrans("013457@$", "oieastas")  # digits and signs that stand in for letters
 
 
+class Refused(ErasebenchError):
+    """A text that an explicit task may not use; the message never holds it."""
+
+
+@lru_cache(maxsize=2**17)
 def refuses(text: str) -> bool:
     """Whether a prompt may not be generated for an explicit concept. Case, accents, compatibility forms, letters
     written as digits, and joints within words make no difference."""
-    plain = unicodedata.normalize("NFKD", text).casefold()
-    plain = "".join(c for c in plain if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
+    plain = text.casefold()
+    if not text.isascii():
+        plain = unicodedata.normalize("NFKD", text).casefold()
+        plain = "".join(c for c in plain if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
     forms = {plain, re.sub(r"[_.*-]+", " ", plain), re.sub(r"(?<=\w)[_.*-]+(?=\w)", "", plain)}
     return any(FOUND.search(form) for form in forms | {form.translate(LETTERS) for form in forms})
+
+
+def refuses_decoded(text: str) -> bool:
+    """`refuses`, of the text of token ids: decoded, each digit and sign stands apart from its word."""
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "", text)  # the 25 of "25 years" is two tokens
+    return refuses(text) or refuses(re.sub(r"\s*([^\w\s]|[\d_])\s*", r"\1", text))

@@ -100,6 +100,12 @@ def make(
     return store.get_or_make("images", key(identity, sampler, prompts), fill, wait) is not None
 
 
+def version() -> dict[str, int]:
+    """The sampling code's, for the identities of what samples without being an image (fits, attacks): they have had it
+    only since it is 3, so that what was in the store before stayed good."""
+    return {"sampling": VERSION} if VERSION > 2 else {}
+
+
 def key(identity: dict, sampler: Sampler, prompts: Sequence[Prompt]) -> dict:
     """What a shard's images depend on."""
     return {"sampling": VERSION, **identity, "sampler": sampler, "prompts": asked(prompts)}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
+from weakref import WeakSet
 
 import diffusers
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .contracts import ErasebenchError, Sampler
+from .gate import Refused, refuses, refuses_decoded
 from .store import digest, sha256_file
 
 log = logging.getLogger("erasebench")
@@ -222,7 +224,8 @@ class _Slot(NamedTuple):
 
 
 class Model:
-    """A loaded base model. Build with `Model.load`; all weights are frozen and in eval mode."""
+    """A loaded base model. Build with `Model.load`; all weights are frozen and in eval mode. That of an `explicit` task
+    has the safety gate before its text encoders and its sampler, from the beginning and for good."""
 
     def __init__(
         self,
@@ -233,11 +236,15 @@ class Model:
         scheduler_config: Mapping[str, Any],
         device: str = "cpu",
         text_encoder_2=None,
+        explicit: bool = False,
     ):
         self.device = torch.device(device)
+        self._explicit = explicit
+        self._admitted: set[tuple[int, ...]] = set()  # token ids of texts that the gate has let through
+        self._gated: WeakSet[torch.nn.Module] = WeakSet()
         self.text_encoder_2 = None  # SDXL's; it reads the same tokens, padded with 0
         if text_encoder_2 is not None:
-            self.text_encoder_2 = text_encoder_2.to(self.device).eval().requires_grad_(False)
+            self.text_encoder_2 = self._behind_gate(text_encoder_2.to(self.device).eval().requires_grad_(False))
         self.unet, self.vae, self.text_encoder = (
             part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
         )
@@ -260,8 +267,8 @@ class Model:
             raise ErasebenchError(f"prediction type {self._prediction!r} is not supported (epsilon, v_prediction)")
 
     @classmethod
-    def load(cls, source: Source, device: str = "cpu") -> Model:
-        """Load every part strictly. Raises ErasebenchError for a missing, truncated or non-finite model."""
+    def load(cls, source: Source, device: str = "cpu", explicit: bool = False) -> Model:
+        """Load every part strictly; `explicit`: for a task that erases explicit content. Raises ErasebenchError for a missing, truncated or non-finite model."""
         where, keywords = str(source.path or source.hub), {}
         if source.path is None:
             keywords["revision"] = source.revision
@@ -300,12 +307,68 @@ class Model:
                 else "it could not be fetched: download it once and pass the folder with model.path="
             )
             raise ErasebenchError(f"cannot load model {where}: {advice} ({reason[:200]})") from error
-        return cls(**loaded, tokenizer=tokenizer, scheduler_config=scheduler, device=device)
+        return cls(**loaded, tokenizer=tokenizer, scheduler_config=scheduler, device=device, explicit=explicit)
 
     @property
     def unet_samples(self) -> int:
         """U-Net evaluations so far, counted in single latents, of the calling thread."""
         return getattr(self._counted, "samples", 0)
+
+    # -- the safety gate ------------------------------------------------------------------------------------------
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the safety gate stands before the model; nothing sets it but loading."""
+        return self._explicit
+
+    @property
+    def text_encoder(self) -> torch.nn.Module:
+        return self._text_encoder
+
+    @text_encoder.setter
+    def text_encoder(self, encoder: torch.nn.Module) -> None:
+        self._text_encoder = self._behind_gate(encoder)
+
+    def _behind_gate(self, encoder: torch.nn.Module) -> torch.nn.Module:
+        """The text encoder, which from now on raises Refused for token ids whose text the gate refuses."""
+        if self.explicit and encoder not in self._gated:
+            self._gated.add(encoder)
+            # a function and no method, which a deep copy of the encoder would copy the whole model for
+            check = lambda module, args, inputs: self._admit(inputs["input_ids"] if "input_ids" in inputs else args[0])
+            encoder.register_forward_pre_hook(check, with_kwargs=True)
+        return encoder
+
+    def allows(self, text: str) -> bool:
+        """Whether the gate lets a text through; any, where the task is not explicit."""
+        return not (self.explicit and refuses(text))
+
+    def allows_ids(self, ids: Tensor) -> Tensor:
+        """bool [B]: for each row of token ids [B, L] whether the gate lets its text through."""
+        allowed = [self._allows_row(row) for row in ids.tolist()] if self.explicit else [True] * len(ids)
+        return torch.tensor(allowed, dtype=torch.bool, device=ids.device)
+
+    def _allows_row(self, row: Sequence[int]) -> bool:
+        """Token 0 stands where a vector is put in (search.slots): whether it parts words or belongs to none is open."""
+        said = self._words(row)
+        if not said or said in self._admitted:
+            return True
+        read = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True)
+        return not (refuses_decoded(read(list(said))) and refuses_decoded(read(list(row))))
+
+    def _words(self, ids: Sequence[int]) -> tuple[int, ...]:
+        passed = {0, *self.tokenizer.all_special_ids}
+        return tuple(i for i in ids if i not in passed)
+
+    def _admit(self, ids: Tensor) -> None:
+        if not bool(self.allows_ids(ids).all()):
+            raise Refused("the safety gate refuses a text of this explicit task (docs/safety.md)")
+
+    def _admit_texts(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+        """Note the token ids of texts as let through: cut off, or with digits apart, they may read as something else."""
+        if self.explicit:
+            if not all(map(self.allows, texts)):
+                raise Refused("the safety gate refuses a text of this explicit task (docs/safety.md)")
+            self._admitted.update(map(self._words, ids))
 
     # -- shapes ---------------------------------------------------------------------------------------------------
 
@@ -437,6 +500,8 @@ class Model:
     @contextmanager
     def word(self, text: str, vector: Tensor) -> Iterator[None]:
         """A further word (lower case) that tokenizer and text encoder know inside the `with`, by its embedding [1, D]."""
+        if not self.allows(text):
+            raise Refused("the safety gate refuses a word of this explicit task (docs/safety.md)")
         tokenizer, table = self.tokenizer, self.text_encoder.get_input_embeddings()
         weight = table.weight
         grown = torch.nn.Embedding.from_pretrained(torch.cat([weight.data, vector.to(weight)]))
@@ -444,12 +509,13 @@ class Model:
         if self.tokenizer.add_tokens([text]) != 1:
             self.tokenizer = tokenizer
             raise ErasebenchError(f"the tokenizer knows a word {text!r} already")
+        admitted, self._admitted = self._admitted, set(self._admitted)  # the next word may have the same id
         try:
             self.text_encoder.set_input_embeddings(grown)
             yield
         finally:
             self.text_encoder.set_input_embeddings(table)
-            self.tokenizer = tokenizer
+            self.tokenizer, self._admitted = tokenizer, admitted
 
     @property
     def is_changed(self) -> bool:
@@ -465,9 +531,17 @@ class Model:
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """ids [B, L], padded and cut to the context length."""
-        return self.tokenizer(
+        ids = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
-        ).input_ids.to(self.device)
+        ).input_ids
+        self._admit_texts(texts, ids.tolist())
+        return ids.to(self.device)
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a text, without start, end and padding."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        self._admit_texts([text], [ids])
+        return ids
 
     def encode_distinct(self, texts: Sequence[str]) -> Context:
         """`encode` of prompts of which many are the same, each of these once."""
@@ -512,6 +586,7 @@ class Model:
 
     def begin(self, context: Context, z: Tensor) -> dict[str, Any]:
         """State of new trajectories from z [B, C, h, w]; pass it to `eps` and `guided_eps`."""
+        self._admit(context.ids)
         return self.guidance.begin(self, context, z)
 
     def eps(self, z: Tensor, t: Tensor | int, context: Context, state: Mapping[str, Any] | None = None) -> Tensor:

@@ -192,7 +192,7 @@ def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
         sums = costs["attacks"].get(name, {})
         if not sums:
             made.unknown.add(f"attack {name}")
-        several = all(concept.kind != "explicit" for concept in run.plan.concepts)
+        several = not run.plan.explicit
         known = {"prompts": len(prompts), "concepts": len({p.concept for p in prompts}) if several else 1}
         known |= asdict(attack)
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import inspect
 import json
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
+SOURCE = "source.json"
+# what carries out runs and computes nothing that a plugin leaves in the store
+HARNESS = {"attack", "contracts", "execute", "provenance", "remote", "rows", "run", "store"}
 PACKAGES = ("erasebench", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 
 
@@ -70,3 +79,93 @@ def peak_memory_mb(name: str) -> float:
         return torch.cuda.max_memory_allocated(name) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+# -- the source of a plugin -------------------------------------------------------------------------------------------
+
+
+def sources(plugin: object) -> dict[str, str]:
+    """Module -> sha256 of its file: a plugin's, those of the plugins among its fields, and in turn what they import of the
+    toolbox, of their own package and of their own folder. Empty where there is no file, as of a class typed at a prompt."""
+    found: dict[str, str] = {}
+    for part in (plugin, *(value for value in vars(plugin).values() if is_dataclass(value))):
+        name = type(part).__module__
+        try:
+            file = Path(inspect.getsourcefile(type(part)) or "")
+        except (OSError, TypeError):
+            continue
+        if file.is_file():
+            _follow(name, file, (name.partition(".")[0], file.parent), found)
+    return found
+
+
+def _follow(name: str, file: Path, home: tuple[str, Path], found: dict[str, str]) -> None:
+    """Add a module and what it imports, as far as that lies at home: in the plugin's package or folder, or in ours."""
+    state = file.stat()
+    found[name], imported = _read(file, name, file.name == "__init__.py", state.st_mtime_ns, state.st_size)
+    package, folder = home
+    for other in imported:
+        top, _, rest = other.partition(".")
+        if other in found or (top == "erasebench" and rest.partition(".")[0] in HARNESS):
+            continue
+        ours = top in ("erasebench", package)
+        beside = (folder / f"{top}.py").is_file() and not {"site-packages", "dist-packages"} & set(folder.parts)
+        origin = _origin(other) if ours or beside else None
+        if origin is not None and (ours or origin.parent == folder):
+            _follow(other, origin, home, found)
+
+
+def _origin(name: str) -> Path | None:
+    """The source file of a module; None where the name is none, but of something that a module holds."""
+    parent = sys.modules.get(name.rpartition(".")[0])
+    if parent is not None and not hasattr(parent, "__path__"):
+        return None
+    try:
+        spec = find_spec(name)
+    except Exception:  # finding a module imports what it lies in, and that may raise anything
+        return None
+    file = Path(spec.origin) if spec is not None and spec.origin else None
+    return file if file is not None and file.suffix == ".py" and file.is_file() else None
+
+
+@cache
+def _read(file: Path, name: str, is_package: bool, *stamp: int) -> tuple[str, tuple[str, ...]]:
+    """(sha256, names that may be imported modules) of a file, read again when its time or size is another."""
+    content = file.read_bytes()
+    try:
+        imported = tuple(dict.fromkeys(_imported(ast.parse(content), name if is_package else name.rpartition(".")[0])))
+    except (SyntaxError, ValueError, ImportError):  # edited since it was imported, and not finished
+        imported = ()
+    return hashlib.sha256(content).hexdigest(), imported
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level and not package:
+                continue
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+        else:
+            yield from _imported(node, package)
+
+
+def write_sources(folder: Path, made_by: Mapping[str, str]) -> None:
+    """Beside what a plugin made, the source that made it."""
+    (folder / SOURCE).write_text(json.dumps(made_by, indent=1, sort_keys=True))
+
+
+def changed_sources(entry: Path, plugin: object) -> list[str]:
+    """Modules that are others now than when a plugin made an entry; none where either is not known."""
+    try:
+        before = json.loads((entry / SOURCE).read_text())
+    except (OSError, ValueError):  # made before sources were noted
+        return []
+    now = sources(plugin)
+    if not isinstance(before, dict) or not before or not now:
+        return []
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
-from . import provenance
+from . import generate, provenance
 from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
@@ -140,6 +140,7 @@ class Run:
             "seed": self.seed,
             "base": self.source.identity(),
             **({"pictured": self.pictured.identity()} if self.pictured else {}),
+            **generate.version(),
         }
 
 
@@ -167,12 +168,13 @@ class Erased:
         self._lock = threading.RLock()  # shards are made side by side; the first that needs the model loads it
         self.turn = None if run.device == "cpu" else threading.Lock()  # a GPU samples one shard at a time
         self.judging = threading.Lock()
+        self.outdated: set[tuple[str, str]] = set()  # ("method", "judge" or "attack", its name): another source made it
 
     def load(self) -> Model:
         with self._lock:
             if self._model is None:
                 start = time.perf_counter()
-                model = Model.load(self.run.source, self.run.device)
+                model = Model.load(self.run.source, self.run.device, self.run.plan.explicit)
                 log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
                 for concept in self.run.plan.concepts:
                     check_concept(model, concept.name)
@@ -195,7 +197,23 @@ class Erased:
 
     def fitted(self) -> Path | None:
         """The artifact, if the method has been fitted."""
-        return self.store.get("artifacts", self.run.fit_identity())
+        path = self.store.get("artifacts", self.run.fit_identity())
+        if path is not None:
+            self.compare("method", self.run.method, self.run.eraser, path)
+        return path
+
+    def compare(self, kind: str, name: str, plugin: Any, entry: Path) -> None:
+        """Say once if a plugin's source is not the one that made an entry, though its version is; the rows say it too."""
+        if (kind, name) not in self.outdated and (changed := provenance.changed_sources(entry, plugin)):
+            self.outdated.add((kind, name))
+            log.warning(
+                "%s %s: its source changed since %s was made, at the same version %s (%s): raise `version`, or gc",
+                kind,
+                name,
+                {"method": "this artifact", "judge": "a score", "attack": "a finding"}[kind],
+                type(plugin).version,
+                ", ".join(changed[:3]) + ", ..." * (len(changed) > 3),
+            )
 
     def fit(self) -> None:
         """Fit the method, wherever the run is carried out."""
@@ -206,7 +224,7 @@ class Erased:
         """What the method learnt, and `cost.json`: seconds, unet_samples, peak_memory_mb."""
 
         def fit(folder: Path) -> None:
-            model = self.base()
+            model, made_by = self.base(), provenance.sources(self.run.eraser)
             start, before = time.perf_counter(), model.unet_samples
             with self.named(model):
                 self.run.eraser.fit(model, self.run.plan.brief, folder, self.run.seed)
@@ -219,6 +237,7 @@ class Erased:
                 "peak_memory_mb": provenance.peak_memory_mb(self.run.device),
             }
             (folder / "cost.json").write_text(json.dumps(cost))
+            provenance.write_sources(folder, made_by)
 
         return self.store.get_or_make("artifacts", self.run.fit_identity(), fit)
 
@@ -346,6 +365,7 @@ def execute(run: Run) -> list[Row]:
         for name, reason in skipped.items()
     ]
     rows += [r for outcome in attacked for r in attack_rows(run, run_id, our_shards, cost, outcome)]
+    rows = [marked(r, erased.outdated) for r in rows]
     where = record(rows, path)
     if run.plan.dropped:
         log.info("%d prompts dropped by the safety gate", run.plan.dropped)
@@ -355,6 +375,19 @@ def execute(run: Run) -> list[Row]:
         log.error("failed%s: %s", f" ({name})" if name else "", reason)
     log.info("%d rows in %s%s", len(rows), where, "" if where == path else f"; those of {path} stay")
     return rows
+
+
+def marked(row: Row, outdated: Collection[tuple[str, str]]) -> Row:
+    """The row, and that the source of what made it changed since, without another version."""
+    of = lambda kind, name, key: {key: True} if (kind, name) in outdated else {}
+    notes = of("method", row.method, "source_changed") | of("judge", row.judge, "judge_source_changed")
+
+    def added(text: str, more: dict[str, bool]) -> str:
+        known = json.loads(text or "{}") if more else {}
+        return canonical({**(known if isinstance(known, dict) else {"notes": known}), **more}) if more else text
+
+    params = added(row.attack_params, of("attack", row.attack, "source_changed"))
+    return replace(row, fit_notes=added(row.fit_notes, notes), attack_params=params)
 
 
 def explain(error: Exception) -> str:
@@ -457,11 +490,14 @@ def judged(evaluator: Evaluator, shard: Shard) -> dict[str, Any]:
 def judge(erased: Erased, evaluator: Evaluator, shard: Shard) -> None:
     """Get or make a shard's raw scores. Judges work one at a time, and may keep what they have loaded."""
     own = shard.of(erased.store)
-    score = lambda: evaluator.judge.score(own.images(), own.prompts)
+
+    def fill(folder: Path) -> None:
+        made_by = provenance.sources(evaluator.judge)
+        np.savez_compressed(folder / "scores.npz", **evaluator.judge.score(own.images(), own.prompts))
+        provenance.write_sources(folder, made_by)
+
     with erased.judging:
-        erased.store.get_or_make(
-            "scores", judged(evaluator, shard), lambda folder: np.savez_compressed(folder / "scores.npz", **score())
-        )
+        erased.store.get_or_make("scores", judged(evaluator, shard), fill)
 
 
 def score(erased: Erased, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:
@@ -475,6 +511,7 @@ def score(erased: Erased, evaluator: Evaluator, made: Sequence[Shard], split: st
     erased.map(lambda here, shard, beside: judge(here, evaluator, shard), missing, label, alone=True)
     arrays: list[dict[str, np.ndarray]] = []
     for shard in members:
+        erased.compare("judge", evaluator.judge.name, evaluator.judge, entry(shard))
         with np.load(entry(shard) / "scores.npz", allow_pickle=False) as file:
             arrays.append(dict(file))
     return Scored(
@@ -647,7 +684,7 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
 
     The file says what it shows (EXIF): the run, its rows of each split, and the columns' prompts and seeds.
     """
-    if any(concept.kind == "explicit" for concept in run.plan.concepts):
+    if run.plan.explicit:
         return
     columns = min(columns, max(len(shard.prompts) for shard in made))
     strips, shown, sides = [], {}, ["base"] if run.is_base else ["base", "erased"]

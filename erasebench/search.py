@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .contracts import PLACEHOLDER, Found, Prompt, Sampler, Scene, Shot
 from .generate import plain, scales
 from .model import ClassifierFree, Context, Model, Sampled
+from .provenance import sources, write_sources
 from .tasks import seed_of
 
 FREE = -1  # a free token in a list of token ids
@@ -67,8 +68,11 @@ def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequen
             def fill(folder: Path, key: Key = key) -> None:
                 tensors = made[key] if key in made else make([key])[0]
                 save_file({k: v.clone() for k, v in tensors.items()}, folder / "found.safetensors")
+                write_sources(folder, sources(scene.identity["attack"]) if "attack" in scene.identity else {})
 
-            found[key] = load_file(scene.store.get_or_make("searches", identity(key), fill) / "found.safetensors")
+            entry = scene.store.get_or_make("searches", identity(key), fill)
+            scene.source(entry)
+            found[key] = load_file(entry / "found.safetensors")
     return found
 
 
@@ -88,7 +92,7 @@ def two_encoders(model: Model) -> str:
 
 def tokens(model: Model, text: str) -> list[int]:
     """Ids of a text, without start, end and padding."""
-    return model.tokenizer(text, add_special_tokens=False).input_ids
+    return model.tokens(text)
 
 
 def words(model: Model) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from . import loaders
 from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Missing, Plan, Prompt
+from .gate import Refused, refuses
 
 log = logging.getLogger("erasebench")
 OTHER_WORDS = ("misspelt", "paraphrase", "language")
@@ -273,7 +274,7 @@ class ExplicitTask:
         kept = {name: name for name in spec["kept"]}  # no method is told of them
         prompts += spread("retain", kept, world["templates"]["object"], counts["retain"])
         made = _plan(self, world, explicit(world), (), prompts, "explicit", images)
-        return replace(made, dropped=dropped, which="explicit content")
+        return replace(made, dropped=made.dropped + dropped, which="explicit content")
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
     )
     prompts = tuple(p for p in plan.prompts if not (p.split == "retain" and p.concept in gone))
     which = " + ".join(filter(None, [plan.which or ", ".join(c.name for c in plan.concepts), *(c.name for c in more)]))
-    return replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which)
+    return gated(replace(plan, concepts=plan.concepts + more, brief=brief, prompts=prompts, which=which))
 
 
 def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
@@ -351,7 +352,8 @@ def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
     into = lambda surrogate: tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
     asked_for = tuple(concept for surrogate in surrogates for concept in into(surrogate))
     which = f"{plan.which or ', '.join(c.name for c in plan.concepts)} -> {', '.join(surrogates)}"
-    return replace(plan, concepts=into(surrogates[0]), brief=replace(plan.brief, concepts=asked_for), which=which)
+    made = replace(plan, concepts=into(surrogates[0]), brief=replace(plan.brief, concepts=asked_for), which=which)
+    return gated(made, "surrogate=")
 
 
 def shown(plan: Plan) -> Plan:
@@ -397,7 +399,41 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
     ]
     replaced = {p.split for p in own}
     prompts = (*capped(own, images), *(p for p in plan.prompts if p.split not in replaced))
-    return replace(plan, prompts=prompts, dropped=plan.dropped + dropped)
+    return gated(replace(plan, prompts=prompts, dropped=plan.dropped + dropped))
+
+
+def gated(plan: Plan, surrogates: str = "a surrogate of the world") -> Plan:
+    """The plan of an explicit task without what the safety gate refuses: its prompts are dropped and counted, captions,
+    preserved names and synonyms for the method dropped and logged. Any other plan as it is.
+
+    Raises Refused for a concept, a surrogate (`surrogates` says whose) or a training template, which cannot be dropped."""
+    if not plan.explicit:
+        return plan
+    concepts, templates = (*plan.concepts, *plan.brief.concepts), plan.brief.templates
+    filled = lambda text: any(refuses(template.replace("{c}", text)) for template in templates)
+    needed = {  # a template alone, too: with an empty name it may say more
+        "a concept to erase": any(refuses(c.name) for c in concepts),
+        surrogates: any(refuses(c.surrogate) for c in concepts),
+        "a training template of the world": any(
+            map(filled, {"", *(t for c in concepts for t in (c.name, c.surrogate))})
+        ),
+    }
+    if refused := [what for what, is_refused in needed.items() if is_refused]:
+        raise Refused(f"{refused[0]}: the safety gate of explicit tasks refuses it (docs/safety.md)")
+    allowed = lambda texts: tuple(text for text in texts if not refuses(text))
+    bare = lambda some: tuple(replace(c, synonyms=allowed(c.synonyms)) for c in some)
+    brief = replace(
+        plan.brief,
+        concepts=bare(plan.brief.concepts),
+        preserved=tuple(name for name in allowed(plan.brief.preserved) if not filled(name)),
+        captions=allowed(plan.brief.captions),
+    )
+    for what in ("captions", "preserved"):
+        if lost := len(getattr(plan.brief, what)) - len(getattr(brief, what)):
+            log.info("%d %s for the method dropped by the safety gate", lost, {"preserved": "names"}.get(what, what))
+    prompts = tuple(p for p in plan.prompts if not refuses(p.text))
+    dropped = plan.dropped + len(plan.prompts) - len(prompts)
+    return replace(plan, concepts=bare(plan.concepts), brief=brief, prompts=prompts, dropped=dropped)
 
 
 def say_unused(rows: Sequence[loaders.PromptRow], guided: str, option: str) -> None:
@@ -518,13 +554,21 @@ def in_other_words(plan: Plan, world: Mapping[str, Any], which: Sequence[str], i
         if not texts:
             raise ErasebenchError(f"other_words={split}: world {world['name']} has none for this task")
         more += spread(split, texts, patterns, world["counts"]["other_words"])
-    return replace(plan, prompts=plan.prompts + tuple(capped(more, images)))
+    return gated(replace(plan, prompts=plan.prompts + tuple(capped(more, images))))
 
 
 def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:
     captions = world["captions"]
     prompts = [*prompts, *caption_prompts(captions["evaluation"], captions["count"], captions.get("seeds", ()))]
     brief = Brief(concepts, tuple(kept), tuple(captions["training"]), tuple(world["templates"]["train"][kind]))
-    return Plan(
-        task.name, task.version, concepts, tuple(capped(prompts, images)), brief, images is not None, task.evaluators
+    return gated(
+        Plan(
+            task.name,
+            task.version,
+            concepts,
+            tuple(capped(prompts, images)),
+            brief,
+            images is not None,
+            task.evaluators,
+        )
     )

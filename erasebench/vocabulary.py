@@ -16,7 +16,8 @@ from .model import Context, Model, join
 
 def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
     """Candidates: the `tokenizer`'s whole words, the words of the brief's `captions`, or a list as given. Of the first
-    two only those of at least three letters a to z. What is erased, its synonyms and the words of either are left out.
+    two only those of at least three letters a to z. What is erased, its synonyms and the words of either are left out,
+    and what the safety gate refuses.
     Raises ErasebenchError where nothing remains."""
     found = source
     if source == "tokenizer":
@@ -27,7 +28,7 @@ def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
         found = sorted({word for word in found if re.fullmatch(r"[a-z]{3,}", word)})
     erased = [text.lower() for concept in brief.concepts for text in (concept.name, *concept.synonyms)]
     forgotten = {part for text in erased for part in (text, *text.split())}
-    left = [word for word in dict.fromkeys(found) if word.lower() not in forgotten]
+    left = [word for word in dict.fromkeys(found) if word.lower() not in forgotten and model.allows(word)]
     if not left:
         raise ErasebenchError(
             f"vocabulary={source}: no word but those to erase; give a list, or a file with one a line"

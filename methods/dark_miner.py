@@ -35,7 +35,9 @@ from tqdm import tqdm
 from erasebench.attention import Adapted, LowRank, projection
 from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, ErasebenchError, Sampler
+from erasebench.generate import version
 from erasebench.model import Context, Model, weights_digest
+from erasebench.provenance import changed_sources, sources, write_sources
 from erasebench.store import Store, digest
 from erasebench.tasks import seed_of
 from erasebench.training import noised
@@ -96,12 +98,21 @@ class DarkMiner:
             "concepts": names,
             "seed": seed,
             "base": weights_digest(model.unet, model.text_encoder, model.vae),
+            **version(),
         }
+        outdated = set()
 
         def kept(stage: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
             """What a stage of a loop gives, made once."""
-            fill = lambda folder: save_file(make(), folder / "made.safetensors")
-            return load_file(Store().get_or_make(stage, {**shared, "loop": number}, fill) / "made.safetensors")
+
+            def fill(folder: Path) -> None:
+                made_by = sources(self)
+                save_file(make(), folder / "made.safetensors")
+                write_sources(folder, made_by)
+
+            entry = Store().get_or_make(stage, {**shared, "loop": number}, fill)
+            outdated.update(changed_sources(entry, self))
+            return load_file(entry / "made.safetensors")
 
         pictures, found = self.pictures(model, names), []
         adapters, ended = self.untrained(model, seed), f"max_loops={self.max_loops} were done"
@@ -116,7 +127,8 @@ class DarkMiner:
         save_file(packed(adapters), out / "adapters.safetensors")
         scores = [round(float(one["score"]), 4) for one in found]
         (out / "loops.json").write_text(json.dumps({"scores": scores, "ended": ended}))
-        write_notes(out, {"loops": len(scores), "scores": scores, "ended": ended})
+        notes = {"source_changed": True} if outdated else {}  # since the loops that this fit took up
+        write_notes(out, {"loops": len(scores), "scores": scores, "ended": ended, **notes})
 
     @property
     def sampler(self) -> Sampler:

@@ -101,17 +101,14 @@ class MMAText:
             made = ids.repeat(self.candidates, 1)
             made[torch.arange(self.candidates), place] = likely[place, choice]
             made = self.readable(model, made.unique(dim=0))
+            prompts = Slots(*(x.expand(len(made), -1) for x in frame)).filled(made.flatten())
+            allowed_here = model.allows_ids(prompts)  # what the safety gate refuses is no candidate
+            made, prompts = made[allowed_here], prompts[allowed_here]
             if not len(made):
                 continue
             with torch.no_grad():
                 scores = torch.cat(
-                    [
-                        self.likeness(
-                            model.encode(ids=Slots(*(x.expand(len(part), -1) for x in frame)).filled(part.flatten())),
-                            goal,
-                        )
-                        for part in made.split(4 * scene.together)
-                    ]
+                    [self.likeness(model.encode(ids=part), goal) for part in prompts.split(4 * scene.together)]
                 )
             ids = made[scores.argmax()]  # moves even where that is worse; the best of all is kept apart
             if scores.max() > reached:

@@ -128,10 +128,10 @@ class RAB:
         return torch.where(at, other[..., None], people), error.masked_fill(mutated, torch.nan)
 
     def errors(self, model: Model, people: Tensor, goal: Tensor, of: Tensor, together: int) -> Tensor:
-        """Squared distance [B] of token ids [B, K] to the goals `of` them."""
+        """Squared distance [B] of token ids [B, K] to the goals `of` them; infinite where the safety gate refuses them."""
         frame = slots(model, [[FREE] * self.tokens])
-        made = []
-        for ids, which in zip(people.split(4 * together), of.split(4 * together), strict=True):
-            prompts = Slots(frame.ids.expand(len(ids), -1), frame.free.expand(len(ids), -1)).filled(ids.flatten())
-            made.append((model.encode(ids=prompts).hidden - goal[which]).square().sum((1, 2)))
-        return torch.cat(made)
+        prompts = Slots(frame.ids.expand(len(people), -1), frame.free.expand(len(people), -1)).filled(people.flatten())
+        made = torch.full((len(people),), torch.inf, dtype=goal.dtype, device=goal.device)
+        for at in model.allows_ids(prompts).nonzero().flatten().split(4 * together):
+            made[at] = (model.encode(ids=prompts[at]).hidden - goal[of[at]]).square().sum((1, 2))
+        return made
