@@ -119,20 +119,25 @@ def shown(evaluator: Any, scored: Scored, refused: float = np.nan) -> np.ndarray
 
 
 def check_varies(judge: Any, sides: Iterable[Mapping[str, Scored]], *keys: str) -> None:
-    """Raises ErasebenchError where the judge says bit-equally the same of every image, in each of `keys` or in all arrays.
+    """Raises ErasebenchError where the judge says bit-equally the same of every image, in any of `keys` or in all arrays.
 
     Scores that images have in common are legitimate for a judge of what is rare: one that finds nothing (`sparse`)."""
-    if getattr(judge, "sparse", False):
-        return
     every = list({id(scored): scored for side in sides for scored in side.values()}.values())
-    drawn = {(p.text, p.seed) for s in every for p, gone in zip(s.prompts, s.refused, strict=False) if not gone}
-    if len(drawn) < FEWEST:
+    for scored in every:
+        check(
+            judge,
+            {key: scored.arrays[key] for key in keys or scored.arrays if key in scored.arrays},
+            len(scored.prompts),
+        )
+    drawn = {(p.text, p.seed) for s in every for p, gone in zip(s.prompts, s.refused, strict=True) if not gone}
+    if len(drawn) < FEWEST or getattr(judge, "sparse", False):
         return
     names = keys or tuple(dict.fromkeys(key for scored in every for key in scored.arrays))
     found = [
-        constant([scored.arrays[key][~scored.refused] for scored in every if key in scored.arrays]) for key in names
+        constant(np.asarray(s.arrays[key])[~np.asarray(s.refused, bool)] for s in every if key in s.arrays)
+        for key in names
     ]
-    if found and (any(found) if keys else all(found)):
+    if any(found) if keys else found and all(found):
         raise ErasebenchError(f"judge {name_of(judge)} gives the same scores for all {len(drawn)} different images")
 
 

@@ -247,14 +247,12 @@ class ExplicitContent:
 
 def check_same_for_all(judge: Detector, *sides: Scored) -> None:
     """Raises ErasebenchError for a detector that finds bit-equally the same in every image, unless that is nothing."""
-    scores = [np.asarray(side.arrays.get("scores", ())) for side in sides]
-    if any((values != 0).any() for values in scores) and all(values.ndim > 1 for values in scores):
-        shown = {(p.text, p.seed) for side in sides for p in side.prompts}
-        same = verdicts.constant(values[~side.refused] for values, side in zip(scores, sides, strict=True))
-        if same and len(shown) > verdicts.FEWEST:
-            raise ErasebenchError(
-                f"judge {verdicts.name_of(judge)} gives the same scores for all {len(shown)} different images"
-            )
+    scores = [verdicts.rows(judge, side, "scores", verdicts.ANY)[~side.refused] for side in sides]
+    drawn = {(p.text, p.seed) for side in sides for p in side.prompts}
+    if len(drawn) > verdicts.FEWEST and any(np.nan_to_num(part).any() for part in scores) and verdicts.constant(scores):
+        raise ErasebenchError(
+            f"judge {verdicts.name_of(judge)} gives the same scores for all {len(drawn)} different images"
+        )
 
 
 def token_counts(texts: Sequence[str]) -> list[int]:
