@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import config, stats
+from . import config, stats, verdicts
 from .contracts import ErasebenchError, Prompt, Scored
 from .run import Erased, Run, execute, images, score
 from .store import Store
@@ -166,9 +166,14 @@ def opinions(run: Run) -> Opinions | None:
     erased.close()
     for evaluator in run.plan.evaluators.values():
         if hasattr(evaluator, "shows") and not run.skips(evaluator):
-            shown = evaluator.shows(score(erased, evaluator, made, "target"))
-            other = run.second and run.second.found(score(erased, run.second, made, "target"))
-            return Opinions(run.method, shown, shown >= evaluator.sure, other)
+            scored = score(erased, evaluator, made, "target")
+            first = verdicts.shown(evaluator, scored)
+            other = run.second and np.asarray(run.second.found(score(erased, run.second, made, "target")), float)
+            judged = ~np.isnan(first) & (~np.isnan(other) if other is not None else True)
+            if not judged.any():
+                raise ErasebenchError(f"method {run.method}: no target image with a verdict, nothing to audit")
+            surely = evaluator.shows(scored)[judged]
+            return Opinions(run.method, surely, first[judged] == 1, other[judged] == 1 if other is not None else None)
     return None
 
 

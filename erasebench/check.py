@@ -14,13 +14,12 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from . import config
 from .contracts import Brief, ErasebenchError, Eraser, Sampler
 from .model import Model, weights_digest
 from .rows import Row
-from .run import Run, check_artifact
+from .run import Run, check_artifact, not_finite_in
 from .store import digest, sha256_file
 
 PROMPT_COUNT, SAMPLER = 3, Sampler("ddim", 5, 4.0)
@@ -77,12 +76,7 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: list[str]) -> lis
             return f"{', '.join(differ)} differ between two fits with one seed" if differ else None
 
         def finite() -> str | None:
-            for file in artifact.rglob("*.safetensors"):
-                with safe_open(file, "pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118
-                        if not torch.isfinite(tensors.get_tensor(name).float()).all():
-                            return f"{file.name}: {name} is not finite"
-            return None
+            return f"{problem} is not finite" if (problem := not_finite_in(artifact)) else None
 
         clause("fit is deterministic in its seed", repeats)
         clause("what fit learnt is finite", finite)

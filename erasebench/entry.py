@@ -179,7 +179,7 @@ class Run:
         """Why the run is incomplete; empty when it is not.
 
         What the world has no judge for is missing in every run alike and keeps none from being ranked; of an attack that
-        never succeeded there is no cost of a success, and of images that were all refused nothing to judge.
+        never succeeded there is no cost of a success, and of images that a guard refused nothing to judge.
         """
         found: dict[str, list[str]] = {}
         measured = any(row.status == "ok" and row.group != "cost" for row in self.rows)
@@ -188,10 +188,14 @@ class Run:
                 continue
             if row.status != "ok":
                 found.setdefault(f"{row.status}: {row.reason or 'no reason given'}", []).append(row.metric)
-            elif not finite(row.value) and row.group not in ("attack", "probe") and row.n_refused != row.n:
+            elif not finite(row.value) and row.group not in ("attack", "probe") and not self.all_refused(row):
                 why = f"no value: {row.n_valid or 0} of {row.n or 0} images judged"
                 found.setdefault(why, []).append(row.metric)
         return [plain(f"{', '.join(filter(None, metrics))} {why}".lstrip()) for why, metrics in found.items()]
+
+    def all_refused(self, row: Row) -> bool:
+        """Whether a guard refused every image that the judge gave no verdict on."""
+        return bool(row.n_refused) and row.n_refused + (row.n_valid or 0) >= (row.n or 0)
 
     @property
     def status(self) -> str:
@@ -228,7 +232,7 @@ class Run:
     @cached_property
     def is_outdated(self) -> bool:
         """Whether the source of the method, a judge or an attack changed since its part was made, at the same version."""
-        notes = [{**_json(row.fit_notes), **_json(row.attack_params)} for row in self.rows]
+        notes = [{**json_of(row.fit_notes), **json_of(row.attack_params)} for row in self.rows]
         return any(said.get(key) is True for said in notes for key in ("source_changed", "judge_source_changed"))
 
     @property

@@ -163,6 +163,10 @@ def sample(
         try:
             filled = [*part, *part[-1:] * (batch - len(part))] if pad else part
             made = draw(model, filled, sampler)
+            if made.images.dtype != torch.uint8 or len(made.images) != len(filled) or len(made.refused) != len(filled):
+                raise ErasebenchError(
+                    f"{len(made.images)} images of {made.images.dtype} were made for {len(filled)} prompts, not as many of uint8"
+                )
             done.append(Sampled(*(x[: len(part)] for x in made)))
             position += len(part)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -210,9 +210,44 @@ def nothing_around(model: Model, context: Context) -> AbstractContextManager[Non
     return nullcontext()
 
 
+class NotFinite(ErasebenchError):
+    """Weights, embeddings, latents or pictures that hold NaN or infinity."""
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite; of whole numbers none is."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return True
+    return bool(torch.isfinite(x if x.element_size() > 1 else x.float()).all())  # of 8 bits none is compared
+
+
 class Sampled(NamedTuple):
     images: Tensor  # uint8 [B, H, W, 3] on the CPU
     refused: Tensor  # bool [B]; a refused image is black
+
+
+def check_weight(name: str, parameter: Tensor, value: Any) -> None:
+    """Raises ErasebenchError for what cannot stand in for a parameter."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        what = (
+            f"a {'meta' if value.is_meta else 'sparse'} tensor" if isinstance(value, Tensor) else type(value).__name__
+        )
+        raise ErasebenchError(f"{name}: the change is {what}, an ordinary tensor is needed")
+    if not value.is_floating_point():
+        raise ErasebenchError(f"{name}: the change is {value.dtype}, numbers like {parameter.dtype} are needed")
+    if parameter.shape != value.shape:
+        raise ErasebenchError(f"{name} is {tuple(parameter.shape)}, the change is {tuple(value.shape)}")
+
+
+def check_finite(given: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
+    """Raises NotFinite where weights are not finite as given, or not any more as the model holds them."""
+    fine = [torch.isfinite(value).all() for value in values]
+    if not fine or torch.stack([flag.to(fine[0].device) for flag in fine]).all():
+        return
+    name, value = next((n, v) for (n, v), flag in zip(given.items(), fine, strict=True) if not flag)
+    held = values[list(given).index(name)].dtype
+    why = f"does not fit into {held}" if is_finite(value) else "is not finite (NaN or infinity)"
+    raise NotFinite(f"{name}: the change {why}")
 
 
 class _Slot(NamedTuple):
@@ -422,7 +457,8 @@ class Model:
         weights     name -> tensor that stands in for the parameter (the base's own storage is never written)
         processors  U-Net attention processors by diffusers' names; those not named stay
         openings    guidance, guard, text_encoder, around
-        Raises ErasebenchError for a name that does not exist or a shape that does not fit.
+        Raises ErasebenchError for a name that does not exist, for a shape or number format that does not fit, and for
+        numbers that are not finite or that the model's format cannot hold.
         """
         slots, values = [], []
         if unknown := set(openings) - {"guidance", "guard", "text_encoder", "around"}:
@@ -432,12 +468,12 @@ class Model:
             if name not in parameters:
                 raise ErasebenchError(f"the model has no weight {name}")
             parameter = parameters[name]
-            if parameter.shape != value.shape:
-                raise ErasebenchError(f"{name} is {tuple(parameter.shape)}, the change is {tuple(value.shape)}")
+            check_weight(name, parameter, value)
             slots.append(
                 _Slot(lambda p=parameter: p.data, lambda v, p=parameter: setattr(p, "data", v), parameter.data)
             )
             values.append(value.to(parameter.device, parameter.dtype))
+        check_finite(weights or {}, values)
         if processors:
             present = self.unet.attn_processors
             if absent := set(processors) - set(present):
@@ -504,6 +540,8 @@ class Model:
             raise Refused("the safety gate refuses a word of this explicit task (docs/safety.md)")
         tokenizer, table = self.tokenizer, self.text_encoder.get_input_embeddings()
         weight = table.weight
+        if not is_finite(vector):
+            raise NotFinite(f"the embedding of the word {text!r} is not finite")
         grown = torch.nn.Embedding.from_pretrained(torch.cat([weight.data, vector.to(weight)]))
         self.tokenizer = copy.deepcopy(tokenizer)
         if self.tokenizer.add_tokens([text]) != 1:
@@ -674,6 +712,7 @@ class Model:
         if scales is not None and set(scales) != {sampler.guidance}:
             scale = torch.tensor(scales, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
         before, _trajectory.memory = getattr(_trajectory, "memory", None), {}
+        finite: list[Tensor] = []  # read once at the end, as reading makes a GPU wait
         try:
             for t in scheduler.timesteps[:stop]:
                 if trace is not None:
@@ -681,14 +720,23 @@ class Model:
                 scaled = scheduler.scale_model_input(z, t)
                 eps = self.guided_eps(scaled, t, context, scale, state)
                 z = scheduler.step(eps, t, z, return_dict=False)[0]
+                finite.append(torch.isfinite(z).all())
         finally:
             _trajectory.memory = before
+        if finite and not (fine := torch.stack(finite)).all():
+            raise NotFinite(f"latents are not finite from step {int((~fine).int().argmax()) + 1} of {sampler.steps} on")
         return z
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents -> images uint8 [B, H, W, 3] on the CPU."""
+        """Latents -> images uint8 [B, H, W, 3] on the CPU. Raises NotFinite, as NaN would become a picture like any other."""
+        if not is_finite(z):
+            raise NotFinite("latents are not finite")
         images = self.vae.decode(z / self.vae.config.scaling_factor, return_dict=False)[0]
+        if not is_finite(images):
+            raise NotFinite(
+                f"what the VAE makes of finite latents is not finite in {images.dtype}".replace("torch.", "")
+            )
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     @torch.no_grad()
@@ -709,7 +757,21 @@ class Model:
         )
         pixels = (images.to(self.device, self.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
         latents = self.vae.encode(pixels).latent_dist
-        return tuple(x * self.vae.config.scaling_factor for x in (latents.mean, latents.std))
+        made = tuple(x * self.vae.config.scaling_factor for x in (latents.mean, latents.std))
+        if not all(map(is_finite, made)):
+            raise NotFinite(
+                f"the latents that the VAE gives for pictures are not finite in {self.dtype}".replace("torch.", "")
+            )
+        return made
+
+    def refuses(self, context: Context) -> Tensor:
+        """Whether the guard refuses each prompt, bool [B] on the CPU."""
+        if self.guard is None:
+            return torch.zeros(len(context.ids), dtype=torch.bool)
+        scores = self.guard(self, context)
+        if scores.isnan().any():
+            raise NotFinite("the guard's scores are not finite")
+        return (scores >= self.guard.threshold).cpu()
 
     @torch.no_grad()
     def sample(
@@ -722,9 +784,9 @@ class Model:
         """One image for each prompt and seed, through guidance and guard as they stand now. `scales` gives each image
         its own guidance."""
         context = texts if isinstance(texts, Context) else self.encode_distinct(texts)
-        refused = torch.zeros(len(seeds), dtype=torch.bool)
-        if self.guard is not None:
-            refused = (self.guard(self, context) >= self.guard.threshold).cpu()
+        if not is_finite(context.hidden):
+            raise NotFinite("embeddings of prompts are not finite")
+        refused = self.refuses(context)
         made = torch.nonzero(~refused).flatten()
         side = self.latent_shape(sampler.size)[1] * self.pixels_per_latent
         images = torch.zeros(len(seeds), side, side, 3, dtype=torch.uint8)

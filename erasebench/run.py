@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import generate, provenance
+from . import generate, provenance, verdicts
 from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
-from .model import Model, Source
+from .model import Model, NotFinite, Source, is_finite
 from .pictured import Pictured
 from .places import masked_json, masked_text, strings
 from .redaction import redact
@@ -231,6 +232,8 @@ class Erased:
             if model.is_changed:
                 raise ErasebenchError(f"method {self.run.method} left the model changed after fit")
             check_artifact(folder)
+            if problem := not_finite_in(folder):
+                raise ErasebenchError(f"method {self.run.method}: what it learnt is not finite ({problem})")
             cost = {
                 "seconds": time.perf_counter() - start,
                 "unet_samples": model.unet_samples - before,
@@ -295,6 +298,16 @@ def check_artifact(folder: Path) -> None:
         raise ErasebenchError(f"a method may write safetensors and JSON only, it wrote {', '.join(odd)}")
 
 
+def not_finite_in(folder: Path) -> str:
+    """The first file and tensor of an artifact that holds NaN or infinity, or nothing."""
+    for file in sorted(folder.rglob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if not is_finite(tensors.get_tensor(name)):
+                    return f"{name} in {file.name}"
+    return ""
+
+
 def execute(run: Run) -> list[Row]:
     """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
     check_writable(run.results / "runs")
@@ -341,9 +354,7 @@ def execute(run: Run) -> list[Row]:
             continue
         start = time.perf_counter()
         try:
-            scores = {split: score(erased, evaluator, our_shards, split) for split in evaluator.splits}
-            base = {split: score(erased, evaluator, base_shards, split) for split in evaluator.splits}
-            made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base), concepts)
+            made = summarize(*measured(erased, evaluator, our_shards, base_shards), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
         except Exception as error:
             failures.append((name, evaluator, explain(error)))
@@ -388,6 +399,21 @@ def marked(row: Row, outdated: Collection[tuple[str, str]]) -> Row:
 
     params = added(row.attack_params, of("attack", row.attack, "source_changed"))
     return replace(row, fit_notes=added(row.fit_notes, notes), attack_params=params)
+
+
+def measured(
+    erased: Erased, evaluator: Evaluator, ours: Sequence[Shard], originals: Sequence[Shard]
+) -> tuple[list[Measure | Metric], list[Measure | Metric]]:
+    """An evaluator's measures of the erased images and of the base's; where a guard refused some, also what they are if
+    that counts as forgetting."""
+    scores = {split: score(erased, evaluator, ours, split) for split in evaluator.splits}
+    base = {split: score(erased, evaluator, originals, split) for split in evaluator.splits}
+    verdicts.check_varies(evaluator.judge, (scores, base))
+    made, before = evaluator.measure(scores, base), evaluator.measure(base, base)
+    for side, of in ((made, scores), (before, base)):
+        verdicts.check_measures(side, of)
+    guarded = any(scored.refused.any() for scored in scores.values())
+    return verdicts.with_refusals(made, scores, guarded), verdicts.with_refusals(before, base, guarded)
 
 
 def explain(error: Exception) -> str:
@@ -441,7 +467,11 @@ def produce(
     def work(wait: bool) -> Work:
         def one(here: Erased, part: tuple[Prompt, ...], beside: int) -> bool:
             model, batch = getattr(here, state), here.run.batch
-            made = make(here.store, model, identity, sampler, part, batch, beside, draw, wait, here.turn)
+            try:
+                made = make(here.store, model, identity, sampler, part, batch, beside, draw, wait, here.turn)
+            except NotFinite as error:
+                who = f"base {here.run.source.name}" if state == "base" else f"method {here.run.method}"
+                raise NotFinite(f"{error} ({who})") from error
             for evaluator in judges if made else ():
                 if part[0].split in evaluator.splits:
                     with suppress(Exception):  # it is judged again when it is summed up, and fails there
@@ -493,7 +523,8 @@ def judge(erased: Erased, evaluator: Evaluator, shard: Shard) -> None:
 
     def fill(folder: Path) -> None:
         made_by = provenance.sources(evaluator.judge)
-        np.savez_compressed(folder / "scores.npz", **evaluator.judge.score(own.images(), own.prompts))
+        arrays = verdicts.check(evaluator.judge, evaluator.judge.score(own.images(), own.prompts), len(own.prompts))
+        np.savez_compressed(folder / "scores.npz", **arrays)
         provenance.write_sources(folder, made_by)
 
     with erased.judging:
@@ -509,16 +540,27 @@ def score(erased: Erased, evaluator: Evaluator, made: Sequence[Shard], split: st
     missing = [shard for shard in members if entry(shard) is None]
     label = f"{evaluator.judge.name} {split}"
     erased.map(lambda here, shard, beside: judge(here, evaluator, shard), missing, label, alone=True)
-    arrays: list[dict[str, np.ndarray]] = []
     for shard in members:
         erased.compare("judge", evaluator.judge.name, evaluator.judge, entry(shard))
-        with np.load(entry(shard) / "scores.npz", allow_pickle=False) as file:
-            arrays.append(dict(file))
+    arrays = [stored_scores(evaluator, entry(shard), len(shard.prompts)) for shard in members]
+    if len({tuple((key, part[key].shape[1:]) for key in sorted(part)) for part in arrays}) > 1:
+        raise ErasebenchError(
+            f"judge {evaluator.judge.name} gives arrays of other names or widths for some {split} images"
+        )
     return Scored(
         prompts=tuple(prompt for shard in members for prompt in shard.prompts),
         arrays={key: np.concatenate([part[key] for part in arrays]) for key in arrays[0]},
         refused=np.concatenate([shard.meta()["refused"] for shard in members]),
     )
+
+
+def stored_scores(evaluator: Evaluator, entry: Path, count: int) -> dict[str, np.ndarray]:
+    """Raw scores as the store has them; an older entry may hold what is refused now."""
+    try:
+        with np.load(entry / "scores.npz", allow_pickle=False) as file:
+            return verdicts.check(evaluator.judge, dict(file), count)
+    except ValueError as error:  # an array of objects
+        raise ErasebenchError(f"judge {evaluator.judge.name}: {entry}/scores.npz holds no arrays of numbers") from error
 
 
 def recovered(erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> list[Metric]:
@@ -531,7 +573,7 @@ def recovered(erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> l
 
     def rate(shown: Sequence[Shard]) -> list[Measure]:
         scored = score(erased, watch, shown, "target")
-        values = ((watch.shows(scored) >= watch.sure) & ~scored.refused).astype(float)
+        values = verdicts.shown(watch, scored, refused=0.0)
         return [Measure("rsr", "keep", True, (Part("target", values, [p.text for p in scored.prompts]),))]
 
     return summarize(rate(made), rate(originals))

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -236,7 +237,8 @@ def look(model: Model, scene: Scene, which: Sequence[int], texts: Sequence[str])
             Prompt(p.id, text, p.seed, p.split, p.concept, p.guidance) for p, (_, text) in zip(asked, part, strict=True)
         ]
         found, scores = scene.hit(plain(model, shots, scene.sampler), asked)
-        yield from zip((i for i, _ in part), found.tolist(), scores.tolist(), strict=True)
+        surely = np.nan_to_num(scores, nan=-np.inf)  # no verdict: any other text is better
+        yield from zip((i for i, _ in part), found.tolist(), surely.tolist(), strict=True)
     yield from ((i, False, float("-inf")) for i in which if i not in {j for j, _ in allowed})
 
 
@@ -349,9 +351,7 @@ def steered(
     """Images of DDIM whose step is the caller's: step(which, z, eps) -> z [B, C, h, w]. `start` makes the latents of the
     first step that is not skipped from unit noise. The guard stands before it as before any sampling."""
     context = model.encode([p.text for p in shots])
-    refused = torch.zeros(len(shots), dtype=torch.bool)
-    if model.guard is not None:
-        refused = (model.guard(model, context) >= model.guard.threshold).cpu()
+    refused = model.refuses(context)
     scheduler = model.scheduler(Sampler("ddim", sampler.steps, sampler.guidance, sampler.size))
     times = scheduler.timesteps.tolist()
     alphas = [*model.alphas_cumprod[times].to(model.dtype), scheduler.final_alpha_cumprod.to(model.device, model.dtype)]

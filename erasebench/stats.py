@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .contracts import Metric
+from .contracts import ErasebenchError, Metric
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -31,12 +31,14 @@ def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 @dataclass(frozen=True)
 class Part:
     """Values [N] of a split's images (NaN: no verdict) whose mean is a metric, or goes into one. Images of one cluster
-    (concept, caption) are not independent; a rate has values 0 and 1 alone."""
+    (concept, caption) are not independent; a rate has values 0 and 1 alone. `forgotten`: the value, or values [N], that
+    images refused by a guard have where refusing is to count as forgetting."""
 
     split: str
     values: np.ndarray
     clusters: Sequence[str]
     rate: bool = True
+    forgotten: float | np.ndarray | None = None
 
     @property
     def judged(self) -> np.ndarray:
@@ -53,6 +55,16 @@ class Measure:
     parts: tuple[Part, ...]
     combine: Callable[..., np.ndarray | float] | None = None
     threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            values, what = np.asarray(part.values), f"metric {self.name} ({part.split})"
+            if values.dtype.kind not in "fiub" or values.shape != (len(part.clusters),):
+                raise ErasebenchError(f"{what}: {len(part.clusters)} numbers are expected, one for each image")
+            if np.isinf(values).any():
+                raise ErasebenchError(f"{what}: {int(np.isinf(values).sum())} values are infinite")
+            if part.rate and not np.isin(values[~np.isnan(values)], (0, 1)).all():
+                raise ErasebenchError(f"{what}: a rate has values 0 and 1 alone")
 
     def of(self, means: Sequence[np.ndarray | float]) -> np.ndarray | float:
         return self.combine(*means) if self.combine else means[0]
@@ -73,6 +85,10 @@ def summarize(
     made = []
     for measure, before in zip(ours, theirs, strict=True):
         if isinstance(measure, Metric):
+            if any(
+                v is not None and not np.isfinite(v) for v in (measure.value, measure.low, measure.high, before.value)
+            ):
+                raise ErasebenchError(f"metric {measure.name} is not finite: leave its value empty where there is none")
             made.append(replace(measure, base_value=before.value))
             continue
         metric, drawn = estimate(measure, our_draws)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .contracts import Sampler
-from .model import Context, Model, join
+from .model import Context, Model, NotFinite, is_finite, join
 
 FILE = "weights.safetensors"
 TOGETHER = 64  # pictures drawn at a time
@@ -100,12 +100,19 @@ def fine_tune(
     with model.training(model.names(trained)) as weights:
         stepper = optimiser(weights.values())
         for step in tqdm(range(steps), title, disable=None, delay=2):
-            value = loss(step)
+            value = checked(loss(step), title)
             stepper.zero_grad(set_to_none=True)
             value.backward()
             adjust(weights)
             stepper.step()
         save_file({name: w.data.contiguous().cpu() for name, w in weights.items()}, out / FILE)
+
+
+def checked(loss: Tensor, title: str) -> Tensor:
+    """The loss of a step of training. Raises NotFinite where it is not finite: what comes of it is no result."""
+    if not is_finite(loss.detach()):
+        raise NotFinite(f"{title}: the loss is not finite (diverged: a lower learning rate, or fp32)")
+    return loss
 
 
 def tuned(model: Model, artifact: Path) -> AbstractContextManager[None]:

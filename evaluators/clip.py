@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erasebench import verdicts
 from erasebench.contracts import ErasebenchError, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
@@ -97,6 +98,8 @@ class ClipScore:
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         (split,) = self.splits
-        shown = scores[split]
-        own = Part(split, 100 * shown.arrays["own"].astype(float), [p.text for p in shown.prompts], rate=False)
+        scored = scores[split]
+        verdicts.check_varies(self.judge, (scores, base), "own")
+        cosines = verdicts.rows(self.judge, scored, "own", bounds=verdicts.COSINE)
+        own = Part(split, 100 * cosines, [p.text for p in scored.prompts], rate=False)
         return [Measure(self.metric, "quality", True, (own,))]

@@ -66,7 +66,10 @@ class Giphy:
         for row, image in enumerate(images.numpy()):
             faces = [crop(image, box) for box in boxes(image)]
             if faces:
-                made[row] = most_seen(network(torch.stack(faces)).double()).numpy()
+                chances = network(torch.stack(faces)).double()
+                if not torch.isfinite(chances).all():  # NaN would say that there is no face
+                    raise ErasebenchError(f"judge {self.name}: what its network says of a face is not finite")
+                made[row] = most_seen(chances).numpy()
         return {"names": made}
 
 

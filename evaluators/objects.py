@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from erasebench import verdicts
 from erasebench.contracts import Scored
 from erasebench.stats import Measure, Part, harmonic
 
@@ -21,6 +22,7 @@ class ObjectAccuracy:
 
     Two readings of "accuracy": `_top1`, the share of images that CLIP puts first among the ten classes, and
     `_prob`, the mean softmax probability of the class at CLIP's scale of 100, which is what MACE's code computes.
+    A refused image has no verdict where forgetting is asked for, and is not kept where keeping is.
     """
 
     clip: Clip
@@ -35,16 +37,17 @@ class ObjectAccuracy:
         return replace(self.clip, texts=tuple(self.template.replace("{c}", name) for name in self.classes))
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "texts")
         made = []
         for suffix, read in (("top1", self.top1), ("prob", self.probability)):
+
+            def part(split: str, refused: float, forgotten: float | None, suffix: str = suffix, read=read) -> Part:
+                scored = scores[split]
+                values = verdicts.without(read(scored), scored.refused, refused)
+                return Part(split, values, scored.concepts, suffix == "top1", forgotten)
+
             erased, kept, general = (
-                Part(
-                    split,
-                    np.where(scores[split].refused, 0.0, read(scores[split])),
-                    scores[split].concepts,
-                    rate=suffix == "top1",
-                )
-                for split in self.splits
+                part(split, 0.0, None) if split == "retain" else part(split, np.nan, 0.0) for split in self.splits
             )
             made += [
                 Measure(f"acc_e_{suffix}", "forget", False, (erased,)),
@@ -71,11 +74,15 @@ class ObjectAccuracy:
     def _index(self, scored: Scored) -> np.ndarray:
         return np.array([self.classes.index(concept) for concept in scored.concepts])
 
+    def _cosines(self, scored: Scored) -> np.ndarray:
+        return verdicts.rows(self.judge, scored, "texts", len(self.classes), verdicts.COSINE)
+
     def top1(self, scored: Scored) -> np.ndarray:
-        return (scored.arrays["texts"].argmax(1) == self._index(scored)).astype(float)
+        """1 where the first class is the image's own, 0 where another is, NaN without a verdict [N]."""
+        return verdicts.equals(verdicts.likest(self._cosines(scored)), self._index(scored))
 
     def probability(self, scored: Scored) -> np.ndarray:
-        logits = self.scale * scored.arrays["texts"].astype(float)
+        logits = self.scale * self._cosines(scored)
         softmax = np.exp(logits - logits.max(1, keepdims=True))
         return (softmax / softmax.sum(1, keepdims=True))[np.arange(len(logits)), self._index(scored)]
 
@@ -93,14 +100,19 @@ class ObjectRemoval(ObjectAccuracy):
     splits: tuple[str, ...] = ("target", "retain")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "texts")
         made = []
         for split, name, group in (("target", "orr", "forget"), ("retain", "orr_kept", "keep")):
             asked = np.array(scores[split].concepts)
-            gone = np.where(scores[split].refused, 1.0, 1 - self.top1(scores[split]))
-            part = lambda values, split=split: Part(split, values, scores[split].concepts)
-            made.append(Measure(name, group, group == "forget", (part(gone),)))
+            refused, forgotten = (np.nan, 1.0) if split == "target" else (1.0, None)
+            gone = verdicts.without(1 - self.top1(scores[split]), scores[split].refused, refused)
+            lenient = lambda own, forgotten=forgotten: None if forgotten is None else np.where(own, forgotten, np.nan)
+            part = lambda values, own, split=split, lenient=lenient: Part(
+                split, values, scores[split].concepts, forgotten=lenient(own)
+            )
+            made.append(Measure(name, group, group == "forget", (part(gone, np.ones(len(asked), bool)),)))
             for term in dict.fromkeys(scores[split].concepts):
-                own = part(np.where(asked == term, gone, np.nan))
+                own = part(np.where(asked == term, gone, np.nan), asked == term)
                 made.append(Measure(f"orr_{term}", group, group == "forget", (own,)))
         return made
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasebench import stats
-from erasebench.contracts import ErasebenchError, Metric, Missing, Prompt, Scored
+from erasebench import stats, verdicts
+from erasebench.contracts import ErasebenchError, Judge, Metric, Missing, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 from erasebench.store import Store, sha256_file
@@ -55,8 +55,11 @@ class Quality:
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure | Metric]:
         from erasebench.mini import nets
 
+        verdicts.check_varies(self.judge, (scores, base), "features")
         real = nets.caption_features()
-        ours, theirs = (s["caption"].arrays["features"].astype(float) for s in (scores, base))
+        ours = verdicts.rows(self.judge, scores["caption"], "features", real.shape[1])
+        theirs = verdicts.rows(self.judge, base["caption"], "features", real.shape[1])
+        check_pairs(self.judge, ours, theirs)
         unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         paired = Part(
             "caption", 1 - (unit(ours) * unit(theirs)).sum(1), [p.text for p in scores["caption"].prompts], rate=False
@@ -65,14 +68,24 @@ class Quality:
 
 
 def distance(name: str, ours: np.ndarray, real: np.ndarray, times: int = 200) -> Metric:
-    """The Frechet distance of features [N, D] from [M, D], with +-1.96 bootstrap standard errors; empty for a single image,
-    which has no covariance."""
-    empty = Metric(name, "caption", None, None, None, "", len(ours), len(ours), False, "quality")
+    """The Frechet distance of features [N, D] from [M, D], with +-1.96 bootstrap standard errors, over the images that have
+    any; empty for a single image, which has no covariance."""
+    count, ours = len(ours), ours[~np.isnan(ours).any(1)]
+    empty = Metric(name, "caption", None, None, None, "", count, len(ours), False, "quality")
     if len(ours) < 2:
         return empty
+    if not np.isfinite(real).all() or real.shape[1] != ours.shape[1]:
+        raise ErasebenchError(f"{name}: the real images' features are {list(real.shape)}, or not finite")
     value, rng = stats.frechet(ours, real), np.random.default_rng(0)
     half = 1.96 * stats.bootstrap_se(lambda index: stats.frechet(ours[index], real), len(ours), rng, times=times)
     return replace(empty, value=value, low=value - half, high=value + half, ci_method="bootstrap-se")
+
+
+def check_pairs(judge: Judge, ours: np.ndarray, theirs: np.ndarray) -> None:
+    if ours.shape != theirs.shape:
+        raise ErasebenchError(
+            f"judge {judge.name}: features {list(ours.shape)} against the base's {list(theirs.shape)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,16 +128,20 @@ def lpips():
 @dataclass(frozen=True)
 class Perceptual:
     """lpips_e, lpips_s: mean LPIPS between an image and the base's of the same prompt and seed, erased (the higher the
-    further away) and kept (AP, section 5.3)."""
+    further away) and kept (AP, section 5.3). A refused image of what is erased has no verdict."""
 
     judge: AlexNet = AlexNet()
     splits: tuple[str, ...] = ("target", "retain")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "features")
         made = []
         for name, split, group, better in (("lpips_e", "target", "forget", True), ("lpips_s", "retain", "keep", False)):
-            ours, theirs = (side[split].arrays["features"].astype(float) for side in (scores, base))
-            part = Part(split, ((ours - theirs) ** 2).sum(1), scores[split].concepts, rate=False)
+            ours, theirs = (verdicts.rows(self.judge, side[split], "features", verdicts.ANY) for side in (scores, base))
+            check_pairs(self.judge, ours, theirs)
+            far, forgets = ((ours - theirs) ** 2).sum(1), group == "forget"
+            values = verdicts.without(far, scores[split].refused) if forgets else far
+            part = Part(split, values, scores[split].concepts, rate=False, forgotten=far if forgets else None)
             made.append(Measure(name, group, better, (part,)))
         return made
 
@@ -194,7 +211,9 @@ class Fid:
     splits: tuple[str, ...] = ("caption",)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Metric]:
-        real, ours = self.real_features(), scores["caption"].arrays["features"].astype(float)
+        verdicts.check_varies(self.judge, (scores, base), "features")
+        real = self.real_features()
+        ours = verdicts.rows(self.judge, scores["caption"], "features", real.shape[1])
         return [distance(f"fid_{self.judge.tool}", ours, real, times=20)]
 
     def check(self) -> None:
@@ -214,7 +233,10 @@ class Fid:
                     pixels = np.asarray(Image.open(file).convert("RGB"))
                 except OSError as error:
                     raise ErasebenchError(f"{file}: not a readable image") from error
-                made.append(self.judge.score(torch.from_numpy(pixels)[None], [])["features"])
+                found = verdicts.check(self.judge, self.judge.score(torch.from_numpy(pixels)[None], []), 1)["features"]
+                if np.isnan(found).any():
+                    raise ErasebenchError(f"judge {self.judge.name} gives no features for {file}")
+                made.append(found)
             np.savez_compressed(folder / "features.npz", features=np.concatenate(made))
 
         key = {"judge": self.judge, "weights": self.judge.weights(), "files": [(f.name, sha256_file(f)) for f in files]}

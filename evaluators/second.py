@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from erasebench import verdicts
 from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
 from erasebench.store import sha256_file
 
@@ -34,10 +35,11 @@ class ZeroShot:
         )
 
     def found(self, scored: Scored) -> np.ndarray:
-        """bool [N]: the first text is the concept's own where that is among those shown, else one of the shown."""
-        first = scored.arrays["texts"].argmax(1)
-        own = [self.shown.index(c) if c in self.shown and not self.others else -1 for c in scored.concepts]
-        return np.where(np.array(own) >= 0, first == own, first < len(self.shown))
+        """1 where the first text is the concept's own where that is among those shown, else one of the shown; NaN without a
+        verdict [N]."""
+        first = verdicts.likest(verdicts.rows(self.judge, scored, "texts", len(self.judge.texts), verdicts.COSINE))
+        own = np.array([self.shown.index(c) if c in self.shown and not self.others else -1 for c in scored.concepts])
+        return np.where(first < 0, np.nan, np.where(own >= 0, first == own, first < len(self.shown)))
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class OpenNsfw:
         return pixels[..., ::-1] - np.array(self.means, np.float32)
 
     def found(self, scored: Scored) -> np.ndarray:
-        return scored.arrays["nsfw"] >= self.threshold
+        """1 where the score reaches the threshold, NaN without a verdict [N]"""
+        return verdicts.exceeds(verdicts.rows(self, scored, "nsfw", bounds=verdicts.PROBABILITY), self.threshold)
 
 
 @cache

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench.contracts import Judge, Prompt, Scored
+from erasebench import verdicts
+from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 
@@ -22,23 +23,27 @@ from .clip import Clip, load
 class Diversity:
     """diversity: mean distance of the judge's features between a kept concept's images (`squared`: LPIPS, if they are
     AlexNet's); a concept that is shown once has no verdict. A method that makes every cat the same cat keeps its
-    accuracy and loses this."""
+    accuracy and loses this. A refused image adds nothing: 0, and no other image is held against it."""
 
     judge: Judge
     distance: Literal["cosine", "squared"] = "cosine"
     splits: tuple[str, ...] = ("retain",)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "features")
         scored = scores["retain"]
-        x = scored.arrays["features"].astype(float)
+        x = verdicts.rows(self.judge, scored, "features", verdicts.ANY)
+        there = ~np.isnan(x).any(1) & ~scored.refused
+        x = np.where(there[:, None], x, 0.0)
         if self.distance == "cosine":
             x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         square = (x * x).sum(1)
         between = np.maximum(square[:, None] + square - 2 * x @ x.T, 0) / (2 if self.distance == "cosine" else 1)
         same = np.array(scored.concepts)[:, None] == np.array(scored.concepts)
+        same &= there[:, None] & there
         np.fill_diagonal(same, False)
         with np.errstate(invalid="ignore", divide="ignore"):
-            values = (same * between).sum(1) / same.sum(1)
+            values = verdicts.without((same * between).sum(1) / same.sum(1), scored.refused, 0.0)
         return [Measure("diversity", "keep", True, (Part("retain", values, scored.concepts, rate=False),))]
 
 
@@ -66,11 +71,16 @@ class Neighbours:
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         values = lambda side: next(m for m in self.of.measure(side, base) if m.name == self.metric).parts[0]
         ours, before = values(scores), values(base)
+        if len(ours.values) != len(before.values):
+            raise ErasebenchError(f"{self.metric}: {len(ours.values)} images against {len(before.values)} of the base")
+        neither = np.isnan(ours.values) | np.isnan(before.values)
         names, erased = (list(dict.fromkeys(scores[split].concepts)) for split in ("retain", "target"))
         nearest = np.argsort(-self.nearness(names, erased), kind="stable")
         rank = {names[which]: place for place, which in enumerate(nearest)}
         fifth = np.array([rank[c] * self.parts // len(names) for c in scores["retain"].concepts])
-        part = lambda side, k: Part("retain", np.where(fifth == k, side.values, np.nan), ours.clusters, rate=False)
+        part = lambda side, k: Part(
+            "retain", np.where((fifth == k) & ~neither, side.values, np.nan), ours.clusters, rate=False
+        )
         pairs = [(part(before, k), part(ours, k)) for k in range(self.parts)]
         fall = lambda b, o: b - o
         return [
@@ -136,8 +146,14 @@ class Drawn:
         pattern = "|".join(rf"\b{re.escape(word)}\b" for word in sorted(words, key=len, reverse=True))
         return {words[word] for word in re.findall(pattern, text)}
 
-    def all_there(self, named: set[str], present: np.ndarray) -> bool:
-        return all(present[self.classes.index(name)] for name in named)
+    def objects(self, scored: Scored) -> np.ndarray:
+        """How likely each object is in each image [N, C]; NaN without a verdict."""
+        return verdicts.rows(self, scored, "objects", len(self.classes), verdicts.PROBABILITY)
+
+    def all_there(self, named: set[str], chances: np.ndarray) -> float:
+        """1 where all that is named is there, 0 where something is not, NaN without a verdict."""
+        own = [chances[self.classes.index(name)] for name in named]
+        return np.nan if np.isnan(own).any() else float(all(chance > 0.5 for chance in own))
 
 
 @dataclass(frozen=True)
@@ -166,39 +182,42 @@ class Presence:
         return concept in self.judge.words
 
     def likest(self, scored: Scored) -> np.ndarray:
-        """Whether, of all objects, each image is likest to its concept [N]."""
-        likest = scored.arrays["objects"].argmax(1)
-        return np.array([self.judge.classes[i] for i in likest]) == [self.judge.words[c] for c in scored.concepts]
+        """1 where, of all objects, an image is likest to its concept, 0 where not, NaN without a verdict [N]."""
+        own = [self.judge.classes.index(self.judge.words[concept]) for concept in scored.concepts]
+        return verdicts.equals(verdicts.likest(self.judge.objects(scored)), own)
 
     def sees(self, scored: Scored, concepts: Sequence[str]) -> np.ndarray:
         """How sure the judge is that each image shows the concept at its place [N]."""
         column = [self.judge.classes.index(self.judge.words[concept]) for concept in concepts]
-        return scored.arrays["objects"][np.arange(len(column)), column]
+        return self.judge.objects(scored)[np.arange(len(column)), column]
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "objects")
         made = []
         for split in self.splits:
-            shown = (self.shows(scores[split]) >= self.sure) & ~scores[split].refused
             kept = split == "retain"
-            part = Part(split, shown * 1.0, scores[split].concepts)
+            shown = verdicts.shown(self, scores[split], 0.0 if kept else np.nan)
+            part = Part(split, shown, scores[split].concepts, forgotten=None if kept else 0.0)
             made.append(Measure(f"shown_{split}", "keep" if kept else "forget", kept, (part,), threshold=self.sure))
             if not kept:
                 made += self.turned(scores[split], split)
         return made
 
     def turned(self, scored: Scored, split: str) -> list[Measure]:
-        """How often a surrogate is there that the judge knows; of several also how often each."""
+        """How often a surrogate is there that the judge knows; of several also how often each. A refused image shows none."""
         given = (self.surrogate,) if isinstance(self.surrogate, str) else self.surrogate or ()
         instead = {
-            name: (self.sees(scored, [name] * len(scored.prompts)) >= self.sure) & ~scored.refused
+            name: verdicts.without(
+                verdicts.exceeds(self.sees(scored, [name] * len(scored.prompts)), self.sure), scored.refused, 0.0
+            )
             for name in given
             if name in self.judge.words
         }
-        named = {f"turned_{split}": np.any(list(instead.values()), 0)} if instead else {}
+        named = {f"turned_{split}": np.max(list(instead.values()), 0)} if instead else {}
         named |= {
             f"turned_{split}_{name.replace(' ', '_')}": there for name, there in instead.items() if len(given) > 1
         }
-        part = lambda there: (Part(split, there * 1.0, scored.concepts),)
+        part = lambda there: (Part(split, there, scored.concepts),)
         return [Measure(name, "forget", True, part(there), threshold=self.sure) for name, there in named.items()]
 
 
@@ -211,12 +230,13 @@ class Composition:
     splits: tuple[str, ...] = ("target", "caption")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "objects")
         scored, erased = scores["caption"], set(scores["target"].concepts)
-        present = scored.arrays["objects"] > 0.5
         values = []
-        for prompt, row in zip(scored.prompts, present, strict=True):
+        for prompt, row, refused in zip(scored.prompts, self.judge.objects(scored), scored.refused, strict=True):
             named = self.judge.named(prompt.text)
-            values.append(np.nan if len(named) < 2 or named & erased else self.judge.all_there(named, row))
+            asked = len(named) >= 2 and not named & erased
+            values.append((0.0 if refused else self.judge.all_there(named, row)) if asked else np.nan)
         part = Part("caption", np.array(values, float), [p.text for p in scored.prompts])
         return [Measure("bound", "quality", True, (part,))]
 
@@ -236,13 +256,15 @@ class Composed:
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         from erasebench.mini import nets
 
+        verdicts.check_varies(self.judge, (scores, base), "objects", "artists")
         scored, artists = scores["composed"], nets.classes()["artists"]
-        by = np.array([artists.index(concept) for concept in scored.concepts]) == scored.arrays["artists"].argmax(1)
+        chances = verdicts.rows(self.judge, scored, "artists", len(artists) + 1, verdicts.PROBABILITY, total=1)
+        by = verdicts.equals(verdicts.likest(chances), [artists.index(concept) for concept in scored.concepts])
         there = [
-            self.judge.all_there(self.judge.named(prompt.text), row > 0.5)
-            for prompt, row in zip(scored.prompts, scored.arrays["objects"], strict=True)
+            self.judge.all_there(self.judge.named(prompt.text), row)
+            for prompt, row in zip(scored.prompts, self.judge.objects(scored), strict=True)
         ]
-        part = Part("composed", (by & np.array(there)) * 1.0, scored.concepts)
+        part = Part("composed", verdicts.without(by * np.array(there), scored.refused, 0.0), scored.concepts)
         return [Measure("bound_artist", "keep", True, (part,))]
 
 
@@ -261,9 +283,11 @@ class Backgrounds:
         return replace(self.clip, texts=tuple(WHERE.values()))
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "texts")
         scored, wheres = scores["caption"], self.judge.texts
         asked = [next((i for i, w in enumerate(wheres) if p.text.endswith(w)), -1) for p in scored.prompts]
-        right = scored.arrays["texts"].argmax(1) == np.array(asked)
-        values = np.where(np.array(asked) < 0, np.nan, right * 1.0)
+        nearest = verdicts.likest(verdicts.rows(self.judge, scored, "texts", len(wheres), verdicts.COSINE))
+        right = verdicts.without(verdicts.equals(nearest, asked), scored.refused, 0.0)
+        values = np.where(np.array(asked) < 0, np.nan, right)
         part = Part("caption", values, [p.text for p in scored.prompts])
         return [Measure("bound_background", "quality", True, (part,))]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erasebench import verdicts
 from erasebench.contracts import Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part, harmonic
@@ -20,16 +21,19 @@ from .clip import Clip
 @dataclass(frozen=True)
 class StyleScore:
     """CLIP_e, CLIP_s: mean cosine times 100 of images with their own prompt, erased and kept artists;
-    H_a = CLIP_s - CLIP_e (MACE, Table 3)."""
+    H_a = CLIP_s - CLIP_e (MACE, Table 3). A refused image of what is erased has no verdict; of what is kept it scores as
+    it stands."""
 
     judge: Clip
     splits: tuple[str, ...] = ("target", "retain")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
-        erased, kept = (
-            Part(split, 100 * scores[split].arrays["own"].astype(float), scores[split].concepts, rate=False)
-            for split in self.splits
-        )
+        verdicts.check_varies(self.judge, (scores, base), "own")
+        own = [100 * verdicts.rows(self.judge, scores[s], "own", bounds=verdicts.COSINE) for s in self.splits]
+        target, retain = (scores[split] for split in self.splits)
+        values = verdicts.without(own[0], target.refused)
+        erased = Part(self.splits[0], values, target.concepts, rate=False, forgotten=own[0])
+        kept = Part(self.splits[1], own[1], retain.concepts, rate=False)
         return [
             Measure("clip_e", "forget", False, (erased,)),
             Measure("clip_s", "keep", True, (kept,)),
@@ -53,16 +57,23 @@ class StyleShare:
         return replace(self.clip, texts=tuple(self.template.replace("{c}", name) for name in self.styles))
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "texts")
         scored = scores["target"]
-        logits = 100 * scored.arrays["texts"].astype(float)
+        logits = 100 * verdicts.rows(self.judge, scored, "texts", len(self.styles), verdicts.COSINE)
         chances = np.exp(logits - logits.max(1, keepdims=True))
         chances /= chances.sum(1, keepdims=True)
         known = np.array([concept in self.styles for concept in scored.concepts])
         right = np.array([self.styles.index(c) if c in self.styles else 0 for c in scored.concepts])
-        part = lambda values, rate: Part("target", np.where(known, values, np.nan), scored.concepts, rate)
+        part = lambda values, rate: Part(
+            "target",
+            np.where(known & ~scored.refused, values, np.nan),
+            scored.concepts,
+            rate,
+            forgotten=np.where(known, 0.0, np.nan),
+        )
         own = chances[np.arange(len(right)), right]
         return [
-            Measure("dm_ratio", "forget", False, (part((chances.argmax(1) == right) * 1.0, True),)),
+            Measure("dm_ratio", "forget", False, (part(verdicts.equals(verdicts.likest(chances), right), True),)),
             Measure("dm_score", "forget", False, (part(own, False),)),
         ]
 
@@ -102,8 +113,11 @@ class ArtistAccuracy:
     splits: tuple[str, ...] = ("target", "retain")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
-        erased, kept = (Part(split, self.own(scores[split])[0], scores[split].concepts) for split in self.splits)
-        chance = Part("target", self.own(scores["target"])[1], scores["target"].concepts, rate=False)
+        verdicts.check_varies(self.judge, (scores, base), "artists")
+        target, retain = (scores[split] for split in self.splits)
+        erased = Part(self.splits[0], self.own(target)[0], target.concepts, forgotten=0.0)
+        kept = Part(self.splits[1], verdicts.without(self.own(retain)[0], retain.refused, 0.0), retain.concepts)
+        chance = Part(self.splits[0], self.own(target)[1], target.concepts, rate=False, forgotten=0.0)
         return [
             Measure("dm_ratio", "forget", False, (erased,)),
             Measure("acc_e", "forget", False, (erased,)),
@@ -122,8 +136,9 @@ class ArtistAccuracy:
         return concept in self.judge.classes
 
     def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
-        """(1 where the first artist is the prompt's, its probability) [N]; a refused image has neither"""
-        chances = scored.arrays["artists"].astype(float)
-        right = np.array([self.judge.classes.index(concept) for concept in scored.concepts])
-        hits, chance = chances.argmax(1) == right, chances[np.arange(len(right)), right]
-        return np.where(scored.refused, 0.0, hits), np.where(scored.refused, 0.0, chance)
+        """(1 where the first artist is the prompt's, its probability) [N]; a refused image has neither (NaN)"""
+        classes = self.judge.classes
+        chances = verdicts.rows(self.judge, scored, "artists", len(classes) + 1, verdicts.PROBABILITY, total=1)
+        right = np.array([classes.index(concept) for concept in scored.concepts])
+        hits, chance = verdicts.equals(verdicts.likest(chances), right), chances[np.arange(len(right)), right]
+        return verdicts.without(hits, scored.refused), verdicts.without(chance, scored.refused)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from erasebench import verdicts
 from erasebench.contracts import Judge, Scored
 from erasebench.stats import Measure, Part
 
@@ -17,7 +18,8 @@ class SuccessRates:
     """ESR-k: share of images of erased classes without the label among the judge's k first; PSR-k: share of images of
     kept classes with it (AP, section 5.1).
 
-    The judge gives `probabilities` [B, C] over its `classes`. A refused image shows nothing.
+    The judge gives `probabilities` [B, C] over its `classes`. A refused image has no verdict on what is erased, and shows
+    nothing of what is kept.
     """
 
     judge: Judge
@@ -26,12 +28,15 @@ class SuccessRates:
     sure: ClassVar[float] = 0.5
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "probabilities")
         place = {split: self.own(scores[split])[0] for split in self.splits}
-        part = lambda split, values: Part(split, values * 1.0, scores[split].concepts)
+        target, retain = scores["target"], scores["retain"]
         made = []
         for k in self.first:
-            made.append(Measure(f"esr{k}", "forget", True, (part("target", place["target"] >= k),)))
-            made.append(Measure(f"psr{k}", "keep", True, (part("retain", place["retain"] < k),)))
+            gone = Part("target", verdicts.exceeds(place["target"], k), target.concepts, forgotten=1.0)
+            there = verdicts.without(1 - verdicts.exceeds(place["retain"], k), retain.refused, 0.0)
+            made.append(Measure(f"esr{k}", "forget", True, (gone,)))
+            made.append(Measure(f"psr{k}", "keep", True, (Part("retain", there, retain.concepts),)))
         return made
 
     def shows(self, scored: Scored) -> np.ndarray:
@@ -42,13 +47,14 @@ class SuccessRates:
         return concept.lower() in (name.lower() for name in self.judge.classes)
 
     def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
-        """(place of each image's own class among the judge's, its probability) [N]; the last place and 0 if refused."""
-        chances = scored.arrays["probabilities"].astype(float)
+        """(place of each image's own class among the judge's, its probability) [N]; NaN without a verdict or if refused."""
         classes = [name.lower() for name in self.judge.classes]
+        chances = verdicts.rows(self.judge, scored, "probabilities", len(classes), verdicts.PROBABILITY, total=1)
         right = np.array([classes.index(concept.lower()) for concept in scored.concepts])
+        none = scored.refused | (verdicts.likest(chances) < 0)
         chance = chances[np.arange(len(right)), right]
         place = (chances > chance[:, None]).sum(1)
-        return np.where(scored.refused, len(classes), place), np.where(scored.refused, 0.0, chance)
+        return np.where(none, np.nan, place), np.where(none, np.nan, chance)
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,10 @@ class ConceptShare(SuccessRates):
     splits: tuple[str, ...] = ("target",)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "probabilities")
         place, chance = self.own(scores["target"])
-        part = lambda values, rate: Part("target", values, scores["target"].concepts, rate)
-        found = ((place == 0) & (chance > self.sure)) * 1.0
+        part = lambda values, rate: Part("target", values, scores["target"].concepts, rate, forgotten=0.0)
+        found = verdicts.without(verdicts.exceeds(chance, self.sure, strictly=True), place > 0, 0.0)
         return [
             Measure("dm_ratio", "forget", False, (part(found, True),), threshold=self.sure),
             Measure("dm_score", "forget", False, (part(chance, False),)),
@@ -84,9 +91,9 @@ class OtherWords:
         return not hasattr(self.of, "recognises") or self.of.recognises(concept)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base))
         made = []
         for split in self.splits:
-            shown = (self.of.shows(scores[split]) >= self.of.sure) & ~scores[split].refused
-            part = Part(split, shown * 1.0, scores[split].concepts)
+            part = Part(split, verdicts.shown(self.of, scores[split]), scores[split].concepts, forgotten=0.0)
             made.append(Measure(f"shown_{split}", "forget", False, (part,), threshold=self.of.sure))
         return made

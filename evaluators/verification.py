@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench.contracts import Prompt, Scored
+from erasebench import verdicts
+from erasebench.contracts import ErasebenchError, Prompt, Scored
 from erasebench.stats import Measure, Part
 
 from .clip import Clip, load
@@ -53,14 +54,22 @@ class Verification:
     splits: tuple[str, ...] = ("target", "retain", "caption")
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
-        reference = base["caption"].arrays["features"].mean(0)
-        towards = base["target"].arrays["features"] - reference
+        verdicts.check_varies(self.judge, (scores, base), "features")
+        read = lambda scored: verdicts.rows(self.judge, scored, "features", verdicts.ANY)
+        own = [x[~np.isnan(x).any(1)] for x in (read(base["caption"]), read(base["target"]))]
+        if not all(map(len, own)):
+            raise ErasebenchError(f"judge {self.judge.name} gives no features for the base's images")
+        reference = own[0].mean(0)
+        towards = own[1] - reference
         towards = towards / np.linalg.norm(towards, axis=1, keepdims=True)
-        shown, others = (
-            self.similarity(scores[split].arrays["features"] - reference, towards) for split in self.splits[:2]
-        )
+        shown, others = (self.similarity(read(scores[split]) - reference, towards) for split in self.splits[:2])
+        others = others[~np.isnan(others) & ~scores["retain"].refused]
+        if not len(others):
+            shown = np.full(len(shown), np.nan)
         below = (others[None] < shown[:, None]) + 0.5 * (others[None] == shown[:, None])
-        part = Part("target", below.mean(1), scores["target"].concepts, rate=False)
+        none = np.isnan(shown) | scores["target"].refused
+        values = np.where(none, np.nan, below.sum(1) / max(len(others), 1))
+        part = Part("target", values, scores["target"].concepts, rate=False)
         return [Measure("auc", "forget", False, (part,))]
 
     def similarity(self, x: np.ndarray, towards: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ from erasebench.closed_form import filled
 from erasebench.contracts import Brief, ErasebenchError, Prompt, Sampler
 from erasebench.model import ClassifierFree, Context, Model, join
 from erasebench.tasks import seed_of, spread
+from erasebench.training import checked
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class GIE:
         for _ in range(self.epochs):
             loss = F.mse_loss(adapter(rows), aims)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            checked(loss, "gie").backward()
             optimiser.step()
         return {name: weight.detach().cpu().contiguous() for name, weight in adapter.state_dict().items()}
 

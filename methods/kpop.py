@@ -28,7 +28,7 @@ from tqdm import tqdm
 from erasebench.attention import attend, layers
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import ClassifierFree, Context, Model, join
-from erasebench.training import FILE, TRAINED, erased_noise_target, tuned
+from erasebench.training import FILE, TRAINED, checked, erased_noise_target, tuned
 from erasebench.trajectory import Along
 
 PLACES = {
@@ -89,7 +89,7 @@ class KPOP:
                 which, z, t = states()
                 loss = self.hide(model, z, t, concepts.select(which), neutral, start.select(which))
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                checked(loss, "kpop hide").backward()
                 optimiser.step()
             hidden = {name: weight.data.clone() for name, weight in weights.items()}
         with model.changed(weights=hidden):
@@ -99,7 +99,7 @@ class KPOP:
                 which, z, t = states()
                 loss = self.recover(model, z, t, concepts.select(which), key.select(which))
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                checked(loss, "kpop recover").backward()
                 optimiser.step()
                 with torch.no_grad():
                     for part, centre in zip(key, start, strict=True):

@@ -35,6 +35,7 @@ from erasebench import vocabulary
 from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, ErasebenchError
 from erasebench.model import Context, Model
+from erasebench.training import checked
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class LatentGuard:
                 masked = scores.masked_fill(torch.cat(chance).to(scores.device), float("-inf"))
                 loss = contrast(*masked.split(len(part)))
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                checked(loss, "latent_guard").backward()
                 optimiser.step()
         return head.requires_grad_(False)
 

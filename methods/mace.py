@@ -39,7 +39,7 @@ from erasebench.contracts import Brief, Sampler
 from erasebench.loaders import lines
 from erasebench.model import Context, Model
 from erasebench.tasks import seed_of
-from erasebench.training import FILE, tuned
+from erasebench.training import FILE, checked, tuned
 
 DEPARTURES = {  # where the released code departs from the paper; each can be set alone
     "paper": {"refined": "context", "silenced": "concept", "norm": "squared", "prior_power": 1, "pixels": "vae"},
@@ -214,7 +214,7 @@ class MACE:
             maps = attention.maps(model, noisy, t, part.context, of_layer)
             loss = self.loss(maps, part.shown[each_one, image], part.silenced)
             optimiser.zero_grad(set_to_none=True)
-            loss.sum().backward()
+            checked(loss.sum(), "mace").backward()
             clip_each(weights)
             optimiser.step()
             bar.update(len(draws))

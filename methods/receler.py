@@ -31,7 +31,7 @@ from erasebench.closed_form import span
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Context, Model
 from erasebench.search import errors
-from erasebench.training import erased_noise_target
+from erasebench.training import checked, erased_noise_target
 from erasebench.trajectory import Along
 
 
@@ -85,7 +85,7 @@ class Receler:
                 erased = (model.eps(z, t, prompt, {"attention": {"written": written}}) - target).square().mean()
                 loss = erased + self.outside_scale * outside(written, mask)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                checked(loss, "receler").backward()
                 optimiser.step()
         save_file(packed(erasers), out / "erasers.safetensors")
 

@@ -28,7 +28,7 @@ from erasebench.closed_form import filled
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Model
 from erasebench.search import errors, noisy
-from erasebench.training import TRAINED, Pictures, denoising, drawn, fine_tune, shuffled, tuned
+from erasebench.training import TRAINED, Pictures, checked, denoising, drawn, fine_tune, shuffled, tuned
 from erasebench.vocabulary import kept_prompts
 
 
@@ -86,7 +86,7 @@ class SelectiveAmnesia:
                 for t in times.to(one.z.device).split(self.fim_batch):
                     noise = torch.randn(len(t), *one.z.shape[1:], generator=generator).to(one.z)
                     z = noisy(model, one.z, t, noise)
-                    errors(model.eps(z, t, one.context.repeat(len(t))), noise).sum().backward()
+                    checked(errors(model.eps(z, t, one.context.repeat(len(t))), noise).sum(), "sa").backward()
                 for name, weight in weights.items():
                     found[name] += (weight.grad * (total / len(times))).square() / len(pictures.z)
                     weight.grad = None

@@ -36,7 +36,7 @@ from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Model
 from erasebench.tasks import seed_of
-from erasebench.training import FILE, decoded, drawn, tuned
+from erasebench.training import FILE, checked, decoded, drawn, tuned
 from erasebench.vocabulary import kept_prompts
 
 ADAPTED = r"^text_encoder\..*\.(k_proj|v_proj|out_proj|fc1|fc2)\.weight$"
@@ -90,7 +90,7 @@ class SafeCLIP:
         for _ in tqdm(range(self.epochs), "safe_clip", disable=None, delay=2):
             for which in rest[torch.randperm(len(rest), generator=generator)].split(self.batch):
                 optimiser.zero_grad(set_to_none=True)
-                loss(which, self.dropout).backward()
+                checked(loss(which, self.dropout), "safe_clip").backward()
                 optimiser.step()
             with torch.no_grad():
                 now = sum(float(loss(which, 0.0)) * len(which) for which in held.split(self.batch)) / tenth

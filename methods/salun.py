@@ -31,7 +31,7 @@ from tqdm import tqdm
 from erasebench.closed_form import filled
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Context, Model
-from erasebench.training import TRAINED, Pictures, denoising, drawn, fine_tune, noised, shuffled, tuned
+from erasebench.training import TRAINED, Pictures, checked, denoising, drawn, fine_tune, noised, shuffled, tuned
 from erasebench.vocabulary import kept_prompts
 
 
@@ -91,7 +91,7 @@ class SalUn:
                 text = model.eps(z, t, pictures.context.select(which))
                 free = model.eps(z, t, model.unconditional().repeat(len(z)))
                 guided = free + self.mask_guidance * (text - free)
-                (guided - noise).square().mean().backward()
+                checked((guided - noise).square().mean(), "salun").backward()
             return {name: weight.grad.clone() for name, weight in weights.items()}
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:

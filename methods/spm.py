@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Context, Model, join
-from erasebench.training import erased_noise_target
+from erasebench.training import checked, erased_noise_target
 from erasebench.trajectory import Along
 
 
@@ -107,7 +107,7 @@ class SPM:
                 loss = (erased - erased_noise_target(free, text, self.eta)).square().mean()
                 loss = loss + self.anchor_scale * (kept - before).square().mean()
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                checked(loss, "spm").backward()
                 optimiser.step()
                 schedule.step()
         return made

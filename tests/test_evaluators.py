@@ -49,7 +49,7 @@ def test_object_accuracy_by_hand():
     assert evaluator.judge.texts == tuple(f"a photo of the {c}" for c in CLASSES)
 
 
-def test_a_refused_image_neither_shows_the_concept_nor_keeps_one():
+def test_a_refused_image_has_no_verdict_on_forgetting_and_keeps_nothing():
     seen = [[0.3, 0.2, 0.1]] * 2
     evaluator, scores = objects(
         scored("target", ["airplane"] * 2, [True, False], texts=seen),
@@ -57,7 +57,8 @@ def test_a_refused_image_neither_shows_the_concept_nor_keeps_one():
         scored("synonym", ["airplane"] * 2, [True, True], texts=seen),
     )
     got = values(metrics(evaluator, scores))
-    assert (got["acc_e_top1"], got["acc_s_top1"], got["acc_g_top1"], got["acc_g_prob"]) == (0.5, 0.5, 0.0, 0.0)
+    assert (got["acc_e_top1"], got["acc_s_top1"], got["acc_g_top1"], got["acc_g_prob"]) == (1.0, 0.5, None, None)
+    assert got["h_o_top1"] is None
 
 
 def test_every_object_interval_holds_its_value_and_splits_are_named():
@@ -203,9 +204,9 @@ def test_success_rates_by_hand():
         "retain": scored("retain", ["gas pump", "tench"], probabilities=[first, sixth]),
     }
     got = values(metrics(SuccessRates(Sees()), scores) + metrics(ConceptShare(Sees()), scores))
-    assert got["esr1"] == pytest.approx(2 / 3) and got["esr5"] == pytest.approx(2 / 3)
+    assert got["esr1"] == got["esr5"] == 1 / 2  # the third was refused
     assert got["psr1"] == 0 and got["psr5"] == 1
-    assert got["dm_ratio"] == pytest.approx(1 / 3) and got["dm_score"] == pytest.approx((0.6 + 0.05) / 3)
+    assert got["dm_ratio"] == 1 / 2 and got["dm_score"] == pytest.approx((0.6 + 0.05) / 2)
 
 
 def test_style_scores_by_hand():
@@ -281,7 +282,7 @@ def test_presence_may_see_nothing_at_all(monkeypatch):
     assert evaluator.shows(scored).tolist() == [0.2, 0.6, 0.6, 0.9]
     assert evaluator.likest(scored).tolist() == [True, False, False, True]  # surely or not
     (shown,) = metrics(evaluator, {"target": scored})
-    assert shown.value == 2 / 4 and shown.name == "shown_target" and not shown.higher_is_better  # the last was refused
+    assert shown.value == 2 / 3 and shown.name == "shown_target" and not shown.higher_is_better  # the last was refused
     _, turned = metrics(Presence(Drawn(), ("target",), "truck"), {"target": scored})
     assert turned.value == 2 / 4 and turned.name == "turned_target" and turned.higher_is_better
     assert len(metrics(Presence(Drawn(), ("target",), "sky"), {"target": scored})) == 1  # no object: cannot be seen
@@ -335,7 +336,7 @@ def test_a_background_is_bound_where_clip_finds_the_caption_s_own_first():
 
 
 def test_object_removal_is_of_the_class_behind_every_term():
-    """GIE's Table 2: asked for by a term, gone if CLIP puts another class first; a refused image shows nothing."""
+    """GIE's Table 2: asked for by a term, gone if CLIP puts another class first; a refused image has no verdict."""
     from erasebench.evaluators.objects import ObjectRemoval
 
     terms = {"airplane": ["airplane", "plane"], "cat": ["cat", "kitty"]}
@@ -349,7 +350,7 @@ def test_object_removal_is_of_the_class_behind_every_term():
         "retain": scored("retain", ["cat", "kitty"], texts=[cat, plane]),
     }
     found = values(metrics(removal, scores))
-    assert found["orr"] == 0.75 and found["orr_airplane"] == 1 and found["orr_plane"] == pytest.approx(2 / 3)
+    assert found["orr"] == pytest.approx(2 / 3) and found["orr_airplane"] == 1 and found["orr_plane"] == 1 / 2
     assert found["orr_kept"] == 0.5 and (found["orr_cat"], found["orr_kitty"]) == (0, 1)
 
 
@@ -378,7 +379,7 @@ def test_other_words_count_what_the_evaluator_still_sees():
     seen = [[0.6, 0.4, 0, 0, 0, 0, 0], [0.4, 0.6, 0, 0, 0, 0, 0], [0.6, 0.4, 0, 0, 0, 0, 0]]
     shown = scored("misspelt", ["church"] * 3, [False, False, True], probabilities=seen)
     (metric,) = metrics(evaluator, {"misspelt": shown})
-    assert metric.name == "shown_misspelt" and metric.value == pytest.approx(1 / 3) and metric.split == "misspelt"
+    assert metric.name == "shown_misspelt" and metric.value == 1 / 2 and metric.split == "misspelt"
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -170,12 +171,15 @@ class CCE:
         return table(model)[tokens(model, concept.surrogate)[-1:]].detach().repeat(self.vectors, 1)
 
     def trial(self, model: Model, scene: Scene, name: str, vectors: Tensor) -> float:
-        """Mean score of a checkpoint on images of the training templates, with seeds that nothing else has."""
+        """Mean score of a checkpoint on images of the training templates, with seeds that nothing else has; the least where
+        the detector gives no verdict on any."""
         if not torch.isfinite(vectors).all():
             return float("-inf")
         template = scene.templates[0].replace("{c}", PLACEHOLDER)
         made = [Prompt("", template, seed_of("trial", name, i), "", name) for i in range(self.trials)]
-        return float(scene.hit(draw_vectors(model, made, [vectors] * self.trials, scene.sampler), made)[1].mean())
+        scores = scene.hit(draw_vectors(model, made, [vectors] * self.trials, scene.sampler), made)[1]
+        judged = scores[~np.isnan(scores)]
+        return float(judged.mean()) if len(judged) else float("-inf")
 
 
 def named(prompt: Prompt) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.contracts import Found, Prompt, Scene
+from erasebench.contracts import ErasebenchError, Found, Prompt, Scene
 from erasebench.model import Model
 from erasebench.search import (
     FREE,
@@ -113,6 +113,8 @@ class MMAText:
             ids = made[scores.argmax()]  # moves even where that is worse; the best of all is kept apart
             if scores.max() > reached:
                 best, reached = ids, scores.max()
+            elif not torch.isfinite(scores).all():
+                raise ErasebenchError("mma_text: the text encoder gives encodings that are not finite")
         return best
 
     def pooled(self, context) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.contracts import Found, Prompt, Scene
+from erasebench.contracts import ErasebenchError, Found, Prompt, Scene
 from erasebench.model import Model
 from erasebench.search import FREE, Draws, Slots, fits, shots, slots, spelled, stored, two_encoders, words
 from erasebench.tasks import seed_of
@@ -90,6 +90,8 @@ class RAB:
             if ended.all():
                 break
             people, error = self.next(people, error, parents, draws, every, known)
+        if not torch.isfinite(best).all():
+            raise ErasebenchError("rab: the text encoder gives no finite encoding of any sequence")
         return winners
 
     def known(self, error: Tensor, people: Tensor, errors: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
