@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from .entry import Run, plain
 from .rows import Row
 
 log = logging.getLogger("erasebench")
 AVERAGE = "average"
+BROKEN = "†"  # marks numbers of a broken run
 
 
 def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
@@ -74,8 +76,18 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
     return found
 
 
+def flaws(rows: Iterable[Row]) -> dict[str, str]:
+    """run id -> why the run is broken; empty for one that is not."""
+    by_run: dict[str, list[Row]] = {}
+    for row in rows:
+        by_run.setdefault(row.run_id, []).append(row)
+    return {run_id: "; ".join(Run(tuple(own), Path()).broken) for run_id, own in by_run.items()}
+
+
 def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One dictionary for each line and cell: method, block, metric, value, low, high, n, published."""
+    """One dictionary for each line and cell: method, block, metric, value, low, high, n, published, and why its run is
+    broken."""
+    broken = flaws(rows)
     measured, world = cells(spec, rows), rows[0].world if rows else ""
     paper = published(spec, world)
     methods, blocks = (list(dict.fromkeys(key[i] for key in measured)) for i in (0, 1))
@@ -86,13 +98,15 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
             for metric in metrics:
                 row = measured.get((method, block, metric))
                 numbers = {name: getattr(row, name, None) for name in ("value", "low", "high", "n")}
-                made.append({"method": method, "block": block, "metric": metric, **numbers})
+                why = broken[row.run_id] if row else ""
+                made.append({"method": method, "block": block, "metric": metric, **numbers, "broken": why})
         if spec.get("average") and len(blocks) > 1:
             for metric in metrics:
-                values = [c["value"] for c in made if c["method"] == method and c["metric"] == metric]
+                own = [c for c in made if c["method"] == method and c["metric"] == metric]
+                values, why = [c["value"] for c in own], "; ".join(dict.fromkeys(filter(None, (c["broken"] for c in own))))
                 nothing = dict.fromkeys(("value", "low", "high", "n", "deviation"))
                 mean = {} if None in values else {"value": np.mean(values), "deviation": np.std(values)}
-                made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean})
+                made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean, "broken": why})
     for cell in made:
         comparable = spec.get("n", {}).get(cell["metric"], cell["n"]) == cell["n"]
         cell["published"] = paper.get((cell["method"], cell["block"].lower(), cell["metric"])) if comparable else None
@@ -115,6 +129,8 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
             shown = [said(cell) for cell in here if cell["method"] == method and cell["metric"] in metrics]
             lines.append(f"| {method} | " + " | ".join(shown) + " |")
         lines.append("")
+    why = dict.fromkeys((c["method"], c["block"], c["broken"]) for c in made if c["broken"] and c["value"] is not None)
+    lines += [plain(f"{BROKEN} broken, no score: {' '.join(filter(None, said))}") + "\n" for said in why]
     return "\n".join(lines)
 
 
@@ -127,11 +143,12 @@ def said(cell: Mapping[str, Any]) -> str:
         number += f" [{show(cell['low'])}, {show(cell['high'])}]"
     if cell.get("deviation") is not None:
         number += f" ± {show(cell['deviation'])}"
+    number += f" {BROKEN}" if cell["broken"] else ""
     return number + (f" ({show(cell['published'])})" if cell["published"] is not None else "")
 
 
 def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each metric of `figure` against `across`, a line for each method, intervals as bands."""
+    """Each metric of `figure` against `across`, a line for each method, intervals as bands; no point of a broken run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -140,7 +157,8 @@ def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Pat
     drawing, axes = pyplot.subplots(1, len(spec["figure"]), figsize=(4 * len(spec["figure"]), 3.4), squeeze=False)
     for axis, metric in zip(axes[0], spec["figure"], strict=True):
         for method in dict.fromkeys(cell["method"] for cell in made):
-            own = [c for c in made if c["method"] == method and c["metric"] == metric and c["value"] is not None]
+            drawn = [c for c in made if c["value"] is not None and not c["broken"]]
+            own = [c for c in drawn if c["method"] == method and c["metric"] == metric]
             own.sort(key=lambda c: float(c["block"]))
             x = [float(c["block"]) for c in own]
             axis.plot(x, [c["value"] for c in own], marker="o", markersize=3, label=method)
@@ -168,7 +186,7 @@ def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path)
     with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(
             file,
-            ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published"],
+            ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published", "broken"],
             lineterminator="\n",
             extrasaction="ignore",
         )
