@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import config, stats, verdicts
 from .contracts import ErasebenchError, Prompt, Scored
+from .entry import Run as Measured
 from .run import Erased, Run, execute, images, score
 from .store import Store
 
@@ -155,12 +157,15 @@ class Opinions:
     scores: np.ndarray
     first: np.ndarray
     second: np.ndarray | None
+    broken: str = ""  # why the run is
 
 
 def opinions(run: Run) -> Opinions | None:
     """None where no evaluator of the run says of an image whether it shows the concept (`shows`)."""
-    if any(row.status == "failed" for row in execute(run)):
+    rows = execute(run)
+    if any(row.status == "failed" for row in rows):
         raise ErasebenchError(f"method {run.method} failed: nothing to audit")
+    broken = "; ".join(Measured(tuple(rows), Path()).broken)
     erased = Erased(run, Store())
     _, made = images(erased)
     erased.close()
@@ -173,15 +178,17 @@ def opinions(run: Run) -> Opinions | None:
             if not judged.any():
                 raise ErasebenchError(f"method {run.method}: no target image with a verdict, nothing to audit")
             surely = evaluator.shows(scored)[judged]
-            return Opinions(run.method, surely, first[judged] == 1, other[judged] == 1 if other is not None else None)
+            confirmed = other[judged] == 1 if other is not None else None
+            return Opinions(run.method, surely, first[judged] == 1, confirmed, broken)
     return None
 
 
 def places(found: Sequence[Opinions]) -> list[list[str]]:
-    """A line for each threshold: the methods from the one that shows the concept least, with the share of images."""
+    """A line for each threshold: the methods from the one that shows the concept least, with the share of images; none
+    that is broken."""
     lines = []
     for threshold in THRESHOLDS:
-        shares = sorted(((o.scores >= threshold).mean(), o.method) for o in found)
+        shares = sorted(((o.scores >= threshold).mean(), o.method) for o in found if not o.broken)
         lines.append([f"{threshold:g}", " < ".join(f"{method} {share:.3f}" for share, method in shares)])
     return lines
 
@@ -216,6 +223,7 @@ def main() -> int:
                 f"{o.method}: first opinion {rate(o.first)}, second {rate(o.second)}, kappa {kappa(o.first, o.second):.3f}"
             )
     print(table(["threshold", "shows the concept, from least to most"], places(found)))
+    print("".join(f"broken, not ranked: {o.method}: {o.broken}\n" for o in found if o.broken), end="")
     return 0
 
 

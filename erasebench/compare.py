@@ -167,7 +167,8 @@ def report(runs: Sequence[Run]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        found = differences(paired, [compare(*pair) for pair in paired])
+        each = [compare(*pair) for pair in paired]
+        found = differences(paired, each)
         if not found:
             raise ErasebenchError("no metric has a value on both sides: nothing to compare")
         rows.write(found, path := place(paired), rows.Difference)
@@ -176,8 +177,14 @@ def report(runs: Sequence[Run]) -> int:
         return 1
     first, second = (name[:12] for name in names(*paired[0]))
     print(f"{'':18}{first:>12} {second:>12}   difference, 95 % interval ({found[0].how})")
-    print(*map(line, found), path, sep="\n")
+    print(*map(line, found), *flaws(each), path, sep="\n")
     return 0
+
+
+def flaws(each: Sequence[Compared]) -> list[str]:
+    """A line for each broken run: no difference speaks for it."""
+    runs = {run.head.run_id: run for compared in each for run in (compared.first, compared.second)}
+    return [f"broken, not ranked: {run.label}: {'; '.join(run.broken)}" for run in runs.values() if run.broken]
 
 
 def line(found: rows.Difference) -> str:

@@ -56,7 +56,7 @@ class Prompt:
 class Brief:
     """What a task hands to a method. A method uses what it needs; all of it is part of the fit's identity.
 
-    concepts    to erase
+    concepts    to erase, by name; synonyms are the evaluation's, and no brief of the package's tasks has any
     preserved   names to keep (the task's retained concepts)
     captions    ordinary captions of the world, none of them evaluated
     templates   training templates with {c}; they share no sentence with the evaluation's

@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 
 from .rows import Row
-from .stats import wilson
+from .stats import LEVEL, wilson
 
+BROKEN = "broken_"  # what metrics of images that are no pictures begin with, before their split
 GROUP = ("task", "task_version", "world", "base", "revision", "n_concepts", "target", "sampler", "subset")
 SHEET_BYTES = 2_000_000  # of a sheet in a page, at most
 POINTS = 300  # of a curve, at most
@@ -127,6 +128,19 @@ def fragment(kind: str, text: str) -> str:
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+def exceeds(row: Row) -> bool:
+    """Is the value beyond the base's, by more than the interval of the change?
+
+    That interval resamples concepts, and a method that breaks every image of two concepts in ten stays within it: where
+    images are paired, McNemar's test decides too. Without a change, the value's own interval against the base's value.
+    """
+    if not finite(row.value) or row.value <= (row.base_value or 0):
+        return False
+    if row.change_low is not None:
+        return row.change_low > 0 or (row.p_value is not None and row.p_value < 1 - LEVEL)
+    return row.low is None or row.low > (row.base_value or 0)
+
+
 @dataclass(frozen=True)
 class Run:
     """The rows of one run, where its sheet of images lies, what re-running it said, the parameters that tell it from
@@ -197,10 +211,33 @@ class Run:
         """Whether a guard refused every image that the judge gave no verdict on."""
         return bool(row.n_refused) and row.n_refused + (row.n_valid or 0) >= (row.n or 0)
 
+    @cached_property
+    def broken(self) -> list[str]:
+        """Why the run is broken: on these splits more images than the base's are no pictures; empty when it is not.
+
+        To every judge of concepts they are a success, so that no number of such a run says anything of forgetting.
+        """
+        share = {row.metric: row for row in self.cells.values() if not row.attack}
+        found = []
+        for name, row in share.items():
+            if not name.startswith(BROKEN) or not exceeds(row):
+                continue
+            split = name.removeprefix(BROKEN)
+            repeated = share[key].value if (key := f"same_{split}") in share else 0
+            kinds = ["are blank or noise"] * (repeated < row.value) + ["repeat one another"] * (repeated > 0)
+            base = f" (base {100 * row.base_value:.0f} %)" if finite(row.base_value) else ""
+            found.append(plain(f"{100 * row.value:.0f} % of {split} images {' or '.join(kinds)}{base}"))
+        return found
+
+    @property
+    def flaws(self) -> list[str]:
+        """Why the run is not ranked."""
+        return self.reasons + self.broken
+
     @property
     def status(self) -> str:
         if not self.reasons:
-            return "ok"
+            return "broken" if self.broken else "ok"
         return next((s for s in ("failed", "skipped") if any(row.status == s for row in self.rows)), "incomplete")
 
     @cached_property

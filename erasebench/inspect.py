@@ -68,7 +68,8 @@ def job(run: Run) -> list[Row]:
         model = erased.erased()
         # a world's vocabulary, and the names that its task keeps; what was asked for is shown, and marked
         known = vocabulary.words(model, replace(brief, concepts=()), "captions" if brief.captions else "tokenizer")
-        asked = {text for concept in brief.concepts for text in (concept.name, *concept.synonyms)}
+        # by its synonyms too, which the brief does not tell; by its word where it is known by pictures
+        asked = {text for c in (*brief.concepts, *run.plan.concepts) for text in (c.name, *c.synonyms)}
         ranked = moved(model, [*asked, *known, *brief.preserved], SHOWN + len(asked))
     finally:
         erased.close()

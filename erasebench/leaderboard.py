@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import rows, seals
 from .contracts import ErasebenchError
-from .entry import COST, Run, digits, finite, fragment, labels, plain, told_apart
+from .entry import BROKEN, COST, Run, digits, finite, fragment, labels, plain, told_apart
 from .rows import Difference, Row
 
 KINDS = ("overall", "forget", "keep", "quality", "attack", "probe", "cost")
@@ -57,7 +57,8 @@ MEANING = COST | {
     "lost_": "fall, from the base's, of what is recognised in a fifth of the concepts to keep: 1 is nearest to the erased",
     "ripple": "lost_1 less the mean of lost_2 to lost_5",
     "diversity": "mean distance between images of one kept concept",
-    "broken_": "share of images that are blank or noise",
+    "broken_": "share of images that are no pictures: blank, one colour, a smooth ramp, noise, or a repeated one",
+    "same_": "share of images that repeat another one of other prompts or seeds",
     "bound": "share of captions with two objects of which both are there",
     "bound_artist": "share of images of an object in a kept artist's style that show both",
     "bound_background": "share of captions with a background whose image is nearest to it",
@@ -192,18 +193,19 @@ def _first(columns: Iterable[Column], group: str) -> list[Column]:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that may be ranked together, best first; the base before them, the incomplete ones apart."""
+    """Runs that may be ranked together, best first; the base before them, the incomplete and the broken ones apart."""
 
     runs: list[Run]
     reference: list[Run] = field(default_factory=list)
     ranked: list[Run] = field(default_factory=list)
     incomplete: list[Run] = field(default_factory=list)
+    broken: list[Run] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     order: Column | None = None
 
     @classmethod
     def of(cls, runs: list[Run]) -> Group:
-        complete = [run for run in runs if not run.reasons]
+        complete = [run for run in runs if not run.flaws]
         reference = [run for run in complete if run.head.method == "none"]
         ranked = [run for run in complete if run.head.method != "none"]
         columns = []
@@ -222,7 +224,14 @@ class Group:
 
         ranked.sort(key=place)
         incomplete = [run for run in runs if run.reasons]
-        return cls(reference + ranked + incomplete, reference, ranked, incomplete, columns, order)
+        broken = [run for run in runs if run.broken and not run.reasons]
+        every = reference + ranked + incomplete + broken
+        return cls(every, reference, ranked, incomplete, broken, columns, order)
+
+    @property
+    def apart(self) -> list[tuple[str, list[Run]]]:
+        """Runs that are listed and never ranked, by the word for why."""
+        return [(why, some) for why in ("incomplete", "broken") if (some := getattr(self, why))]
 
     @property
     def title(self) -> str:
@@ -323,6 +332,7 @@ class Line:
 
     metric: str
     found: Difference
+    broken: tuple[bool, bool] = (False, False)  # the first side, and the second
 
     @property
     def rate(self) -> bool:
@@ -330,11 +340,12 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """Of the second side; undecided where the interval holds 0, or there is none."""
+        """Of the second side; undecided where the interval holds 0, or there is none, or a broken side would win."""
         found = self.found
         if not self.interval or found.change_low <= 0 <= found.change_high:
             return "undecided"
-        return "better" if (found.difference > 0) == found.higher_is_better else "worse"
+        better = (found.difference > 0) == found.higher_is_better
+        return "undecided" if self.broken[better] else "better" if better else "worse"
 
     @property
     def interval(self) -> str:
@@ -375,6 +386,19 @@ class Comparison:
 
     differences: tuple[Difference, ...]
     verified: bool = False
+    flaws: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # why the runs of each side are broken
+
+    @cached_property
+    def broken(self) -> tuple[list[str], list[str]]:
+        """Why each side is broken: as its runs say, or because more of its images are no pictures than of the other's."""
+        more = ([], [])
+        for d in self.differences:
+            if d.metric.startswith(BROKEN) and d.change_low is not None and not d.change_low <= 0 <= d.change_high:
+                shares = (d.first, d.second) if d.difference < 0 else (d.second, d.first)
+                said = "{:.0f} % of {} images are broken (the other side {:.0f} %)"
+                split = plain(d.metric.removeprefix(BROKEN))
+                more[d.difference > 0].append(said.format(100 * shares[0], split, 100 * shares[1]))
+        return tuple(list(flaws) or found for flaws, found in zip(self.flaws, more, strict=True))
 
     @property
     def head(self) -> Difference:
@@ -391,7 +415,9 @@ class Comparison:
     @property
     def facts(self) -> list[str]:
         head = self.head
-        return [plain(fact) for fact in (f"{head.task}: {head.targets}", head.base, head.sampler, head.how)]
+        said = [f"{head.task}: {head.targets}", head.base, head.sampler, head.how]
+        said += [f"broken: {side}: {'; '.join(why)}" for side, why in zip(self.sides, self.broken, strict=True) if why]
+        return [plain(fact) for fact in said]
 
     @property
     def anchor(self) -> str:
@@ -404,7 +430,8 @@ class Comparison:
     @cached_property
     def lines(self) -> list[Line]:
         keys = [(d.metric, d.split, i) for i, d in enumerate(self.differences)]
-        return [Line(name, d) for name, d in zip(labels(keys).values(), self.differences, strict=True)]
+        broken = tuple(map(bool, self.broken))
+        return [Line(name, d, broken) for name, d in zip(labels(keys).values(), self.differences, strict=True)]
 
     @property
     def forest(self) -> list[dict]:
@@ -481,6 +508,7 @@ def comparisons(
 ) -> tuple[list[Comparison], list[str]]:
     """Every comparison under results/comparisons, and one line for each file that cannot be used."""
     verified = {run.head.run_id for group in groups for run in group.runs if run.verified is not None}
+    broken = {run.head.run_id: run.broken for group in groups for run in group.runs}
     found, problems = [], []
     files: dict[tuple, Path] = {}
     for path, read in _read(sorted((results / "comparisons").glob("*.csv")), Difference, problems):
@@ -489,8 +517,9 @@ def comparisons(
             continue
         head = read[0]
         if task in (None, head.task) and world in (None, head.world):
-            sides = {*head.first_runs.split(), *head.second_runs.split()}
-            found.append(Comparison(tuple(read), sides <= verified))
+            sides = head.first_runs.split(), head.second_runs.split()
+            flaws = tuple(tuple(dict.fromkeys(why for run in side for why in broken.get(run, ()))) for side in sides)
+            found.append(Comparison(tuple(read), {*sides[0], *sides[1]} <= verified, flaws))
     return found, problems
 
 

@@ -47,7 +47,7 @@ def view(groups: Sequence[Group]) -> tuple[dict[str, str], list[dict[str, object
     lines = []
     for run in runs:
         line = {name: getattr(run.head, name) for name in ABOUT}
-        line |= {"status": run.status, "reason": "; ".join(run.reasons), "verified": run.verified is not None}
+        line |= {"status": run.status, "reason": "; ".join(run.flaws), "verified": run.verified is not None}
         for key, row in run.cells.items():
             said = (row.value, row.low, row.high, row.n_valid, row.published)
             line |= {names[key] + end: value for end, value in zip(ENDS, said, strict=True) if value is not None}
@@ -100,13 +100,19 @@ def as_text(groups: Sequence[Group], width: int = 100) -> str:
             table.append(lines)
         sizes = [max(map(len, cells)) for cells in table]
         out += ["  ".join(map(str.ljust, line, sizes)).rstrip() for line in zip(*table, strict=True) if shown]
-        for run in group.incomplete:
-            said = f"incomplete, not ranked: {run.label}: {'; '.join(run.reasons)}"
+        for said in listed(group):
             out += textwrap.wrap(said, width, subsequent_indent="    ")
         for said in group.repeats:
             out += textwrap.wrap(said, width, subsequent_indent="    ")
         out.append("")
     return "\n".join(out)
+
+
+def listed(group: Group) -> Iterator[str]:
+    """A line for each run that is not ranked: why not."""
+    for why, some in group.apart:
+        for run in some:
+            yield f"{why}, not ranked: {run.label}: {'; '.join(run.flaws)}"
 
 
 def tables(group: Group) -> Iterator[tuple[str, list[Column]]]:
@@ -142,10 +148,8 @@ def as_md(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
             head = [kind, *(f"{column.label} {column.arrow}".rstrip() for column in columns)]
             shown = group.reference + group.ranked
             out += lines(head, [[markdown(run.label), *(cell(column, run) for column in columns)] for run in shown])
-        for run in group.incomplete:
-            out += [f"- incomplete, not ranked: {markdown(run.label)}: {markdown('; '.join(run.reasons))}"]
-        out += [f"- {markdown(said)}" for said in group.repeats]
-        out += [""] * bool(group.incomplete or group.repeats)
+        out += [f"- {markdown(said)}" for said in (*listed(group), *group.repeats)]
+        out += [""] * bool(group.apart or group.repeats)
     if found := findings(groups, compared):
         out += ["## Claims of papers", ""]
         names = [f.name for f in fields(Finding) if f.name != "anchor"]
@@ -214,10 +218,8 @@ def as_tex(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
                     r"\end{table}",
                     "",
                 ]
-        for run in group.incomplete:
-            said = f"{group.title}, incomplete, not ranked: {run.label}: {'; '.join(run.reasons)}"
-            out += [rf"{{\footnotesize {latex(said)}}}", ""]
-        out += [part for said in group.repeats for part in (rf"{{\footnotesize {latex(said)}}}", "")]
+        for said in (*listed(group), *group.repeats):
+            out += [rf"{{\footnotesize {latex(f'{group.title}, {said}')}}}", ""]
     return "\n".join(out).encode()
 
 

@@ -33,10 +33,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from .entry import Run, plain
 from .rows import Row, check_writable, replace_file, write_table
 
 log = logging.getLogger("erasebench")
 AVERAGE = "average"
+BROKEN = "†"  # marks numbers of a broken run
 SWEPT = {"n_concepts": "n", "base": "model"}  # field of a row -> the option that a sweep varies it by
 # options that say which run of a protocol it is, and change nothing of how it is measured
 PROTOCOL = frozenset(("experiment", "part", "model", "task", "method", "seed", "attack", "other_words"))
@@ -153,8 +155,18 @@ def same_base(ours: str, theirs: str) -> bool:
     return ours not in known or not name or ours == name
 
 
+def flaws(rows: Iterable[Row]) -> dict[str, str]:
+    """run id -> why the run is broken; empty for one that is not."""
+    by_run: dict[str, list[Row]] = {}
+    for row in rows:
+        by_run.setdefault(row.run_id, []).append(row)
+    return {run_id: "; ".join(Run(tuple(own), Path()).broken) for run_id, own in by_run.items()}
+
+
 def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One dictionary for each line and cell: method, block, metric, value, low, high, n, published."""
+    """One dictionary for each line and cell: method, block, metric, value, low, high, n, published, and why its run is
+    broken."""
+    broken = flaws(rows)
     measured, world = cells(spec, rows), rows[0].world if rows else ""
     paper = published(spec, world)
     methods, blocks = (list(dict.fromkeys(key[i] for key in measured)) for i in (0, 1))
@@ -165,13 +177,15 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
             for metric in metrics:
                 row = measured.get((method, block, metric))
                 numbers = {name: getattr(row, name, None) for name in ("value", "low", "high", "n")}
-                made.append({"method": method, "block": block, "metric": metric, **numbers})
+                why = broken[row.run_id] if row else ""
+                made.append({"method": method, "block": block, "metric": metric, **numbers, "broken": why})
         if spec.get("average") and len(blocks) > 1:
             for metric in metrics:
-                values = [c["value"] for c in made if c["method"] == method and c["metric"] == metric]
+                own = [c for c in made if c["method"] == method and c["metric"] == metric]
+                values, why = [c["value"] for c in own], "; ".join(dict.fromkeys(filter(None, (c["broken"] for c in own))))
                 nothing = dict.fromkeys(("value", "low", "high", "n", "deviation"))
                 mean = {} if None in values else {"value": np.mean(values), "deviation": np.std(values)}
-                made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean})
+                made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean, "broken": why})
     for cell in made:
         comparable = spec.get("n", {}).get(cell["metric"], cell["n"]) == cell["n"]
         cell["published"] = paper.get((cell["method"], cell["block"].lower(), cell["metric"])) if comparable else None
@@ -194,6 +208,8 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
             shown = [said(cell) for cell in here if cell["method"] == method and cell["metric"] in metrics]
             lines.append(f"| {method} | " + " | ".join(shown) + " |")
         lines.append("")
+    why = dict.fromkeys((c["method"], c["block"], c["broken"]) for c in made if c["broken"] and c["value"] is not None)
+    lines += [plain(f"{BROKEN} broken, no score: {' '.join(filter(None, said))}") + "\n" for said in why]
     return "\n".join(lines)
 
 
@@ -206,11 +222,12 @@ def said(cell: Mapping[str, Any]) -> str:
         number += f" [{show(cell['low'])}, {show(cell['high'])}]"
     if cell.get("deviation") is not None:
         number += f" ± {show(cell['deviation'])}"
+    number += f" {BROKEN}" if cell["broken"] else ""
     return number + (f" ({show(cell['published'])})" if cell["published"] is not None else "")
 
 
 def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each metric of `figure` against `across`, a line for each method, intervals as bands."""
+    """Each metric of `figure` against `across`, a line for each method, intervals as bands; no point of a broken run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -219,7 +236,8 @@ def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Pat
     drawing, axes = pyplot.subplots(1, len(spec["figure"]), figsize=(4 * len(spec["figure"]), 3.4), squeeze=False)
     for axis, metric in zip(axes[0], spec["figure"], strict=True):
         for method in dict.fromkeys(cell["method"] for cell in made):
-            own = [c for c in made if c["method"] == method and c["metric"] == metric and c["value"] is not None]
+            drawn = [c for c in made if c["value"] is not None and not c["broken"]]
+            own = [c for c in drawn if c["method"] == method and c["metric"] == metric]
             own.sort(key=lambda c: float(c["block"]))
             x = [float(c["block"]) for c in own]
             axis.plot(x, [c["value"] for c in own], marker="o", markersize=3, label=method)
@@ -259,7 +277,7 @@ def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path)
         log.warning("table %s is empty: no run measured %s", name, ", ".join(spec["metrics"]))
     print(text(spec, made))
     buffer = io.StringIO()
-    columns = ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published"]
+    columns = ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published", "broken"]
     write_table([columns, *([cell.get(column) for column in columns] for cell in made)], buffer)
     if any(row.status == "failed" for row in rows) and _values(made) < _values(before(results / f"{name}.csv")):
         log.warning("table %s: some of its runs failed, and %s stays as it was", name, results / f"{name}.md")

@@ -335,7 +335,7 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
     gone = {concept.name for concept in more}
     brief = replace(
         plan.brief,
-        concepts=plan.brief.concepts + more,
+        concepts=plan.brief.concepts + by_name(more),
         preserved=tuple(name for name in plan.brief.preserved if name not in gone),
     )
     prompts = tuple(p for p in plan.prompts if not (p.split == "retain" and p.concept in gone))
@@ -352,15 +352,15 @@ def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
     into = lambda surrogate: tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
     asked_for = tuple(concept for surrogate in surrogates for concept in into(surrogate))
     which = f"{plan.which or ', '.join(c.name for c in plan.concepts)} -> {', '.join(surrogates)}"
-    made = replace(plan, concepts=into(surrogates[0]), brief=replace(plan.brief, concepts=asked_for), which=which)
-    return gated(made, "surrogate=")
+    brief = replace(plan.brief, concepts=by_name(asked_for))
+    return gated(replace(plan, concepts=into(surrogates[0]), brief=brief, which=which), "surrogate=")
 
 
 def shown(plan: Plan) -> Plan:
     """The plan whose concept the method knows by pictures alone. Raises ErasebenchError where there are several."""
     if len(plan.concepts) != 1:
         raise ErasebenchError(f"pictures.path stands for one concept, task={plan.task} erases {len(plan.concepts)}")
-    known = tuple(replace(concept, name=WORD, synonyms=()) for concept in plan.brief.concepts)
+    known = tuple(replace(concept, name=WORD) for concept in plan.brief.concepts)
     which = f"{plan.which or plan.concepts[0].name}, by pictures"
     return replace(plan, brief=replace(plan.brief, concepts=known), which=which)
 
@@ -557,18 +557,17 @@ def in_other_words(plan: Plan, world: Mapping[str, Any], which: Sequence[str], i
     return gated(replace(plan, prompts=plan.prompts + tuple(capped(more, images))))
 
 
+def by_name(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+    """The concepts as a method is told of them: without their synonyms, which the evaluation asks for."""
+    return tuple(replace(concept, synonyms=()) for concept in concepts)
+
+
 def _plan(task, world, concepts, kept, prompts, kind, images) -> Plan:
     captions = world["captions"]
     prompts = [*prompts, *caption_prompts(captions["evaluation"], captions["count"], captions.get("seeds", ()))]
-    brief = Brief(concepts, tuple(kept), tuple(captions["training"]), tuple(world["templates"]["train"][kind]))
+    templates = tuple(world["templates"]["train"][kind])
+    brief = Brief(by_name(concepts), tuple(kept), tuple(captions["training"]), templates)
+    chosen_prompts = tuple(capped(prompts, images))
     return gated(
-        Plan(
-            task.name,
-            task.version,
-            concepts,
-            tuple(capped(prompts, images)),
-            brief,
-            images is not None,
-            task.evaluators,
-        )
+        Plan(task.name, task.version, concepts, chosen_prompts, brief, images is not None, task.evaluators)
     )

@@ -163,7 +163,7 @@ def send(run: Run, group: str = "") -> str:
             data = [[v if isinstance(v, str | int) else wandb.Image(v) for v in line.values()] for line in shown]
             tables["images"] = wandb.Table(columns=list(shown[0]), data=data)
         opened.log(numbers(run) | tables)
-        opened.summary.update({"status": run.status, "reason": "; ".join(run.reasons)})
+        opened.summary.update({"status": run.status, "reason": "; ".join(run.flaws)})
         opened.finish(exit_code=int(run.status == "failed"))
     if not opened.offline:
         return f"sent to {opened.url}"

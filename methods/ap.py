@@ -7,7 +7,7 @@
 with eps the frozen base, R the encodings of words near the concept and G a Gumbel-softmax draw. pi climbs L2, theta
 descends the sum, in turn. What the base answers counts as given, also for pi, as released. Departs from the released
 code: words are encoded once in memory, a step of pi samples only what it needs, several draws share a step; and the
-words of what is erased, and of its synonyms, are no candidates.
+words of what is erased are no candidates.
 """
 
 from __future__ import annotations
