@@ -163,12 +163,16 @@ def aligned(
     model: Model, pairs: Sequence[tuple[str, str]], token_set: str, template: str = "{c}"
 ) -> tuple[Tensor, Tensor]:
     """Rows [R, D] of the names and of what each is mapped to, aligned at their last tokens: that token alone
-    (token_set=last), or it and all that follows, as many rows as every text has (last_to_end)."""
+    (token_set=last), or it and all that follows, as many rows as both texts of a pair have (last_to_end)."""
     rows = encoded(model, [filled(template, text) for pair in pairs for text in pair])
     last = {text: max(span(model, template, text)[1] - 1, 0) for pair in pairs for text in pair}
-    length = 1 if token_set == "last" else model.context_length - max(last.values())
-    cut = lambda text: rows[filled(template, text)][0][last[text] : last[text] + length]
-    return torch.cat([cut(name) for name, _ in pairs]), torch.cat([cut(target) for _, target in pairs])
+    sources, targets = [], []
+    for name, target in pairs:
+        length = 1 if token_set == "last" else model.context_length - max(last[name], last[target])
+        cut = lambda text, length=length: rows[filled(template, text)][0][last[text] : last[text] + length]
+        sources.append(cut(name))
+        targets.append(cut(target))
+    return torch.cat(sources), torch.cat(targets)
 
 
 def coexisting(

@@ -149,11 +149,14 @@ def load(folder: Path) -> Recogniser:
         state = {k.removeprefix("model."): v for k, v in state.items() if "center_loss" not in k}
         theirs = {k: v for k, v in state.items() if not k.startswith(("fc1.", "fc2."))}
         head = {k: v for k, v in state.items() if k.startswith(("fc1.", "fc2."))}
-        # the trunk's entries come in the order of the network, whatever their module is called
-        own = [k for k in network.state_dict() if k.startswith("trunk.")]
+        # the trunk's entries come in the order of the network, whatever their module is called; PyTorch before 0.4.1 did not
+        # count batches, which nothing here reads
+        counts = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
+        own = [k for k in network.state_dict() if k.startswith("trunk.") and k not in counts]
+        theirs = {k: v for k, v in theirs.items() if v.is_floating_point()}
         if len(own) != len(theirs):
             raise KeyError(f"{len(theirs)} trunk entries, expected {len(own)}")
-        network.load_state_dict({**dict(zip(own, theirs.values(), strict=True)), **head})
+        network.load_state_dict({**counts, **dict(zip(own, theirs.values(), strict=True)), **head})
     except Exception as error:  # unpickling, key and shape errors have no common class
         raise ErasebenchError(
             f"{folder / FILES[0]}: not GIPHY's weights ({str(error).splitlines()[0][:150]})"

