@@ -423,7 +423,7 @@ def build(config: DictConfig) -> Run:
     executor = hydra.utils.instantiate(config.executor)
     check_types(executor, "executor")
     refuse_unknown("speed", config.speed, ["exact", "fast"])
-    device = config.device if config.device != "auto" else own_device()
+    device = str(config.device) if config.device != "auto" else own_device()
     batch = config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0
     task = hydra.utils.instantiate(config.task, _convert_="object")
     target = str(config.target) if config.target is not None else None
@@ -452,7 +452,7 @@ def build(config: DictConfig) -> Run:
         source = embedded_source(model.dtype)
     else:
         source = Source(
-            model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype
+            model.name, Path(str(path)) if path else None, model.hub, "" if path else model.revision, model.dtype
         )
     return Run(
         method=chosen["method"],

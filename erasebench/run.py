@@ -22,7 +22,7 @@ from . import provenance
 from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
-from .model import Model, Source
+from .model import Model, Source, check_device
 from .pictured import Pictured
 from .rows import SCHEMA, Row, check_writable, write
 from .stats import Measure, Part, summarize
@@ -149,6 +149,7 @@ class Erased:
             if self._model is None:
                 start = time.perf_counter()
                 model = Model.load(self.run.source, self.run.device)
+                model.check_sampler(self.run.sampler)  # before a fit of hours
                 log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
                 for concept in self.run.plan.concepts:
                     check_concept(model, concept.name)
@@ -277,6 +278,8 @@ def execute(run: Run) -> list[Row]:
     for name, reason in skipped.items():
         log.info("skipped (%s): %s", name, reason)
     try:
+        if isinstance(run.executor, Local):
+            check_device(run.device)  # of others, each worker asks where it is
         erased.check_fit()
         base_shards, our_shards = images(erased)
         cost = costs(erased, our_shards)
@@ -290,7 +293,7 @@ def execute(run: Run) -> list[Row]:
     except Unfit as error:
         log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
         skipped = {"": str(error)}
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may call exit()
         failures.append(("", None, explain(error)))
     finally:
         erased.close()
@@ -303,7 +306,7 @@ def execute(run: Run) -> list[Row]:
             base = {split: score(erased, evaluator, base_shards, split) for split in evaluator.splits}
             made = summarize(evaluator.measure(scores, base), evaluator.measure(base, base), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failures.append((name, evaluator, explain(error)))
         else:
             log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
@@ -327,7 +330,7 @@ def execute(run: Run) -> list[Row]:
     return rows
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """One line for the row; the traceback of anything that the user did not cause goes to the log."""
     if not isinstance(error, ErasebenchError):
         log.error("traceback:", exc_info=error)
