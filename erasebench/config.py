@@ -434,7 +434,7 @@ def build(config: DictConfig) -> Run:
     executor = hydra.utils.instantiate(config.executor)
     check_types(executor, "executor")
     refuse_unknown("speed", config.speed, ["exact", "fast"])
-    device = config.device if config.device != "auto" else own_device()
+    device = str(config.device) if config.device != "auto" else own_device()
     batch = config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0
     task = hydra.utils.instantiate(config.task, _convert_="object")
     for name, evaluator in task.evaluators.items():
@@ -466,7 +466,7 @@ def build(config: DictConfig) -> Run:
         source = embedded_source(model.dtype)
     else:
         source = Source(
-            model.name, Path(path) if path else None, model.hub, "" if path else model.revision, model.dtype
+            model.name, Path(str(path)) if path else None, model.hub, "" if path else model.revision, model.dtype
         )
     return Run(
         method=chosen["method"],

@@ -73,7 +73,7 @@ def identities(run: Run) -> tuple[dict, dict, str]:
 def weights_present(source: Source) -> None:
     """Raises ErasebenchError where a run would have to download the model first, or could not load it."""
     if source.path:
-        source.files()
+        source.check()
         return
     from huggingface_hub import try_to_load_from_cache
 

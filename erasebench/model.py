@@ -27,6 +27,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from . import bases
 from .contracts import ErasebenchError, Sampler
 from .gate import Refused, refuses, refuses_decoded
 from .store import digest, sha256_file
@@ -37,6 +38,14 @@ transformers.utils.logging.disable_progress_bar()
 diffusers.logging.set_verbosity_error()
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SECOND = ("text_encoder_2", "tokenizer_2")  # of SDXL
+WEIGHTS = {  # the parts that have some
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+LARGEST = 8  # times a base's own side: what `sampler.size` may be
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
     "pndm": diffusers.PNDMScheduler,
@@ -59,19 +68,55 @@ class Source:
         """Content of a local folder (not its path), or id and revision; and the number format."""
         if self.path is None:
             return {"hub": self.hub, "revision": self.revision, "dtype": self.dtype}
-        stamps = tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files())
-        return {"content": _content(Path(self.path), stamps), "dtype": self.dtype}
+        try:
+            stamps = tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files())
+            return {"content": _content(Path(self.path), stamps), "dtype": self.dtype}
+        except OSError as error:
+            raise ErasebenchError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def files(self) -> list[Path]:
-        """What a local folder's content is. Raises ErasebenchError if it is not a pipeline."""
+        """What a local folder's content is: what is read of it. Raises ErasebenchError if it is not a pipeline."""
         folder = Path(self.path)
+        if folder.is_file():
+            raise ErasebenchError(bases.single_file(folder))
         if not folder.is_dir():
             raise ErasebenchError(f"model folder {folder} does not exist: give a diffusers folder with model.path=")
         missing = [part for part in PARTS if not (folder / part).is_dir()]
         if missing:
-            raise ErasebenchError(f"{folder} is not a Stable Diffusion pipeline: it has no {', '.join(missing)} folder")
+            what = bases.describe(folder) or f"it has no {', '.join(missing)} folder"
+            raise ErasebenchError(f"{folder} is not a Stable Diffusion pipeline: {what}")
         kinds = (".json", ".safetensors", ".txt", ".model")
-        return [f for part in PARTS for f in sorted((folder / part).rglob("*")) if f.suffix in kinds]
+        second = [part for part in SECOND if (folder / part).is_dir()]
+        found = [folder / "model_index.json"] if second else []  # it says how SDXL's empty prompt is read
+        for part in (*PARTS, *second):
+            variant = bases.variant_of(folder, part) if part in WEIGHTS else None
+            every = sorted(f for f in (folder / part).rglob("*") if f.suffix in kinds)
+            found += [f for f in every if bases.is_read(f, part, variant)]
+        return found
+
+    def check(self) -> bases.Base:
+        """Its configuration. Raises ErasebenchError with what it is where it is no base that can be drawn with."""
+        where = str(self.path or self.hub)
+        if self.dtype not in bases.DTYPES:
+            raise ErasebenchError(f"model.dtype={self.dtype}: choose from {', '.join(bases.DTYPES)}")
+        if not where:
+            raise ErasebenchError("no base: give a diffusers folder with model.path=")
+        if self.path is not None:
+            self.files()  # says what is wrong with the folder
+            for part in (part for part in WEIGHTS if (Path(self.path) / part).is_dir()):
+                bases.check_pointers(Path(self.path), part)
+        try:
+            return bases.check(self._find)
+        except ErasebenchError as error:
+            raise ErasebenchError(f"{where}: {error}") from error
+
+    def _find(self, name: str) -> Path:
+        """A file of the base, from the hub where it is not a folder."""
+        if self.path is not None:
+            return Path(self.path) / name
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(self.hub, name, revision=self.revision or None))
 
 
 @cache
@@ -89,6 +134,56 @@ def weights_digest(*modules: torch.nn.Module) -> str:
             hashed.update(name.encode())
             hashed.update(raw(parameter))
     return hashed.hexdigest()
+
+
+def check_device(name: str) -> None:
+    """Raises ErasebenchError for a device that is not on this machine."""
+    kind, _, number = str(name).partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (":" in str(name) and not (kind == "cuda" and number.isdecimal())):
+        raise ErasebenchError(f"device={name}: choose cpu, cuda, cuda:<number> or mps")
+    if kind == "cpu":
+        return
+    if not (torch.cuda if kind == "cuda" else torch.backends.mps).is_available():
+        raise ErasebenchError(f"device={name}: no GPU here" + (" of Apple's" if kind == "mps" else ""))
+    if number and int(number) >= (count := torch.cuda.device_count()):
+        raise ErasebenchError(f"device={name}: {count} GPU{'s' * (count > 1)} here, the last is cuda:{count - 1}")
+    try:
+        torch.zeros(1, device=name)
+    except RuntimeError as error:  # a driver that is too old, a GPU that is taken by somebody alone
+        raise ErasebenchError(f"device={name}: the GPU cannot be used ({str(error).strip().splitlines()[0]})") from error
+
+
+def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    """The U-Net, VAE or a text encoder, with every weight in its place. Raises ErasebenchError otherwise."""
+    where, kind = str(source.path or source.hub), WEIGHTS[part]
+    keywords: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    if source.path is None:
+        keywords["revision"] = source.revision or None
+    else:
+        keywords["variant"] = bases.variant_of(Path(source.path), part)
+    try:
+        module, info = kind.from_pretrained(where, subfolder=part, **keywords)
+    except OSError:
+        if source.path is not None:
+            raise
+        module, info = kind.from_pretrained(where, subfolder=part, variant="fp16", **keywords)  # a repository of one variant
+    # diffusers fills missing weights with noise, leaves out unexpected ones, and only warns
+    absent = [k for k in info["missing_keys"] if not k.endswith("position_ids")]
+    if absent or info["mismatched_keys"]:
+        raise ErasebenchError(
+            f"{where}/{part}: weights are missing or misshapen, e.g. {(absent or list(info['mismatched_keys']))[0]}"
+        )
+    if left := sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids")):
+        line = f"{where}/{part}: {len(left)} weights that {kind.__name__} has no place for, e.g. {left[0]}"
+        if part in ("unet", "vae"):
+            raise ErasebenchError(f"{line}: another network than its configuration says")
+        log.warning("%s: left out", line)  # text encoders are cut out of whole CLIPs
+    broken = next((n for n, p in module.named_parameters() if not torch.isfinite(p).all()), None)
+    if broken:
+        raise ErasebenchError(f"{where}/{part}: weight {broken} is not finite (NaN or infinity)")
+    if hasattr(module.config, "return_dict"):
+        module.config.return_dict = True  # a folder's config may say otherwise
+    return module
 
 
 class Context(NamedTuple):
@@ -272,12 +367,15 @@ class Model:
         device: str = "cpu",
         text_encoder_2=None,
         explicit: bool = False,
+        second_padding: int = 0,
+        zeros: bool = True,
     ):
         self.device = torch.device(device)
         self._explicit = explicit
         self._admitted: set[tuple[int, ...]] = set()  # token ids of texts that the gate has let through
         self._gated: WeakSet[torch.nn.Module] = WeakSet()
-        self.text_encoder_2 = None  # SDXL's; it reads the same tokens, padded with 0
+        self.text_encoder_2 = None  # SDXL's; it reads the same tokens, padded with another
+        self._second_padding, self._zeros = second_padding, zeros
         if text_encoder_2 is not None:
             self.text_encoder_2 = self._behind_gate(text_encoder_2.to(self.device).eval().requires_grad_(False))
         self.unet, self.vae, self.text_encoder = (
@@ -298,40 +396,33 @@ class Model:
         schedule = diffusers.DDIMScheduler.from_config(self.scheduler_config)
         self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
         self._prediction = schedule.config.prediction_type
-        if self._prediction not in ("epsilon", "v_prediction"):
-            raise ErasebenchError(f"prediction type {self._prediction!r} is not supported (epsilon, v_prediction)")
+        bases.check_scheduler(self.scheduler_config)
+        self._side = bases.side_of(self.unet.config, text_encoder_2 is not None)
+        mean, deviation = self.vae.config.get("latents_mean"), self.vae.config.get("latents_std")
+        column = lambda values: torch.tensor(values, device=self.device, dtype=self.dtype).view(-1, 1, 1)
+        # of latents before they are scaled, where the configuration says (SDXL's)
+        self._normal = None if mean is None or deviation is None else (column(mean), column(deviation))
 
     @classmethod
     def load(cls, source: Source, device: str = "cpu", explicit: bool = False) -> Model:
-        """Load every part strictly; `explicit`: for a task that erases explicit content. Raises ErasebenchError for a missing, truncated or non-finite model."""
-        where, keywords = str(source.path or source.hub), {}
+        """Load every part strictly; `explicit`: for a task that erases explicit content. Raises ErasebenchError for a missing,
+        truncated or non-finite model, for one that does not draw from text alone, and for a device that is not there."""
+        check_device(device)
+        where, revision = str(source.path or source.hub), {}
         if source.path is None:
-            keywords["revision"] = source.revision
-        else:
-            source.files()  # says what is wrong with the folder
-        dtype = getattr(torch, source.dtype)
-        kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+            revision["revision"] = source.revision or None
         try:
-            if "text_encoder_2" in diffusers.DiffusionPipeline.load_config(where, **keywords):
-                kinds["text_encoder_2"] = CLIPTextModelWithProjection
-            loaded = {}
-            for part, kind in kinds.items():
-                module, info = kind.from_pretrained(
-                    where, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True, **keywords
-                )
-                # diffusers fills missing weights with noise and only warns
-                absent = [k for k in info["missing_keys"] if not k.endswith("position_ids")]
-                if absent or info["mismatched_keys"]:
-                    raise ErasebenchError(
-                        f"{where}/{part}: weights are missing or misshapen, e.g. "
-                        f"{(absent or list(info['mismatched_keys']))[0]}"
-                    )
-                broken = next((n for n, p in module.named_parameters() if not torch.isfinite(p).all()), None)
-                if broken:
-                    raise ErasebenchError(f"{where}/{part}: weight {broken} is not finite (NaN or infinity)")
-                loaded[part] = module
-            tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **keywords)
-            scheduler = diffusers.DDIMScheduler.load_config(where, subfolder="scheduler", **keywords)
+            base = source.check()
+            dtype = getattr(torch, source.dtype)
+            loaded = {part: load_part(source, part, dtype) for part in WEIGHTS if part in base.parts}
+            tokenizers = {
+                part: CLIPTokenizer.from_pretrained(where, subfolder=part, **revision)
+                for part in ("tokenizer", "tokenizer_2")[: 1 + base.xl]
+            }
+            for number, (part, tokenizer) in enumerate(tokenizers.items()):
+                bases.check_tokenizer(tokenizer, base.parts[("text_encoder", "text_encoder_2")[number]], part)
+            if base.xl and len({digest(tokenizer.get_vocab()) for tokenizer in tokenizers.values()}) > 1:
+                raise ErasebenchError(f"{where}: its two tokenizers do not know the same words")
         except ErasebenchError:
             raise
         except Exception as error:  # safetensors, JSON, network and key errors have no common class
@@ -342,7 +433,15 @@ class Model:
                 else "it could not be fetched: download it once and pass the folder with model.path="
             )
             raise ErasebenchError(f"cannot load model {where}: {advice} ({reason[:200]})") from error
-        return cls(**loaded, tokenizer=tokenizer, scheduler_config=scheduler, device=device, explicit=explicit)
+        return cls(
+            **loaded,
+            tokenizer=tokenizers["tokenizer"],
+            scheduler_config=base.parts["scheduler"],
+            device=device,
+            explicit=explicit,
+            second_padding=tokenizers["tokenizer_2"].pad_token_id if base.xl else 0,
+            zeros=base.zeros,
+        )
 
     @property
     def unet_samples(self) -> int:
@@ -413,19 +512,32 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        return self.text_encoder.config.max_position_embeddings
+        """As diffusers pads: by the tokenizer, where it stays within the text encoder's positions."""
+        return min(self.text_encoder.config.max_position_embeddings, self.tokenizer.model_max_length)
 
     @property
     def text_width(self) -> int:
         """Of what the cross-attention reads."""
-        return self.unet.config.cross_attention_dim
+        width = self.unet.config.cross_attention_dim
+        return width if isinstance(width, int) else width[0]  # one for each block, checked to be the same
 
     @property
     def pixels_per_latent(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
-        side = size // self.pixels_per_latent if size else self.unet.config.sample_size
+        """Of latents: of pictures of `size` pixels a side, or of the base's own."""
+        if size is not None:
+            largest = LARGEST * self.pixels_per_latent * (self._side or 64)
+            if size < 1 or size % self.pixels_per_latent or size > largest:
+                raise ErasebenchError(
+                    f"sampler.size={size}: a multiple of {self.pixels_per_latent} of at most {largest} is needed"
+                )
+            side = size // self.pixels_per_latent
+        elif self._side is None:
+            raise ErasebenchError("the base's configuration names no sample_size: give sampler.size=")
+        else:
+            side = self._side
         return self.unet.config.in_channels, side, side
 
     # -- openings -------------------------------------------------------------------------------------------------
@@ -611,14 +723,14 @@ class Model:
         if self.text_encoder_2 is None:
             return Context(out[0], ids, ends)
         padding = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
-        second = self.text_encoder_2(ids.masked_fill(padding, 0), output_hidden_states=True)
+        second = self.text_encoder_2(ids.masked_fill(padding, self._second_padding), output_hidden_states=True)
         hidden = torch.cat([out.hidden_states[-2], second.hidden_states[-2]], -1)
         return Context(hidden, ids, ends, second.text_embeds)
 
     def unconditional(self) -> Context:
-        """The empty prompt as guidance sees it: encoded, but all zero for SDXL, as it was trained."""
+        """The empty prompt as guidance sees it: encoded, but all zero for SDXL where its index says so."""
         context = self.encode([""])
-        if self.text_encoder_2 is None:
+        if self.text_encoder_2 is None or not self._zeros:
             return context
         return context._replace(hidden=torch.zeros_like(context.hidden), pooled=torch.zeros_like(context.pooled))
 
@@ -674,10 +786,25 @@ class Model:
         """A fresh diffusers scheduler with its timesteps set; set up as StableDiffusionPipeline does."""
         if sampler.name not in SCHEDULERS:
             raise ErasebenchError(f"unknown sampler {sampler.name!r}: choose from {', '.join(SCHEDULERS)}")
-        config = {**self.scheduler_config, "prediction_type": "epsilon", "clip_sample": False, "steps_offset": 1}
-        scheduler = SCHEDULERS[sampler.name].from_config(config)
-        scheduler.set_timesteps(sampler.steps, device=self.device)
+        own = {} if self.text_encoder_2 is not None else {"steps_offset": 1}  # SDXL's pipeline takes its own
+        config = {**self.scheduler_config, "prediction_type": "epsilon", "clip_sample": False, **own}
+        try:
+            scheduler = SCHEDULERS[sampler.name].from_config(config)
+            scheduler.set_timesteps(sampler.steps, device=self.device)
+        except Exception as error:  # schedulers refuse what they cannot do in several ways
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ErasebenchError(f"{sampler.name} of {sampler.steps} steps cannot sample this base: {reason}") from error
+        if (last := float(scheduler.timesteps.max())) > len(self.alphas_cumprod) - 1:
+            raise ErasebenchError(
+                f"sampler.steps={sampler.steps}: {sampler.name} would begin at timestep {last:g}, and the base was trained "
+                f"up to {len(self.alphas_cumprod) - 1}"
+            )
         return scheduler
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Raises ErasebenchError for a sampler or a size that the base cannot be drawn with."""
+        self.scheduler(sampler)
+        self.latent_shape(sampler.size)
 
     @contextmanager
     def fast(self) -> Iterator[None]:
@@ -732,7 +859,10 @@ class Model:
         """Latents -> images uint8 [B, H, W, 3] on the CPU. Raises NotFinite, as NaN would become a picture like any other."""
         if not is_finite(z):
             raise NotFinite("latents are not finite")
-        images = self.vae.decode(z / self.vae.config.scaling_factor, return_dict=False)[0]
+        latents = z / self.vae.config.scaling_factor
+        if self._normal is not None:
+            latents = latents * self._normal[1] + self._normal[0]
+        images = self.vae.decode(latents, return_dict=False)[0]
         if not is_finite(images):
             raise NotFinite(
                 f"what the VAE makes of finite latents is not finite in {images.dtype}".replace("torch.", "")
@@ -757,7 +887,10 @@ class Model:
         )
         pixels = (images.to(self.device, self.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
         latents = self.vae.encode(pixels).latent_dist
-        made = tuple(x * self.vae.config.scaling_factor for x in (latents.mean, latents.std))
+        found = latents.mean, latents.std
+        if self._normal is not None:
+            found = (found[0] - self._normal[0]) / self._normal[1], found[1] / self._normal[1]
+        made = tuple(x * self.vae.config.scaling_factor for x in found)
         if not all(map(is_finite, made)):
             raise NotFinite(
                 f"the latents that the VAE gives for pictures are not finite in {self.dtype}".replace("torch.", "")

@@ -25,7 +25,7 @@ from . import generate, provenance, verdicts
 from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
-from .model import Model, NotFinite, Source, is_finite
+from .model import Model, NotFinite, Source, check_device, is_finite
 from .pictured import Pictured
 from .places import masked_json, masked_text, strings
 from .redaction import redact
@@ -176,6 +176,7 @@ class Erased:
             if self._model is None:
                 start = time.perf_counter()
                 model = Model.load(self.run.source, self.run.device, self.run.plan.explicit)
+                model.check_sampler(self.run.sampler)  # before a fit of hours
                 log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
                 for concept in self.run.plan.concepts:
                     check_concept(model, concept.name)
@@ -333,6 +334,8 @@ def execute(run: Run) -> list[Row]:
     for name, reason in skipped.items():
         log.info("skipped (%s): %s", name, reason)
     try:
+        if isinstance(run.executor, Local):
+            check_device(run.device)  # of others, each worker asks where it is
         erased.check_fit()
         base_shards, our_shards = images(erased)
         cost = costs(erased, our_shards)
@@ -345,7 +348,7 @@ def execute(run: Run) -> list[Row]:
     except Unfit as error:
         log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
         skipped = {"": str(error)}
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may call exit()
         failures.append(("", None, explain(error)))
     finally:
         erased.close()
@@ -356,7 +359,7 @@ def execute(run: Run) -> list[Row]:
         try:
             made = summarize(*measured(erased, evaluator, our_shards, base_shards), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failures.append((name, evaluator, explain(error)))
         else:
             log.info("%s: scored in %.1f s", name, time.perf_counter() - start)
@@ -416,7 +419,7 @@ def measured(
     return verdicts.with_refusals(made, scores, guarded), verdicts.with_refusals(before, base, guarded)
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """One line for the row; the traceback of anything that the user did not cause goes to the log."""
     if not isinstance(error, ErasebenchError):
         log.error("traceback:", exc_info=error)
