@@ -310,7 +310,9 @@ def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
     into = lambda surrogate: tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
     asked_for = tuple(concept for surrogate in surrogates for concept in into(surrogate))
     which = f"{plan.which or ', '.join(c.name for c in plan.concepts)} -> {', '.join(surrogates)}"
-    return replace(plan, concepts=into(surrogates[0]), brief=replace(plan.brief, concepts=by_name(asked_for)), which=which)
+    return replace(
+        plan, concepts=into(surrogates[0]), brief=replace(plan.brief, concepts=by_name(asked_for)), which=which
+    )
 
 
 def shown(plan: Plan) -> Plan:
