@@ -138,9 +138,9 @@ def breakage(rows: Iterable[Row]) -> list[str]:
             continue
         split = name.removeprefix(BROKEN)
         repeated = share[SAME + split].value or 0 if SAME + split in share else 0
-        kinds = ["are blank or noise"] * (repeated < row.value) + ["repeat one another"] * (repeated > 0)
+        kind = "repeat one another" if 2 * repeated > row.value else "are blank or noise"
         base = f" (base {100 * row.base_value:.0f} %)" if finite(row.base_value) else ""
-        found.append(plain(f"{100 * row.value:.0f} % of {split} images {' or '.join(kinds)}{base}"))
+        found.append(plain(f"{100 * row.value:.0f} % of {split} images {kind}{base}"))
     return found
 
 

@@ -83,12 +83,14 @@ def surface(height: int, width: int, degree: int = 3) -> Tensor:
 @dataclass(frozen=True)
 class Wellformed:
     """broken_<split>: share of images that are no pictures of their own: empty (blank, one colour or a smooth surface: relief
-    below 0.01, or below a tenth of the contrast; noise: coherence below 0.4, or edges below 3.5), or the same as another
-    image of the split, of another prompt or seed. same_<split>: share of the latter alone.
+    below 0.01, or below a tenth of the contrast; noise: coherence below 0.4, or edges below 3.5), unless the base's plain
+    background is left of them; or, in a split that has a few pictures for all prompts, the same as another image.
+    same_<split>: share of images that are the same as another, of another prompt or seed, wherever they are.
 
     Two images are the same where their fingerprints, less the mean of each channel, correlate by more than 0.97: whatever
-    their brightness, with noise, or moved by a pixel. How often that is so of the base's own images of the same prompts
-    is the row's `base_value`: what the base draws alike may be alike.
+    their brightness, with noise, or moved by a pixel. A split has few pictures where more are the same than halfway from the
+    base's share, of the same prompts, to all of them: what the base draws alike may be alike, and a method that draws
+    the sky now and then draws the sea, which this world has one picture of.
 
     How the numbers were chosen: in training templates of the surrogates relief is at least 0.028 where something is drawn
     (some of "sky" are the plain background that the template names, below 0.006), and 0.3 of the contrast, coherence 0.48
@@ -108,17 +110,18 @@ class Wellformed:
     noise: ClassVar[float] = 0.4
     blurred: ClassVar[float] = 3.5
     alike: ClassVar[float] = 0.97
-    left: ClassVar[float] = 0.05
+    near: ClassVar[float] = 0.05
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         made = []
         for split in self.splits:
-            scored = scores[split]
-            empty, same = self.empty(scored), self.same(scored, base[split])
-            verdict = lambda found, scored=scored: np.where(scored.refused, np.nan, found)
-            parts = {"broken": verdict(empty | (same > 0)), "same": verdict(same)}
-            for name, values in parts.items():
-                made.append(Measure(f"{name}_{split}", "quality", False, (Part(split, values, scored.concepts),)))
+            ours, theirs = scores[split], base[split]
+            empty, repeats = self.empty(ours) & ~self.left(ours, theirs), self.repeats(ours)
+            share, before = (np.append(found[found >= 0], 0).mean() for found in (repeats, self.repeats(theirs)))
+            few = share > (1 + before) / 2  # a few pictures for all prompts
+            for name, found in (("broken", empty | (few & (repeats > 0))), ("same", repeats)):
+                part = Part(split, np.where(ours.refused, np.nan, found), ours.concepts)
+                made.append(Measure(f"{name}_{split}", "quality", False, (part,)))
         return made
 
     def empty(self, scored: Scored) -> np.ndarray:
@@ -129,17 +132,12 @@ class Wellformed:
         drawn = (relief >= self.blank) & (relief >= self.smooth * contrast) & (edges >= self.blurred)
         return ~(drawn & ((coherence >= self.noise) | (contrast < self.blank)))  # hues of one grey are judged by edges
 
-    def same(self, scored: Scored, base: Scored) -> np.ndarray:
-        """Which images repeat another [N]: 1 or 0, NaN where there is none to compare with.
-
-        One that has left most of what the base drew for its prompt as it was repeats nothing that the base did not: a
-        street without the fire that was asked for is like other streets.
-        """
-        found = self.repeats(scored)
-        ours, before = (side.arrays["fingerprint"].astype(np.float32) for side in (scored, base))
-        cells = np.abs(ours - before).reshape(len(ours), 3, -1).max(1)
-        left = ((cells < self.left).mean(1) > 0.5) & ~(self.repeats(base) > 0)
-        return np.where(left & (found > 0), 0, found)
+    def left(self, scored: Scored, base: Scored) -> np.ndarray:
+        """Which images are, in most of their cells, as the base drew them for the same prompt, where that is a picture [N]: of
+        an object before a plain background it may be the background that is left."""
+        ours, theirs = (side.arrays["fingerprint"].astype(np.float32) for side in (scored, base))
+        cells = np.abs(ours - theirs).reshape(len(ours), 3, -1).max(1)
+        return ((cells < self.near).mean(1) > 0.5) & ~self.empty(base)
 
     def repeats(self, scored: Scored) -> np.ndarray:
         """Which images are like another of other prompts or seeds [N]; an empty or a refused one is like none."""
