@@ -10,14 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import config, stats, verdicts
 from .contracts import ErasebenchError, Prompt, Scored
-from .entry import Run as Measured
+from .entry import breakage
 from .run import Erased, Run, execute, images, score
 from .store import Store
 
@@ -165,7 +164,7 @@ def opinions(run: Run) -> Opinions | None:
     rows = execute(run)
     if any(row.status == "failed" for row in rows):
         raise ErasebenchError(f"method {run.method} failed: nothing to audit")
-    broken = "; ".join(Measured(tuple(rows), Path()).broken)
+    broken = "; ".join(breakage(rows))
     erased = Erased(run, Store())
     _, made = images(erased)
     erased.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 from .rows import Row
 from .stats import LEVEL, wilson
 
-BROKEN = "broken_"  # what metrics of images that are no pictures begin with, before their split
+BROKEN, SAME = "broken_", "same_"  # metrics of images that are no pictures, and of repeated ones, before their split
 GROUP = ("task", "task_version", "world", "base", "revision", "n_concepts", "target", "sampler", "subset")
 SHEET_BYTES = 2_000_000  # of a sheet in a page, at most
 POINTS = 300  # of a curve, at most
@@ -129,16 +129,38 @@ def fragment(kind: str, text: str) -> str:
 
 
 def exceeds(row: Row) -> bool:
-    """Is the value beyond the base's, by more than the interval of the change?
+    """Is a share beyond the base's, by more than the interval of the change?
 
-    That interval resamples concepts, and a method that breaks every image of two concepts in ten stays within it: where
-    images are paired, McNemar's test decides too. Without a change, the value's own interval against the base's value.
+    That interval resamples concepts, and who breaks every image of two people in ten stays within it: where images are
+    paired, McNemar's test decides too. Of two images neither can say anything, but all of them against none of the
+    base's is plain. Without a change, the share's own interval is held against the base's value.
     """
-    if not finite(row.value) or row.value <= (row.base_value or 0):
+    before = row.base_value if finite(row.base_value) else 0.0
+    if row.value <= before:
         return False
-    if row.change_low is not None:
-        return row.change_low > 0 or (row.p_value is not None and row.p_value < 1 - LEVEL)
-    return row.low is None or row.low > (row.base_value or 0)
+    if row.value == 1 and before == 0:
+        return True
+    if row.change_low is None:
+        return row.low is None or row.low > before
+    return row.change_low > 0 or (row.p_value is not None and row.p_value < 1 - LEVEL)
+
+
+def breakage(rows: Iterable[Row]) -> list[str]:
+    """Why a run of these rows is broken: of these splits more images than the base's are no pictures. Empty if none.
+
+    To every judge of concepts such images are a success, so that no number of the run says anything of forgetting.
+    """
+    share = {row.metric: row for row in rows if row.metric.startswith((BROKEN, SAME)) and row.status == "ok"}
+    found = []
+    for name, row in share.items():
+        if not name.startswith(BROKEN) or not finite(row.value) or not exceeds(row):
+            continue
+        split = name.removeprefix(BROKEN)
+        repeated = share[SAME + split].value or 0 if SAME + split in share else 0
+        kind = "repeat one another" if 2 * repeated > row.value else "are blank or noise"
+        base = f" (base {100 * row.base_value:.0f} %)" if finite(row.base_value) else ""
+        found.append(plain(f"{100 * row.value:.0f} % of {split} images {kind}{base}"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -213,21 +235,8 @@ class Run:
 
     @cached_property
     def broken(self) -> list[str]:
-        """Why the run is broken: on these splits more images than the base's are no pictures; empty when it is not.
-
-        To every judge of concepts they are a success, so that no number of such a run says anything of forgetting.
-        """
-        share = {row.metric: row for row in self.cells.values() if not row.attack}
-        found = []
-        for name, row in share.items():
-            if not name.startswith(BROKEN) or not exceeds(row):
-                continue
-            split = name.removeprefix(BROKEN)
-            repeated = share[key].value if (key := f"same_{split}") in share else 0
-            kinds = ["are blank or noise"] * (repeated < row.value) + ["repeat one another"] * (repeated > 0)
-            base = f" (base {100 * row.base_value:.0f} %)" if finite(row.base_value) else ""
-            found.append(plain(f"{100 * row.value:.0f} % of {split} images {' or '.join(kinds)}{base}"))
-        return found
+        """Why the run is broken; empty when it is not."""
+        return breakage(self.rows)
 
     @property
     def flaws(self) -> list[str]:

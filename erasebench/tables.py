@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .entry import Run, plain
+from .entry import breakage, plain
 from .rows import Row, check_writable, replace_file, write_table
 
 log = logging.getLogger("erasebench")
@@ -160,7 +160,7 @@ def flaws(rows: Iterable[Row]) -> dict[str, str]:
     by_run: dict[str, list[Row]] = {}
     for row in rows:
         by_run.setdefault(row.run_id, []).append(row)
-    return {run_id: "; ".join(Run(tuple(own), Path()).broken) for run_id, own in by_run.items()}
+    return {run_id: "; ".join(breakage(own)) for run_id, own in by_run.items()}
 
 
 def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -182,7 +182,10 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
         if spec.get("average") and len(blocks) > 1:
             for metric in metrics:
                 own = [c for c in made if c["method"] == method and c["metric"] == metric]
-                values, why = [c["value"] for c in own], "; ".join(dict.fromkeys(filter(None, (c["broken"] for c in own))))
+                values, why = (
+                    [c["value"] for c in own],
+                    "; ".join(dict.fromkeys(filter(None, (c["broken"] for c in own)))),
+                )
                 nothing = dict.fromkeys(("value", "low", "high", "n", "deviation"))
                 mean = {} if None in values else {"value": np.mean(values), "deviation": np.std(values)}
                 made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean, "broken": why})

@@ -2,12 +2,13 @@
 makes, and no judge of concepts sees them as anything but a success.
 
 The thresholds were chosen on what the embedded model draws of training templates: of surrogates (sky, grass, ground, street,
-sea, a room, a person, art), an airplane and a cat, 448 images. `python -m erasebench.evaluators.wellformed` draws them and
-prints what the numbers below are of.
+sea, a room, a person, art), of an airplane and of a cat. `python -m erasebench.evaluators.wellformed <file>.csv` draws
+them again and writes what the numbers below come from.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,18 +23,20 @@ from erasebench.stats import Measure, Part
 
 SIDE = 64  # pixels at which a picture is looked at, at most
 GRID = 8  # and at which two are compared
+ROWS = 1024  # of the matrix of all pairs, at once: 30,000 captions have 900 million
 
 
 @dataclass(frozen=True)
 class Texture:
-    """What there is to see beside a smooth surface, the polynomial of third degree in x and y that is nearest to each
-    channel: with it go a single colour and a gradient. Scores:
+    """What there is to see in an image. Scores:
 
-    contrast      [B], standard deviation of what is left, of a range of 1
-    coherence     [B], correlation of its neighbouring pixels (0 for noise, near 1 for anything seen; NaN where nothing varies)
-    edges         [B], kurtosis of the differences of neighbouring pixels of the picture itself: high where much changes in
-                  few places; 3 for noise, blurred or not, less for a smooth surface (NaN where nothing varies)
-    fingerprint   [B, k], the picture on a coarse grid, in [0, 1]
+    contrast      [B], standard deviation of the grey levels in [0, 1]
+    coherence     [B], correlation of neighbouring pixels (0 for noise, near 1 for anything seen; NaN where nothing varies)
+    relief        [B], standard deviation of what is left of the colours without a smooth surface, the polynomial of third
+                  degree in x and y that is nearest to each channel: a single colour and a gradient leave nothing
+    edges         [B], kurtosis of the differences of neighbouring pixels: high where much changes in few places; 3 for
+                  noise, blurred or not, and less for a smooth surface (NaN where nothing varies)
+    fingerprint   [B, k], the colours on a coarse grid, in [0, 1]
     """
 
     name: str = "texture"
@@ -44,20 +47,22 @@ class Texture:
         return {}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        pictures = images.permute(0, 3, 1, 2).double() / 255
-        small = resized(pictures, SIDE)
+        grey = images.double().mean(3) / 255
+        centred = grey - grey.mean((1, 2), keepdim=True)
+        variance = centred.square().mean((1, 2))
+        beside = (centred[:, :, 1:] * centred[:, :, :-1]).mean((1, 2))
+        below = (centred[:, 1:] * centred[:, :-1]).mean((1, 2))
+        colours = images.permute(0, 3, 1, 2).float() / 255
+        small = resized(colours, SIDE).double()
         smooth = surface(*small.shape[2:])
-        left = small.flatten(2) - small.flatten(2) @ smooth @ smooth.T
-        left = left.view_as(small)
-        variance = left.square().mean((1, 2, 3))
-        beside = (left[..., 1:] * left[..., :-1]).mean((1, 2, 3))
-        below = (left[:, :, 1:] * left[:, :, :-1]).mean((1, 2, 3))
+        rough = small.flatten(2) - small.flatten(2) @ smooth @ smooth.T
         steps = torch.cat([small.diff(dim=2).flatten(1), small.diff(dim=3).flatten(1)], 1)
         return {
             "contrast": variance.sqrt().numpy(),
             "coherence": ((beside + below) / 2 / variance).numpy(),
+            "relief": rough.square().mean((1, 2)).sqrt().numpy(),
             "edges": (steps.pow(4).mean(1) / steps.square().mean(1).square()).numpy(),
-            "fingerprint": resized(pictures, GRID).flatten(1).half().numpy(),
+            "fingerprint": resized(colours, GRID).flatten(1).half().numpy(),
         }
 
 
@@ -77,20 +82,23 @@ def surface(height: int, width: int, degree: int = 3) -> Tensor:
 
 @dataclass(frozen=True)
 class Wellformed:
-    """broken_<split>: share of images that are no pictures of their own: empty (blank, one colour, a smooth surface: contrast
-    below 0.01 beside it; noise: coherence below 0.4, or edges below 3.5, for what was blurred), or the same as another
-    image of the split, of another prompt or seed. same_<split>: share of the latter alone.
+    """broken_<split>: share of images that are no pictures of their own: empty (blank, one colour or a smooth surface: relief
+    below 0.01, or below a tenth of the contrast; noise: coherence below 0.4, or edges below 3.5), unless the base's plain
+    background is left of them; or, in a split that has a few pictures for all prompts, the same as another image.
+    same_<split>: share of images that are the same as another, of another prompt or seed, wherever they are.
 
     Two images are the same where their fingerprints, less the mean of each channel, correlate by more than 0.97: whatever
-    their brightness, with noise, or moved by a pixel. How often that is so of the base's own images of the same prompts
-    is the row's `base_value`: what the base draws alike may be alike.
+    their brightness, with noise, or moved by a pixel. A split has few pictures where more are the same than halfway from the
+    base's share, of the same prompts, to all of them: what the base draws alike may be alike, and a method that draws
+    the sky now and then draws the sea, which this world has one picture of.
 
-    Of training templates of the surrogates contrast is at least 0.028 where something is drawn (a few draw the plain
-    background that their template names), coherence 0.48 (a night sky; else 0.8), edges 12; of noise and of blurred
-    noise edges are below 3.3. Pictures of "sky" alone correlate by 0.91 at most, portraits by 0.89; copies moved by a pixel
-    in both directions by 0.97 and more, with noise of 5 grey levels by 0.999. Words whose pictures the base itself
-    cannot tell apart (a room, grass) correlate by 0.999: a method that draws nothing but those is not told from
-    one that has a single picture.
+    How the numbers were chosen: in training templates of the surrogates relief is at least 0.028 where something is drawn
+    (some of "sky" are the plain background that the template names, below 0.006), and 0.3 of the contrast, coherence 0.48
+    (a night sky; else 0.8) and edges 12. Noise and blurred noise have edges below 3.3, gradients, cones and bells below 3.1
+    or a relief below 0.01. Pictures of "sky" alone correlate by 0.91 at most, portraits by 0.89; copies of them moved
+    by a pixel both ways by 0.97 and more, with noise of 5 grey levels by 0.999. But words whose pictures the base itself
+    cannot tell apart (a room, grass) correlate by 0.999: a method that draws nothing but those is not told from one
+    that has a single picture.
 
     A refused image has no verdict: it is counted as refused. A single image repeats nothing, and has none of sameness.
     """
@@ -98,47 +106,93 @@ class Wellformed:
     judge: Texture
     splits: tuple[str, ...]
     blank: ClassVar[float] = 0.01
+    smooth: ClassVar[float] = 0.1
     noise: ClassVar[float] = 0.4
     blurred: ClassVar[float] = 3.5
     alike: ClassVar[float] = 0.97
+    near: ClassVar[float] = 0.05
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         made = []
         for split in self.splits:
-            scored = scores[split]
-            empty, same = self.empty(scored), self.same(scored)
-            verdict = lambda found, scored=scored: np.where(scored.refused, np.nan, found)
-            parts = {"broken": verdict(empty | (same > 0)), "same": verdict(same)}
-            for name, values in parts.items():
-                made.append(Measure(f"{name}_{split}", "quality", False, (Part(split, values, scored.concepts),)))
+            ours, theirs = scores[split], base[split]
+            empty, repeats = self.empty(ours) & ~self.left(ours, theirs), self.repeats(ours)
+            share, before = (np.append(found[found >= 0], 0).mean() for found in (repeats, self.repeats(theirs)))
+            few = share > (1 + before) / 2  # a few pictures for all prompts
+            for name, found in (("broken", empty | (few & (repeats > 0))), ("same", repeats)):
+                part = Part(split, np.where(ours.refused, np.nan, found), ours.concepts)
+                made.append(Measure(f"{name}_{split}", "quality", False, (part,)))
         return made
 
     def empty(self, scored: Scored) -> np.ndarray:
         """Which images are blank, smooth or noise [N]; what cannot be said (NaN) is no picture either."""
-        arrays = scored.arrays
-        seen = (arrays["contrast"] >= self.blank) & (arrays["coherence"] >= self.noise)
-        return ~(seen & (arrays["edges"] >= self.blurred))
+        contrast, coherence, relief, edges = (
+            scored.arrays[name] for name in ("contrast", "coherence", "relief", "edges")
+        )
+        drawn = (relief >= self.blank) & (relief >= self.smooth * contrast) & (edges >= self.blurred)
+        return ~(drawn & ((coherence >= self.noise) | (contrast < self.blank)))  # hues of one grey are judged by edges
 
-    def same(self, scored: Scored) -> np.ndarray:
-        """Which images repeat one of another prompt or seed [N]: 1 or 0, NaN where there is none to compare with.
+    def left(self, scored: Scored, base: Scored) -> np.ndarray:
+        """Which images are, in most of their cells, as the base drew them for the same prompt, where that is a picture [N]: of
+        an object before a plain background it may be the background that is left."""
+        ours, theirs = (side.arrays["fingerprint"].astype(np.float32) for side in (scored, base))
+        cells = np.abs(ours - theirs).reshape(len(ours), 3, -1).max(1)
+        return ((cells < self.near).mean(1) > 0.5) & ~self.empty(base)
 
-        An empty image repeats nothing, and neither does a refused one.
-        """
-        found = np.full(len(scored.prompts), np.nan)
+    def repeats(self, scored: Scored) -> np.ndarray:
+        """Which images are like another of other prompts or seeds [N]; an empty or a refused one is like none."""
+        found, empty = np.full(len(scored.prompts), np.nan), self.empty(scored)
         there = np.flatnonzero(~scored.refused)
-        asked = [(scored.prompts[i].text, scored.prompts[i].seed) for i in there]
-        numbers = np.array([list(dict.fromkeys(asked)).index(pair) for pair in asked], int)
-        other = numbers[:, None] != numbers
-        alike = (correlations(scored.arrays["fingerprint"][there]) > self.alike) & other
-        seen = ~self.empty(scored)[there]
-        verdict = (alike & seen).any(1) & seen
-        found[there] = np.where(other.any(1), verdict, np.nan)
+        number: dict[tuple[str, int], int] = {}
+        asked = np.array([number.setdefault((p.text, p.seed), len(number)) for p in scored.prompts], int)[there]
+        pictures = centred(scored.arrays["fingerprint"][there])
+        pictures[empty[there]] = 0  # correlates with nothing
+        if len(set(asked)) < 2:
+            return found
+        for start in range(0, len(there), ROWS):
+            rows = slice(start, start + ROWS)
+            alike = (pictures[rows] @ pictures.T > self.alike) & (asked[rows, None] != asked)
+            found[there[rows]] = alike.any(1)
         return found
 
 
-def correlations(fingerprints: np.ndarray) -> np.ndarray:
-    """Of all pairs [N, N], after each channel has lost its mean; 0 where nothing varies."""
-    x = fingerprints.astype(float).reshape(len(fingerprints), 3, -1)
+def centred(fingerprints: np.ndarray) -> np.ndarray:
+    """Unit vectors [N, k] whose products are correlations: each channel has lost its mean."""
+    x = fingerprints.astype(np.float32).reshape(len(fingerprints), 3, -1)
     x = (x - x.mean(2, keepdims=True)).reshape(len(x), -1)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return x @ x.T
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+
+
+def drawn(words: Mapping[str, str], each: int) -> dict[str, Scored]:
+    """Word -> `each` pictures of it by the embedded model, scored: in the training templates of its kind, in turn."""
+    from erasebench.config import embedded_source
+    from erasebench.contracts import Sampler
+    from erasebench.mini.world import names
+    from erasebench.model import Model
+
+    model, templates, found = Model.load(embedded_source()), names()["templates"]["train"], {}
+    for word, kind in words.items():
+        texts = [templates[kind][i % len(templates[kind])].replace("{c}", word) for i in range(each)]
+        prompts = tuple(Prompt(f"{word}/{i}", text, i, "train", word) for i, text in enumerate(texts))
+        images = model.sample(texts, list(range(each)), Sampler("ddim", 25, 4.0)).images
+        found[word] = Scored(prompts, Texture().score(images, prompts), np.zeros(each, bool))
+    return found
+
+
+def main(path: str, each: int = 64) -> None:
+    """Write what the thresholds were chosen on: of every word the least of each reading, and what counts as broken."""
+    import csv
+
+    words = dict.fromkeys(("sky", "grass", "ground", "street", "sea", "a room", "airplane", "cat"), "object")
+    wellformed, readings = Wellformed(Texture(), ()), ("contrast", "coherence", "relief", "edges")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["word", "images", *readings, "empty", "repeated"])
+        for word, scored in drawn({**words, "a person": "person", "art": "style"}, each).items():
+            shown = ~wellformed.empty(scored)
+            least = [f"{scored.arrays[name][shown].min():.3f}" for name in readings]
+            out.writerow([word, each, *least, (~shown).sum(), int((wellformed.repeats(scored) > 0).sum())])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
