@@ -13,7 +13,8 @@ from conftest import build_pipeline
 from erasebench.methods.checkpoint import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save_file as save_contiguous
 
 from erasebench import adapters, formats, layouts
 from erasebench.contracts import Brief, ErasebenchError
@@ -23,6 +24,10 @@ from erasebench.model import Model, Source
 @pytest.fixture(scope="module")
 def base(tiny_folder):
     return Model.load(Source("tiny", tiny_folder))
+
+
+def save_file(tensors, path, metadata=None):
+    save_contiguous({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
 
 
 def bare(name):
@@ -40,9 +45,7 @@ def prefixed(prefix, text="text_encoder."):
 def original(base, w, prefix="model.diffusion_model."):
     theirs = {ours: key for key, ours in layouts.compvis({bare(n) for n in base.names(r"^unet\.")}).items()}
     text = "cond_stage_model.transformer.text_model."
-    return {
-        prefix + theirs[bare(n)] if n.startswith("unet.") else text + bare(n): t for n, t in w.items()
-    }
+    return {prefix + theirs[bare(n)] if n.startswith("unet.") else text + bare(n): t for n, t in w.items()}
 
 
 def per_module(base, w):
@@ -93,7 +96,9 @@ def changes(base, seed, only=""):
     ends = sorted({".".join(n.split(".")[-3:]) for n in names if ".norm" not in n})
     ends = tuple(chosen.sample(ends, min(len(ends), 4)))
     return {
-        n: base.weight(n) + torch.randn(base.weight(n).shape, generator=generator) / 9 for n in names if n.endswith(ends)
+        n: base.weight(n) + torch.randn(base.weight(n).shape, generator=generator) / 9
+        for n in names
+        if n.endswith(ends)
     }
 
 
@@ -146,7 +151,9 @@ def test_the_names_of_compvis_are_those_of_diffusers_own_converter(blocks):
     levels, layers, *xl = blocks
     down = ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"]
     more = {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 32} if xl else {}
-    more |= {"addition_time_embed_dim": 4, "use_linear_projection": True, "transformer_layers_per_block": 2} if xl else {}
+    more |= (
+        {"addition_time_embed_dim": 4, "use_linear_projection": True, "transformer_layers_per_block": 2} if xl else {}
+    )
     unet = UNet2DConditionModel(
         block_out_channels=(8,) * levels,
         layers_per_block=layers,
@@ -176,7 +183,9 @@ def random_adapter(unet, config, folder, seed=0):
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             wide = "magnitude" in name
-            parameter.data = parameter.data * (1 + torch.rand_like(parameter)) if wide else torch.randn_like(parameter) / 9
+            parameter.data = (
+                parameter.data * (1 + torch.rand_like(parameter)) if wide else torch.randn_like(parameter) / 9
+            )
     adapted.save_pretrained(folder)
 
 
@@ -219,7 +228,9 @@ def test_an_adapter_folder_is_what_peft_makes_of_it(base, tiny_folder, tmp_path,
             torch.testing.assert_close(tensor, theirs[name.removeprefix("unet.")], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["old", "metadata", "rslora metadata", "kohya", "kohya of CompVis", "text", "convolution"])
+@pytest.mark.parametrize(
+    "form", ["old", "metadata", "rslora metadata", "kohya", "kohya of CompVis", "text", "convolution"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_an_adapter_file_is_what_diffusers_makes_of_it(base, tiny_folder, tmp_path, form):
     from diffusers import StableDiffusionPipeline
@@ -236,13 +247,20 @@ def test_an_adapter_file_is_what_diffusers_makes_of_it(base, tiny_folder, tmp_pa
             module = module.replace("to_k", "processor.to_k_lora").replace("to_out.0", "processor.to_out_lora")
             ends = ("down.weight", "up.weight")
         if form.startswith("kohya"):
-            called = spelt[f"{bare(name)}"].removesuffix(".weight") if "CompVis" in form else module.removeprefix("unet.")
+            called = (
+                spelt[f"{bare(name)}"].removesuffix(".weight") if "CompVis" in form else module.removeprefix("unet.")
+            )
             module, ends = "lora_unet_" + called.replace(".", "_"), ("lora_down.weight", "lora_up.weight")
             state[f"{module}.alpha"] = torch.tensor(1.5)
         state |= {f"{module}.{ends[0]}": down, f"{module}.{ends[1]}": up}
     if "metadata" in form:
-        said = {"r": 3, "lora_alpha": 12, "use_rslora": form.startswith("rslora"), "target_modules": ["to_k", "to_out.0"]}
-        metadata = {"format": "pt", adapters.METADATA: json.dumps({f"unet.{k}": v for k, v in said.items()})}
+        values = {
+            "r": 3,
+            "lora_alpha": 12,
+            "use_rslora": form.startswith("rslora"),
+            "target_modules": ["to_k", "to_out.0"],
+        }
+        metadata = {"format": "pt", adapters.METADATA: json.dumps({f"unet.{k}": v for k, v in values.items()})}
     save_file(state, tmp_path / "lora.safetensors", metadata)
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
@@ -262,7 +280,9 @@ def test_a_convolution_in_three_steps_is_their_product(base, tmp_path):
     up, mid, down = torch.randn(out, 2, 1, 1), torch.randn(2, 2, 3, 3), torch.randn(2, width, 1, 1)
     module = "lora_unet_" + bare(name).removesuffix(".weight").replace(".", "_")
     halves = {"lora_up": up, "lora_mid": mid, "lora_down": down}
-    state = {f"{module}.{half}.weight": tensor for half, tensor in halves.items()} | {f"{module}.alpha": torch.tensor(2)}
+    state = {f"{module}.{half}.weight": tensor for half, tensor in halves.items()} | {
+        f"{module}.alpha": torch.tensor(2)
+    }
     save_file(state, tmp_path / "locon.safetensors")
     image = torch.randn(1, width, 5, 5)
     through = image
@@ -469,7 +489,7 @@ def odd_states(base):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", odd_states.__code__.co_consts and [
+@pytest.mark.parametrize("case", [
     "int8", "bool", "complex", "float8", "beyond", "sparse", "meta", "nested", "torch's quantised", "numpy", "expanded",
     "empty", "nothing", "two models", "in lists", "numbers for names", "itself in itself", "two spellings", "bitsandbytes",
     "ControlNet", "VAE", "VAE of CompVis", "averages alone", "embedding", "learned embedding", "optimizer", "OpenCLIP",
@@ -520,7 +540,7 @@ def test_what_unpacks_to_more_than_a_checkpoint_is_refused_unread(base, tmp_path
         archive.writestr("archive/data.pkl", bytes(2**22))
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
     refused(base, tmp_path / "packed.pt", "bytes that unpack to 4,194,304")
-    torch.serialization.save({"conv_in.bias": torch.zeros(999)}, tmp_path / "large.pt")
+    torch.save({"conv_in.bias": torch.zeros(999)}, tmp_path / "large.pt")
     for name in ("large.pt", "large.safetensors"):
         save_file({"conv_in.bias": torch.zeros(999)}, tmp_path / "large.safetensors")
         with pytest.raises(ErasebenchError, match="more than any checkpoint of the base has"):
@@ -545,14 +565,16 @@ def damaged(base, tmp_path_factory):
     return seeds(base, tmp_path_factory.mktemp("right")), tmp_path_factory.mktemp("damaged")
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(data=st.data())
 def test_a_damaged_file_is_a_value_or_one_clear_line(base, damaged, data):
     files, folder = damaged
     name, content = data.draw(st.sampled_from(files))
     content = bytearray(content)
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(content) - 1) if data.draw(st.booleans()) else st.integers(0, min(700, len(content) - 1)))
+        place = data.draw(
+            st.integers(0, len(content) - 1) if data.draw(st.booleans()) else st.integers(0, min(700, len(content) - 1))
+        )
         match data.draw(st.sampled_from(["byte", "cut", "double"])):
             case "byte":
                 content[place] = data.draw(st.integers(0, 255))
@@ -578,7 +600,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(held=values)
 def test_whatever_a_pickle_holds_is_a_value_or_one_clear_line(base, damaged, held):
     def filled(value):
