@@ -166,10 +166,10 @@ class Layer:
 
 
 def parse(
-    tensors: Mapping[str, Tensor], model: Model, file: Path, remarks: Remarks, part: str
+    tensors: Mapping[str, Tensor], names: Names, file: Path, remarks: Remarks, part: str
 ) -> tuple[dict[str, Layer], dict[str, Tensor]]:
     """(layers by the model's names of their weights, whole weights that stand beside them by theirs)."""
-    names, layers, whole, adapters = Names.of(model), {}, {}, set()
+    layers, whole, adapters = {}, {}, set()
     for key, tensor in tensors.items():
         for pattern, family in FAMILIES:
             if re.search(pattern, key):
@@ -184,7 +184,7 @@ def parse(
                     f"{file}: " + (f"{key} is no key of a LoRA file" if name is None else f"{name} twice")
                 )
             else:
-                whole[name] = as_weight(key, tensor, model.weight(name), file, remarks)
+                whole[name] = as_weight(key, tensor, names.weights[name], file, remarks)
             continue
         fields = match.groupdict()
         adapters.add(fields.get("adapter") or "default")
@@ -227,7 +227,8 @@ def merged(
     """W + scale * strength * up down, by the model's names. strength is alpha / rank (or alpha / sqrt rank, if the settings say so);
     alpha is in the file, in its metadata, in adapter_config.json, or the rank."""
     remarks = {} if remarks is None else remarks
-    layers, made = parse(tensors, model, file, remarks, part)
+    names = Names.of(model)
+    layers, made = parse(tensors, names, file, remarks, part)
     settings = settings_of(file, metadata) if layers else {}
     dims = {metadata.get("ss_network_alpha"), metadata.get("ss_network_dim")} - {None, "None"}
     silent = [name for name, layer in layers.items() if "alpha" not in layer.tensors]
@@ -244,12 +245,13 @@ def merged(
                 f"{file}: {METADATA} says nothing of {name.partition('.')[0]}, which it has layers of"
             )
         factor = scale * strength(name, layer, own, file, remarks)
-        made[name] = with_layer(name, layer, factor, own, model, file)
+        made[name] = with_layer(name, layer, factor, own, names.weights[name].cpu(), file)
         if (bias := layer.tensors.get("bias")) is not None:
             place = f"{name.removesuffix('.weight')}.bias"
-            if place not in model.names("") or bias.shape != model.weight(place).shape:
+            if place not in names.weights or bias.shape != names.weights[place].shape:
                 raise ErasebenchError(f"{file}: {name} has no such bias in the base: not of the base's architecture")
-            made[place] = model.weight(place).cpu() + (factor * bias.float()).to(model.weight(place).dtype)
+            own_bias = names.weights[place].cpu()
+            made[place] = own_bias + (factor * bias.float()).to(own_bias.dtype)
     return made
 
 
@@ -281,9 +283,8 @@ def strength(name: str, layer: Layer, settings: Settings, file: Path, remarks: R
     return float(alpha) / rank
 
 
-def with_layer(name: str, layer: Layer, factor: float, settings: Settings, model: Model, file: Path) -> Tensor:
+def with_layer(name: str, layer: Layer, factor: float, settings: Settings, weight: Tensor, file: Path) -> Tensor:
     """The base's weight with one layer of an adapter merged into it."""
-    weight = model.weight(name).cpu()
     up, down, mid = (
         as_weight(f"{half} of {name}", layer.tensors[half], torch.empty(0), file, {}) if half in layer.tensors else None
         for half in ("up", "down", "mid")

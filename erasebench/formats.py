@@ -142,7 +142,7 @@ def weights_of(
     Raises ErasebenchError for keys that the model does not have, that are absent, or whose shapes are another base's.
     """
     remarks = {} if remarks is None else remarks
-    limit = SPARE + ROOM * sum(4 * model.weight(name).numel() for name in model.names(""))
+    limit = SPARE + ROOM * sum(4 * p.numel() for part in PARTS for p in getattr(model, part).parameters())
     named: dict[str, Tensor] = {}
     source: dict[str, str] = {}
     whole: set[str] = set()
@@ -217,7 +217,7 @@ def ours(
                 unexpected.append(key)
         elif name in named and not torch.equal(named[name], tensor):
             raise ErasebenchError(f"{path}: two keys for {name}, e.g. {key}: save the one that is meant alone")
-        elif tensor.shape != (wanted := model.weight(name).shape):
+        elif tensor.shape != (wanted := names.weights[name].shape):
             raise ErasebenchError(
                 f"{path}: {name} is {tuple(tensor.shape)}, the base's is {tuple(wanted)}: not of the base's architecture"
             )
@@ -227,7 +227,7 @@ def ours(
         raise ErasebenchError(f"{path}: {_unread(tensors, unexpected, left)}")
     for reason, keys in left.items():
         remarks.setdefault(reason, []).extend(keys)
-    return {name: as_weight(name, tensor, model.weight(name), path, remarks) for name, tensor in named.items()}
+    return {name: as_weight(name, tensor, names.weights[name], path, remarks) for name, tensor in named.items()}
 
 
 def _unread(tensors: Mapping[str, Tensor], unexpected: list[str], left: Mapping[str, list[str]]) -> str:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .model import Model
 
 PARTS = ("unet", "text_encoder")
@@ -126,15 +128,19 @@ def compvis(names: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Names:
-    """by_part: part -> a weight's name as files have it, without prefixes -> the model's. kohya: a module's name -> its weight's."""
+    """by_part: part -> a weight's name as files have it, without prefixes -> the model's. kohya: a module's name -> its weight's.
+    weights: the model's, by its names, collected once as a model has hundreds."""
 
+    weights: Mapping[str, Tensor]
     by_part: Mapping[str, Mapping[str, str]]
     kohya: Mapping[str, str]
 
     @classmethod
     def of(cls, model: Model) -> Names:
+        modules = {part: getattr(model, part) for part in PARTS}
+        weights = {f"{part}.{n}": p.data for part, m in modules.items() for n, p in m.named_parameters()}
         ours = {part: {} for part in PARTS}
-        for name in model.names(""):
+        for name in weights:
             part, _, rest = plain(name).partition(".")
             ours[part][rest] = name
         theirs = {rest: ours["unet"][bare] for rest, bare in compvis(ours["unet"]).items()}
@@ -144,7 +150,7 @@ class Names:
             for rest, name in spelt.items():
                 if rest.endswith(".weight"):
                     kohya |= {start + rest.removesuffix(".weight").replace(".", "_"): name for start in starts}
-        return cls({"unet": theirs | ours["unet"], "text_encoder": ours["text_encoder"]}, kohya)
+        return cls(weights, {"unet": theirs | ours["unet"], "text_encoder": ours["text_encoder"]}, kohya)
 
     def find(self, key: str, part: str = "") -> str | None:
         """The model's name of the weight that a key names, with any prefixes; None where it has no such weight."""
