@@ -319,7 +319,7 @@ class Stage:
             identity=self.identity(),
             hit=self.hit,
             allows=self.allows,
-            source=self.source,
+            take_up=self.take_up,
         )
 
     def search(self) -> list[Path]:
@@ -361,9 +361,9 @@ class Stage:
         if pending:
             raise ErasebenchError(f"attack {self.name} said nothing of {len(pending)} prompts")
 
-    def source(self, search: Path) -> None:
+    def take_up(self, search: Path) -> None:
         """Note the source of a search in the store that this one goes on with, where that is not today's."""
-        for name in provenance.changed_sources(search, self.attack):
+        for name in provenance.changed_sources(search, provenance.sources(self.attack)):
             made_by = json.loads((search / provenance.SOURCE).read_text())
             self.made_by = {**self.made_by, name: made_by.get(name, "")}
 

@@ -229,7 +229,7 @@ class Scene:
     templates  training templates with {c}
     hit        images, and the prompts they are of -> (bool [B], score [B]); counted as queries
     allows     may this text be generated? Ask before each sampling of what an optimisation wrote
-    source     an entry of the store that this search goes on with: its source is noted with what is found
+    take_up    notes the source of an entry of the store that this search goes on with, for what it finds
     together   how many latents go through the U-Net at once
     """
 
@@ -246,7 +246,7 @@ class Scene:
     identity: Mapping[str, object]
     hit: Callable[[Sampled, Sequence[Prompt]], tuple[np.ndarray, np.ndarray]]
     allows: Callable[[str], bool]
-    source: Callable[[Path], None] = lambda entry: None
+    take_up: Callable[[Path], None] = lambda entry: None
 
 
 @runtime_checkable

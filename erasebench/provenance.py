@@ -91,7 +91,7 @@ def sources(plugin: object) -> dict[str, str]:
     """Module -> sha256 of its file: a plugin's, those of the plugins among its fields, and in turn what they import of the
     toolbox, of their own package and of their own folder. Empty where there is no file, as of a class typed at a prompt."""
     found: dict[str, str] = {}
-    for part in (plugin, *(value for value in vars(plugin).values() if is_dataclass(value))):
+    for part in (plugin, *(value for value in getattr(plugin, "__dict__", {}).values() if is_dataclass(value))):
         name = type(part).__module__
         try:
             file = Path(inspect.getsourcefile(type(part)) or "")
@@ -124,11 +124,12 @@ def _origin(name: str) -> Path | None:
     if parent is not None and not hasattr(parent, "__path__"):
         return None
     try:
-        spec = find_spec(name)
+        known = sys.modules.get(name)
+        origin = known.__file__ if known is not None else getattr(find_spec(name), "origin", None)
     except Exception:  # finding a module imports what it lies in, and that may raise anything
         return None
-    file = Path(spec.origin) if spec is not None and spec.origin else None
-    return file if file is not None and file.suffix == ".py" and file.is_file() else None
+    file = Path(origin or "")
+    return file if file.suffix == ".py" and file.is_file() else None
 
 
 @cache
@@ -162,13 +163,12 @@ def write_sources(folder: Path, made_by: Mapping[str, str]) -> None:
     (folder / SOURCE).write_text(json.dumps(made_by, indent=1, sort_keys=True))
 
 
-def changed_sources(entry: Path, plugin: object) -> list[str]:
-    """Modules that are others now than when a plugin made an entry; none where either is not known."""
+def changed_sources(entry: Path, now: Mapping[str, str]) -> list[str]:
+    """Modules that are others in a plugin's sources now than when it made an entry; none where either is not known."""
     try:
         before = json.loads((entry / SOURCE).read_text())
     except (OSError, ValueError):  # made before sources were noted
         return []
-    now = sources(plugin)
     if not isinstance(before, dict) or not before or not now:
         return []
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -170,6 +170,7 @@ class Erased:
         self.turn = None if run.device == "cpu" else threading.Lock()  # a GPU samples one shard at a time
         self.judging = threading.Lock()
         self.outdated: set[tuple[str, str]] = set()  # ("method", "judge" or "attack", its name): another source made it
+        self._sources: dict[tuple[str, str], dict[str, str]] = {}
 
     def load(self) -> Model:
         with self._lock:
@@ -206,13 +207,18 @@ class Erased:
 
     def compare(self, kind: str, name: str, plugin: Any, entry: Path) -> None:
         """Say once if a plugin's source is not the one that made an entry, though its version is; the rows say it too."""
-        if (kind, name) not in self.outdated and (changed := provenance.changed_sources(entry, plugin)):
-            self.outdated.add((kind, name))
+        which = kind, name
+        if which in self.outdated:
+            return
+        if which not in self._sources:  # files do not change that often
+            self._sources[which] = provenance.sources(plugin)
+        if changed := provenance.changed_sources(entry, self._sources[which]):
+            self.outdated.add(which)
             log.warning(
-                "%s %s: its source changed since %s was made, at the same version %s (%s): raise `version`, or gc",
+                "%s %s: its source changed since %s, at the same version %s: raise `version`, or gc (changed: %s)",
                 kind,
                 name,
-                {"method": "this artifact", "judge": "a score", "attack": "a finding"}[kind],
+                {"method": "this artifact was fitted", "judge": "it gave a score", "attack": "its search"}[kind],
                 type(plugin).version,
                 ", ".join(changed[:3]) + ", ..." * (len(changed) > 3),
             )

@@ -72,7 +72,7 @@ def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequen
                 write_sources(folder, sources(scene.identity["attack"]) if "attack" in scene.identity else {})
 
             entry = scene.store.get_or_make("searches", identity(key), fill)
-            scene.source(entry)
+            scene.take_up(entry)
             found[key] = load_file(entry / "found.safetensors")
     return found
 

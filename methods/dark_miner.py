@@ -111,7 +111,7 @@ class DarkMiner:
                 write_sources(folder, made_by)
 
             entry = Store().get_or_make(stage, {**shared, "loop": number}, fill)
-            outdated.update(changed_sources(entry, self))
+            outdated.update(changed_sources(entry, sources(self)))
             return load_file(entry / "made.safetensors")
 
         pictures, found = self.pictures(model, names), []

@@ -209,8 +209,8 @@ class Reader:
         model.encode([*brief.captions, *(t.replace("{c}", n) for t in brief.templates for n in names)])
 
     def apply(self, model, artifact):
-        name = model.names("to_v.weight")[0]
-        return model.changed(weights={name: model.weight(name) + 1})
+        name = model.names("attn2.to_v.weight")[0]
+        return model.changed(weights={name: model.weight(name) * -3 + 1})
 
 
 def world(**changes) -> dict:

@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from erasebench.methods.none import NoErasure
+from erasebench.evaluators.attacks.seed_search import SeedSearch
 from erasebench.methods.uce import UCE
 
 from erasebench import attack, entry, generate, provenance
@@ -141,17 +141,17 @@ def test_a_changed_source_without_another_version_is_seen(module, what, by, kind
 
 
 def test_entries_without_a_record_and_classes_without_a_file_never_warn(plugins, tmp_path):
-    mine = plugins.load("my_method")
-    assert provenance.changed_sources(tmp_path, mine) == []
+    now = provenance.sources(plugins.load("my_method"))
+    assert provenance.changed_sources(tmp_path, now) == []
     made = {}
     exec("class Typed: pass", {"__name__": "typed_at_a_prompt"}, made)
     typed = made["Typed"]()
     assert provenance.sources(typed) == {}
-    provenance.write_sources(tmp_path, provenance.sources(mine))
-    assert provenance.changed_sources(tmp_path, typed) == [] == provenance.changed_sources(tmp_path, mine)
+    provenance.write_sources(tmp_path, now)
+    assert provenance.changed_sources(tmp_path, {}) == [] == provenance.changed_sources(tmp_path, now)
     for damaged in ("", "[]", "null", "{"):
         (tmp_path / provenance.SOURCE).write_text(damaged)
-        assert provenance.changed_sources(tmp_path, mine) == []
+        assert provenance.changed_sources(tmp_path, now) == []
 
 
 def test_what_is_followed_is_the_toolbox_and_what_lies_beside(plugins):
@@ -172,17 +172,15 @@ def test_a_search_that_goes_on_with_an_older_one_says_so(make_run, plugins, tmp_
     older.mkdir()
     provenance.write_sources(older, {**provenance.sources(mine), "my_attack": "another"})
     stage = attack.Stage(None, None, "mine", mine, (), None, (), None, None, made_by=provenance.sources(mine))
-    stage.source(older)
+    stage.take_up(older)
     provenance.write_sources(tmp_path, stage.made_by)
-    assert provenance.changed_sources(tmp_path, mine) == ["my_attack"]
+    assert provenance.changed_sources(tmp_path, provenance.sources(mine)) == ["my_attack"]
 
 
 def test_the_sampler_s_version_is_part_of_fits_and_attacks(make_run, monkeypatch):
-    run = make_run("uce", UCE(), attacks={"mine": NoErasure()})
+    run = make_run("uce", UCE(), attacks={"mine": SeedSearch()})
     prompts = (Prompt("", "a cat", 1, "target"),)
-    search = attack.Stage(
-        SimpleNamespace(run=run), None, "mine", SimpleNamespace(version=1, shared=True), prompts, None, (), None, None
-    )
+    search = attack.Stage(SimpleNamespace(run=run), None, "mine", SeedSearch(), prompts, None, (), None, None)
     identities = lambda: [run.fit_identity(), search.identity(), generate.key({}, Sampler(), prompts)]
     monkeypatch.setattr(generate, "VERSION", 2)
     before = identities()
