@@ -39,7 +39,7 @@ CHOICES = (*GROUPS, "world", "part")
 # last words of options that may name a file, a folder or a repository, unless the configuration itself says the same
 PLACES = ("path", "folder", "hub", "pretrained", "architecture", "real", "templates", "vocabulary", "url", "address")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-MOST_WORDS, MOST_CHARACTERS = 200, 4000  # of a row's command line, and of each
+MOST_WORDS, MOST_CHARACTERS, MOST_BRACKETS = 200, 4000, 50  # of a row's command line, and of each of its words
 ALONE = ("hydra.mode=RUN", "table=null")  # of an experiment, the one run
 
 
@@ -83,20 +83,20 @@ def choices_of(group: str) -> frozenset[str]:
 
 
 @cache
-def words_for(key: str) -> frozenset[str]:
-    """What the configuration itself gives for the last word of a key: embedded of model.path, tokenizer of a vocabulary."""
-    last, found = key.rpartition(".")[2], {"null", "None", ""}
+def own_words() -> dict[str, frozenset[str]]:
+    """What the configuration itself gives for each of PLACES: embedded of a path, tokenizer of a vocabulary."""
+    found: dict[str, set[str]] = {name: {""} for name in PLACES}
 
     def look(value: Any) -> None:
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             if isinstance(inner, dict | list):
                 look(inner)
-            elif name == last and isinstance(inner, str):
-                found.add(inner)
+            elif name in found and isinstance(inner, str):
+                found[name].add(inner)
 
     for path in Path(str(resources.files("erasebench.conf"))).rglob("*.yaml"):
         look(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    return frozenset(found)
+    return {name: frozenset(words) for name, words in found.items()}
 
 
 def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
@@ -136,7 +136,8 @@ def command_of(file: Path, overrides: str, more: Sequence[str] = ()) -> list[str
 def refuse_foreign(word: str) -> None:
     """Refuse an option of somebody's rows that is not one of a run, or that could load, reach or read anything."""
     no = lambda why: ErasebenchError(f"{brief(word)}: rows may not say {why}")
-    if len(word) > MOST_CHARACTERS or CONTROL.search(word) or "${" in word:
+    nested = sum(map(word.count, "[{("))
+    if len(word) > MOST_CHARACTERS or nested > MOST_BRACKETS or CONTROL.search(word) or "${" in word:
         raise no("what is to be looked up" if "${" in word else "this")
     try:
         said = OverridesParser.create().parse_override(word)
@@ -154,13 +155,22 @@ def refuse_foreign(word: str) -> None:
         raise no("what code to load")
     if key in CHOICES:
         for choice in value if isinstance(value, list) else [value]:
-            if choice is not None and str(choice) not in choices_of(key):
+            free = key == "part" and re.fullmatch(r"\w+", str(choice), re.ASCII)  # one that has no file is an object
+            if choice is not None and str(choice) not in choices_of(key) and not free:
                 raise no(f"this: there is no {key} of that name here")
         return
-    named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and str(value) not in {*words_for(key), "..."}
+    named = any(name in PLACES and text not in {"...", *own_words()[name]} for name, text in named_texts(key, value))
     texts = [text for text in strings(value) if text != "..."]
     if named or any(is_place(text) or ("/" in text and exists(text)) for text in texts):
         raise no(f"where something lies: give {key}= if you trust it")
+
+
+def named_texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(last word of its key, text) of an option, and of each within it."""
+    if isinstance(value, str):
+        yield key.rpartition(".")[2], value
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield from named_texts(str(name), inner)
 
 
 def names_in(value: Any) -> Iterator[Any]:

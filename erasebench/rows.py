@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -155,7 +156,11 @@ def text_of(written: str) -> str:
 
 def write_table(lines: Iterable[Sequence[object]], stream: TextIO) -> None:
     """Write lines of a CSV, whatever their cells hold."""
-    csv.writer(stream, lineterminator="\n").writerows([cell(value) for value in line] for line in lines)
+    for line in lines:
+        buffer = io.StringIO()
+        # csv puts a carriage return in quotes where it ends lines, and there alone
+        csv.writer(buffer, lineterminator="\r\n").writerow([cell(value) for value in line])
+        stream.write(buffer.getvalue().removesuffix("\r\n") + "\n")
 
 
 def write(records: Sequence[Record], path: Path, kind: type[Record] = Row) -> None:
@@ -292,7 +297,7 @@ def _refuse(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]], w
             f"{path}: of schema {schema}, and {SCHEMA} is read: repeat its command, which writes it again from "
             "the store without making images again"
         )
-    odd = sorted({*wanted} ^ {*header}) + [f"{name} twice" for name in {*header} if header.count(name) > 1]
+    odd = sorted({*wanted} ^ {*header}) + [f"{name} twice" for name, count in Counter(header).items() if count > 1]
     some = ", ".join(_brief(name, 30).strip("'") for name in odd[:10]) or "in another order"
     more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
     raise ErasebenchError(f"{path}: not rows of schema {SCHEMA} (columns that differ: {some}{more}){AGAIN}")

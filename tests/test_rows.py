@@ -2,13 +2,21 @@
 
 import csv
 import hashlib
+import io
 import json
+import os
+import re
+import tempfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from erasebench import rows, seals
 from erasebench.contracts import ErasebenchError
 from erasebench.rows import (
     SCHEMA,
@@ -190,10 +198,10 @@ def test_verified_is_of_these_rows_alone(tmp_path):
     assert verified(path) is None
     said = {"rows_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "identical": 1}
     (tmp_path / "a.verified.json").write_text(json.dumps(said))
-    assert verified(path) == said
+    assert verified(path) == said and not seals.is_sealed(said)  # somebody's word
     write([example(value=0.25)], path)  # somebody improved a number
     assert verified(path) is None
-    for damage in ("", "[]", "{", '{"rows_sha256": null}'):
+    for damage in ("", "[]", "{", '{"rows_sha256": null}', "[" * 100_000):
         (tmp_path / "a.verified.json").write_text(damage)
         assert verified(path) is None
 
@@ -261,3 +269,142 @@ def test_writers_of_one_process_id_never_tear_a_file(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(torn) == 40 and not any(torn) and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_seal_is_this_installations_and_of_what_was_sealed(tmp_path, monkeypatch):
+    found = {"rows_sha256": "x", "identical": 3, "packages": {"torch": "2"}}
+    assert not seals.is_sealed(found | {"seal": "0" * 64}) and not seals.place().exists()  # reading makes no secret
+    made = seals.sealed(found)
+    assert seals.is_sealed(made) and seals.is_sealed(json.loads(json.dumps(made)))
+    assert seals.place().stat().st_mode & 0o077 == 0
+    for forged in (found, made | {"identical": 4}, made | {"more": 1}, made | {"seal": "é"}, made | {"seal": None}, None):
+        assert not seals.is_sealed(forged)
+    monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "another"))
+    assert not seals.is_sealed(made)
+    (tmp_path / "another").write_text("no folder")
+    with pytest.raises(ErasebenchError, match=r"seal\.key: verified rows cannot be sealed"):
+        seals.secret()
+
+
+def lines_of(*records, kind=Row):
+    with tempfile.TemporaryDirectory() as folder:
+        write(records, Path(folder, "a.csv"), kind)
+        return Path(folder, "a.csv").read_bytes()
+
+
+HEADER, LINE = lines_of(example()).splitlines(keepends=True)
+DAMAGED = {
+    "empty": b"",
+    "blank": b"\n\n",
+    "not a table": b"\x89PNG\r\n\x1a\n\x00\x00",
+    "Latin-1": HEADER + LINE.replace(b"airplane", b"caf\xe9"),
+    "NUL": HEADER + LINE.replace(b"airplane", b"air\x00plane"),
+    "a byte order mark": b"\xef\xbb\xbf" + HEADER + LINE,
+    "UTF-16": (HEADER + LINE).decode().encode("utf-16"),
+    "a cell over csv's limit": HEADER + LINE.replace(b"airplane", b"x" * 200_000),
+    "a quote that is not closed": HEADER + b'"' + LINE,
+    "a short line": HEADER + LINE.rpartition(b",")[0] + b"\n",
+    "a long line": HEADER + LINE.rstrip() + b",more\n",
+    "a column twice": HEADER.rstrip() + b",value\n" + LINE.rstrip() + b",1\n",
+    "a missing column": HEADER.replace(b",value", b"") + LINE,
+    "columns in another order": HEADER.replace(b"run_id,status", b"status,run_id") + LINE,
+    "hostile columns": b'"\x1b[31m\xe2\x80\xae\n",b\n1,2\n',
+    "ten thousand columns": b",".join(b"c%d" % i for i in range(10_000)) + b"\n",
+    **{f"n={odd}": lines_of(example()).replace(b",10,9,0,", b",%s,9,0," % odd.encode())
+       for odd in ("ten", "1.5", "9" * 30, "9" * 5000, "nan")},
+    **{f"value={odd}": HEADER + LINE.replace(b"0.30000000000000004", odd.encode())
+       for odd in ("nan", "inf", "1e999", "-1e999", "x", "0x1")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_files_are_one_line_that_names_the_file(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ErasebenchError) as caught:
+        read(tmp_path / "a.csv")
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'a.csv'}:") and said.isprintable() and len(said) < 1000
+
+
+def test_what_is_no_file_is_one_line(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    os.mkfifo(tmp_path / "pipe.csv")  # nothing is waited for
+    for name in ("folder.csv", "loop.csv", "pipe.csv", "no.csv", "x" * 300, "no/folder.csv", "nul\0.csv"):
+        with pytest.raises(ErasebenchError) as caught:
+            read(tmp_path / name)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+QUICK = settings(derandomize=True, deadline=None, max_examples=60)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+formulas = st.builds("".join, st.tuples(st.text("'", max_size=3), st.sampled_from("=+-@\t\r\n＝＋"), texts))
+
+
+@QUICK
+@given(st.lists(st.one_of(texts, formulas), min_size=3, max_size=3))
+def test_every_text_comes_back_and_none_is_a_formula(given):
+    target, reason, method = given
+    content = lines_of(example(target=target, reason=reason, method=method))
+    cells = list(csv.reader(io.StringIO(content.decode(), newline="")))[1]
+    assert not any(re.match("[=+@\t\r\n＝＋－＠]|-(?![0-9])", cell) for cell in cells)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "a.csv").write_bytes(content)
+        assert read(Path(folder, "a.csv")) == [example(target=target, reason=reason, method=method)]
+
+
+@pytest.mark.parametrize("text,kept", [("-5", "-5"), ("-1.5e-3", "-1.5e-3"), ("-x", "'-x"), ("=1", "'=1"), ("'=1", "''=1"),
+                                       ("'quoted'", "'quoted'"), ("a=b", "a=b"), ("", "")])  # fmt: skip
+def test_a_cell_is_escaped_where_a_spreadsheet_would_carry_it_out(text, kept):
+    assert rows.cell(text) == kept and rows.text_of(kept) == text
+
+
+def test_what_is_not_finite_is_written_as_no_value(tmp_path):
+    write([example(value=float("nan"), low=float("-inf"), p_value=float("inf"))], tmp_path / "a.csv")
+    (row,) = read(tmp_path / "a.csv")
+    assert (row.value, row.low, row.p_value, row.high) == (None, None, None, 0.5)
+
+
+def value_or_line(folder, content, kind):
+    path = Path(folder, "a.csv")
+    path.write_bytes(content)
+    try:
+        found = read(path, kind)
+    except ErasebenchError as error:
+        assert str(error).startswith(f"{path}:") and str(error).isprintable() and len(str(error)) < 2000
+        return
+    assert all(isinstance(one, kind) for one in found)
+    assert all(type(getattr(one, "n_dropped", 0)) is int and isinstance(one.metric, str) for one in found)
+
+
+pieces = st.one_of(st.binary(max_size=20), st.sampled_from([b'"', b",", b"\n", b"\r", b"\0", b"nan", b"=", b"9" * 20]))
+
+
+@QUICK
+@given(st.one_of(st.binary(max_size=300), st.builds(bytes.__add__, st.just(HEADER), st.binary(max_size=300))))
+def test_any_bytes_are_rows_or_one_line(content):
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in (Row, Difference):
+            value_or_line(folder, content, kind)
+
+
+@QUICK
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), pieces), min_size=1, max_size=4))
+def test_rows_with_anything_in_them_are_rows_or_one_line(changes):
+    content = HEADER + LINE + LINE
+    for where, size, piece in changes:
+        at = int(where * len(content))
+        content = content[:at] + piece + content[at + size :]
+    with tempfile.TemporaryDirectory() as folder:
+        value_or_line(folder, content, Row)
+
+
+@QUICK
+@given(st.one_of(st.binary(max_size=200), st.dictionaries(st.text(max_size=4), st.none() | st.integers() | st.text()).map(
+    lambda said: json.dumps({"rows_sha256": hashlib.sha256(HEADER + LINE).hexdigest(), **said}).encode())))  # fmt: skip
+def test_anything_beside_rows_is_said_of_them_or_nothing(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.csv")
+        path.write_bytes(HEADER + LINE)
+        path.with_suffix(".verified.json").write_bytes(content)
+        assert isinstance(found := verified(path), dict | None) and not seals.is_sealed(found)

@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 
 from erasebench import tables
@@ -137,3 +138,37 @@ def test_blocks_can_be_the_values_of_a_hyperparameter():
     assert {cell["block"] for cell in tables.layout(spec, some)} == {"8", "32"}
     listed = [replace(r, params='{"length": ["anchor", "zero"]}') for r in rows()]
     assert {cell["block"] for cell in tables.layout(spec, listed)} == {"anchor, zero"}
+
+
+def of_photo(method, metric, **changes):
+    known = {"world": "photo", "task": "object", "base": "sd14", "n_concepts": 1, "overrides": "[]", "subset": False, "published": None}
+    return replace(row(method, changes.pop("target", ""), metric, 0.5), **known | changes)
+
+
+EXPLICIT = {"task": "explicit", "split": "target"}
+COUNTERPARTS = [
+    (of_photo("uce", "acc_e_prob", target="airplane"), 0.4032, "Table 1"),
+    (of_photo("uce", "acc_e_prob", target="airplane", base="somebody's"), 0.4032, "of SD v1.4"),
+    (of_photo("uce", "acc_e_prob", target="airplane", base="sd21"), None, ""),
+    (of_photo("uce", "acc_e_prob", target="airplane", world="mini", base="mini"), None, ""),
+    (of_photo("uce", "acc_e_prob", target="airplane", subset=True), None, ""),
+    (of_photo("uce", "acc_e_prob", target="airplane", status="failed", value=None), None, ""),
+    (of_photo("uce", "acc_e_prob", target="airplane", overrides='["method.erase_scale=2"]'), None, ""),
+    (of_photo("uce", "acc_e_prob", target="airplane", overrides='["sampler.steps=2"]'), None, ""),
+    (of_photo("uce", "acc_e_prob", target="unicorn"), None, ""),
+    (of_photo("mace", "acc_e", task="celebrity", n_concepts=100, overrides='["n=100"]'), 0.0431, "Table 4"),
+    (of_photo("mace", "acc_e", task="celebrity", n_concepts=10, overrides='["n=10"]'), None, ""),
+    (of_photo("uce", "clip_e", task="style", n_concepts=1), None, ""),
+    (of_photo("uce", "ner_0.5", **EXPLICIT), 0.0342, "Mitigating unethical content"),
+    (of_photo("uce", "ner_0.5", task="explicit", split="implicit"), None, ""),
+    (of_photo("uce", "asr", attack="cce", **EXPLICIT), 0.896, "Dark Miner"),
+    (of_photo("dark_miner", "dm_ratio", params='{"tau": 0.2}', **EXPLICIT), 0.121, "Table 1"),
+    (of_photo("uce", "esr1", task="imagenette", n_concepts=5), None, ""),  # published is the mean of four splits
+]
+
+
+@pytest.mark.parametrize("given,value,source", COUNTERPARTS)
+def test_a_row_has_what_was_published_of_the_same(given, value, source):
+    found = tables.with_published(given)
+    assert found.published == (value and pytest.approx(value)) and source in found.published_source
+    assert bool(found.published_source) == (value is not None)
