@@ -386,7 +386,9 @@ def test_commands_beside_processes_that_make_and_remove(command, monkeypatch, ca
     assert store_module.main([command]) == 0 and not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error,code", [(KeyboardInterrupt(), 130), (OSError(errno.EIO, "no"), 1), (BrokenPipeError(), 141)])
+@pytest.mark.parametrize(
+    "error,code", [(KeyboardInterrupt(), 130), (OSError(errno.EIO, "no"), 1), (BrokenPipeError(), 141)]
+)
 def test_a_command_that_is_interrupted_says_one_line(error, code, monkeypatch, capfd):
     def entries(store):
         raise error
