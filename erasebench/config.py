@@ -275,6 +275,8 @@ def check_words(arguments: list[str]) -> None:
             continue
         key, rest, value = match.groups()
         refuse_unknown("option", key, keys)
+        if key == "store" and rest:  # Hydra would repeat the whole word, with a password in it
+            refuse_unknown("store.", rest[1:], ["url"])
         if key == "attack" and not rest:
             value = value.strip("[]").replace(" ", "")
         if key == "hydra/launcher":
