@@ -364,6 +364,8 @@ def check_words(arguments: list[str]) -> None:
         refuse_unknown("option", key, keys)
         if key in choices and key != "attack" and not rest and value[:1] in ("[", "{"):
             raise ErasebenchError(f"{argument}: one {key} is needed; -m {key}={value.strip('[]{} ') or '...'} runs each")
+        if key == "store" and rest:  # Hydra would repeat the whole word, with a password in it
+            refuse_unknown("store.", rest[1:], ["url"])
         if key == "attack" and not rest:
             value = value.strip("[]").replace(" ", "")
         if key == "hydra/launcher":

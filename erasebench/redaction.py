@@ -61,7 +61,8 @@ def _secrets(url: str) -> set[str]:
     for login in (whole, whole.partition("@")[0]):  # a later @ may be of the path
         user, colon, password = login.partition(":")
         plain |= {login if colon else "", password, user if len(user) >= TOKEN else ""}
-    plain.update(value for _, value in parse_qsl(_divided(rest)[2]))
+    more = _divided(rest)[2]
+    plain |= {more, *(value for _, value in parse_qsl(more))}
     plain |= {form(secret) for secret in plain for form in (unquote, unquote_plus)}
     forms = (str, quote, quote_plus, lambda s: quote(s, ""), lambda s: repr(s)[1:-1], lambda s: json.dumps(s)[1:-1])
     return {made for secret in plain for form in forms if len(made := form(secret)) >= SHORTEST}

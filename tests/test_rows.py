@@ -255,6 +255,7 @@ def test_a_failed_repeat_never_takes_the_place_of_more(first, second, stays, tmp
 def test_writers_of_one_process_id_never_tear_a_file(tmp_path, monkeypatch):
     """Two containers that share a folder may have the same number."""
     monkeypatch.setattr("os.getpid", lambda: 7)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # whose time is no test's business
     contents, file, torn = [bytes([i]) * 200_000 for i in (65, 66)], tmp_path / "a.csv", []
     replace_file(file, contents[0])
 

@@ -21,7 +21,7 @@ from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
 from PIL import Image
 
-from erasebench import generate, stats
+from erasebench import generate, leaderboard, render, stats
 from erasebench.contracts import ErasebenchError, Missing, Sampler
 from erasebench.model import Model
 from erasebench.rows import read
@@ -184,6 +184,33 @@ def test_after_a_full_disk_the_same_command_gives_the_same_rows(make_run, monkey
         (row,) = execute(run)
     assert row.status == "failed" and "free some space" in row.reason
     assert numbers(execute(run)) == numbers(calm)
+
+
+def fail_to_judge(*given, **options):
+    raise ValueError("no such detector")
+
+
+@pytest.mark.parametrize("broken", ["judge", "disk"])
+def test_a_repeat_that_fails_leaves_the_finished_rows_and_their_sheet(make_run, monkeypatch, tmp_path, broken):
+    run = make_run("uce", UCE())
+    first = execute(run)
+    file = run.results / "runs" / f"{run.id}.csv"
+    finished = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "another"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Brightness, "score", fail_to_judge)
+        if broken == "disk":
+            patch.setattr("erasebench.generate.np.savez_compressed", fail_to_judge)
+        again = execute(run)
+    assert "failed" in {row.status for row in again} and file.with_suffix(".failed").is_file()
+    assert {name: (file.parent / name).read_bytes() for name in finished} == finished
+    groups, problems = leaderboard.load(run.results)
+    assert not problems and [shown.reasons for shown in groups[0].runs] == [[]]
+    assert "a later repeat failed: ValueError: no such detector" in groups[0].repeats[0]
+    for form in ("text", "md", "html"):
+        made = render.as_text(groups) if form == "text" else render.FILES[form](groups, []).decode()
+        assert "a later repeat failed" in " ".join(made.split())
+    assert numbers(execute(run)) == numbers(first) and {path.name for path in file.parent.iterdir()} == {*finished}
 
 
 def test_what_rounding_does_is_no_erasure(make_run):

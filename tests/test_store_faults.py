@@ -121,8 +121,7 @@ class RowsAgain(NewRows):
         rows.write([example(run_id="old"), example(run_id="old", metric="b")], self.file)
 
 
-@pytest.mark.parametrize("lasts", [False, True])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("number,lasts", [(errno.ENOSPC, False), (errno.EIO, False), (errno.ENOSPC, True)])
 @pytest.mark.parametrize("world", [NewEntry, DamagedEntry, Uploaded, Fetched, NewRows, RowsAgain])
 def test_an_error_at_any_operation_leaves_old_or_new(world, number, lasts, tmp_path, monkeypatch):
     for at in itertools.count(1):
@@ -386,7 +385,9 @@ def test_commands_beside_processes_that_make_and_remove(command, monkeypatch, ca
     assert store_module.main([command]) == 0 and not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error,code", [(KeyboardInterrupt(), 130), (OSError(errno.EIO, "no"), 1), (BrokenPipeError(), 141)])
+@pytest.mark.parametrize(
+    "error,code", [(KeyboardInterrupt(), 130), (OSError(errno.EIO, "no"), 1), (BrokenPipeError(), 141)]
+)
 def test_a_command_that_is_interrupted_says_one_line(error, code, monkeypatch, capfd):
     def entries(store):
         raise error
