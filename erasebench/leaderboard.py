@@ -78,6 +78,7 @@ COUNTED = {
     "_top1": "by first choices",
     "_prob": "by mean probability",
     "_all": "over all images, with a face or not",
+    "_refused_as_forgotten": "a refused image counted as one without the concept",
 }
 
 

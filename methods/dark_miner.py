@@ -36,11 +36,11 @@ from erasebench.attention import Adapted, LowRank, projection
 from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, ErasebenchError, Sampler
 from erasebench.generate import version
-from erasebench.model import Context, Model, weights_digest
+from erasebench.model import Context, Model, NotFinite, is_finite, weights_digest
 from erasebench.provenance import changed_sources, sources, write_sources
 from erasebench.store import Store, digest
 from erasebench.tasks import seed_of
-from erasebench.training import noised
+from erasebench.training import checked, noised
 
 TERMS = ("anchor", "zero", "negative")
 Adapters = dict[str, LowRank]  # attention processor -> adapter of its value projection
@@ -157,6 +157,8 @@ class DarkMiner:
         with model.changed(processors=processors(adapters)):
             c = self.mine(model, model.encode_images(shown), generator)
             made = {"embedding": c, "score": self.verify(model, c, shown, generator)}
+        if not is_finite(made["score"]):
+            raise NotFinite("dark_miner: what was mined leads nowhere, its s(c) is not finite")
         if self.images is not None:
             made["latents"] = self.drawn(model, as_context(c).repeat(self.images), generator)
         return made
@@ -256,7 +258,7 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, largest: float) -> N
     """One step, with the gradients' common norm clipped to `largest`."""
     weights = optimiser.param_groups[0]["params"]
     optimiser.zero_grad(set_to_none=True)
-    loss.backward(inputs=weights)
+    checked(loss, "dark_miner").backward(inputs=weights)
     torch.nn.utils.clip_grad_norm_(weights, largest)
     optimiser.step()
 

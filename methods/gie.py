@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from erasebench.evaluators.clip import Clip
 from safetensors.torch import load_file, save_file
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from erasebench import verdicts
 from erasebench.attention import attend, layers, project, split_heads
 from erasebench.closed_form import filled
 from erasebench.contracts import Brief, ErasebenchError, Prompt, Sampler
@@ -128,7 +130,11 @@ class GIE:
         def seen(scale: float, which: Tensor) -> tuple[Tensor, Tensor]:
             with self.inhibited(model, inhibitors, scale):
                 images = drawn(model, [prompts[i] for i in which], Sampler("ddim", self.ddim_steps, self.guidance))
-            scores = judge.score(images, [rest[i] for i in which])
+            scores = verdicts.check(judge, judge.score(images, [rest[i] for i in which]), len(which))
+            if any(
+                np.isnan(scores[key]).any() for key in ("texts", "own")
+            ):  # would pass for a picture without the concept
+                raise ErasebenchError("gie: CLIP gives no verdict on a picture that the fit is to learn from")
             chances = (100 * torch.tensor(scores["texts"])).softmax(1)[:, : len(erased)].sum(1)
             return chances.float(), torch.tensor(scores["own"]).float()
 
