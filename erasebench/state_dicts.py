@@ -64,8 +64,6 @@ def read(
     except Exception as error:  # zip, format, system and end-of-file errors have no common class
         raise ErasebenchError(f"{file}: not a checkpoint ({_line(error)})") from error
     tensors = _state_dict(tensors, file, {} if remarks is None else remarks)
-    if not tensors:
-        raise ErasebenchError(f"{file}: not a state dict (names and their tensors): it is empty")
     for name, tensor in tensors.items():
         _refuse_odd(name, tensor, file)
     if limit is not None and sum(t.numel() * t.element_size() for t in tensors.values()) > limit:
@@ -146,6 +144,8 @@ def _refusal(error: pickle.UnpicklingError) -> str:
     name = found[1] if found else "an object"
     if name.startswith("numpy"):
         return "holds numpy arrays, not tensors: save its tensors as safetensors"
+    if name.startswith("torch._utils._rebuild_"):
+        return f"holds a {name.removeprefix('torch._utils._rebuild_').replace('_', ' ')}, which is not read: save plain tensors"
     return (
         f"holds more than tensors ({name}); a pickle may run code when it is read, so it is not read: "
         "ask its author for safetensors"
@@ -162,6 +162,8 @@ def _state_dict(held: Any, file: Path, remarks: Remarks, depth: int = DEPTH) -> 
     """The state dict in whatever a file holds: alone, under one name beside others, or of one dict for each module or part."""
     if not isinstance(held, Mapping) or depth == 0:
         raise ErasebenchError(f"{file}: not a state dict (names and their tensors) but a {type(held).__name__}")
+    if not held:
+        raise ErasebenchError(f"{file}: not a state dict (names and their tensors): it is empty")
     if not all(isinstance(key, str) for key in held):
         raise ErasebenchError(f"{file}: not a state dict (names and their tensors): a key is {_top(held)}")
     if {"param_groups", "state"} <= set(held) or {"string_to_param", "string_to_token"} & set(held):

@@ -237,7 +237,7 @@ def test_an_adapter_file_is_what_diffusers_makes_of_it(base, tiny_folder, tmp_pa
 
     torch.manual_seed(1)
     pattern = {"text": r"^text_encoder.*(q_proj|fc1)\.weight$", "convolution": r"^unet.*conv1\.weight$"}
-    state, metadata = {}, None
+    state, metadata, like = {}, None, {}
     spelt = {ours: key for key, ours in layouts.compvis({bare(n) for n in base.names(r"^unet\.")}).items()}
     for name in base.names(pattern.get(form, r"^unet.*attn2\.to_(k|out\.0)\.weight$")):
         weight, module = base.weight(name), layouts.plain(name).removesuffix(".weight")
@@ -251,6 +251,10 @@ def test_an_adapter_file_is_what_diffusers_makes_of_it(base, tiny_folder, tmp_pa
                 spelt[f"{bare(name)}"].removesuffix(".weight") if "CompVis" in form else module.removeprefix("unet.")
             )
             module, ends = "lora_unet_" + called.replace(".", "_"), ("lora_down.weight", "lora_up.weight")
+            known = "lora_unet_" + bare(name).removesuffix(".weight").replace(
+                ".", "_"
+            )  # CompVis' diffusers has for SDXL alone
+            like |= {f"{known}.{ends[0]}": down, f"{known}.{ends[1]}": up, f"{known}.alpha": torch.tensor(1.5)}
             state[f"{module}.alpha"] = torch.tensor(1.5)
         state |= {f"{module}.{ends[0]}": down, f"{module}.{ends[1]}": up}
     if "metadata" in form:
@@ -263,7 +267,8 @@ def test_an_adapter_file_is_what_diffusers_makes_of_it(base, tiny_folder, tmp_pa
         metadata = {"format": "pt", adapters.METADATA: json.dumps({f"unet.{k}": v for k, v in values.items()})}
     save_file(state, tmp_path / "lora.safetensors", metadata)
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
-    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    save_file(like or state, tmp_path / "like.safetensors", metadata)
+    pipeline.load_lora_weights(tmp_path, weight_name="like.safetensors")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     ours = formats.weights_of(tmp_path / "lora.safetensors", base)
