@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -324,7 +325,7 @@ OWN = world(objects=OBJECTS)
     ids=lambda attack: type(attack).__name__,
 )
 def test_no_candidate_of_an_attack_goes_round_the_gate(attack, make_run, monkeypatch, encoded):
-    wide = lambda text: any(letter in text for letter in "qxjzv")  # in many of the texts that letters make up
+    wide = lambda text: re.search(r"[qxjzv]\w", text) is not None  # in many of the texts that letters make up
     for module in (attack_module, model_module, tasks):
         monkeypatch.setattr(module, "refuses", wide)
     monkeypatch.setattr(model_module, "refuses_decoded", wide)
