@@ -92,14 +92,19 @@ def sources(plugin: object) -> dict[str, str]:
     toolbox, of their own package and of their own folder. Empty where there is no file, as of a class typed at a prompt."""
     found: dict[str, str] = {}
     for part in (plugin, *(value for value in getattr(plugin, "__dict__", {}).values() if is_dataclass(value))):
-        name = type(part).__module__
-        try:
-            file = Path(inspect.getsourcefile(type(part)) or "")
-        except (OSError, TypeError):
-            continue
-        if file.is_file():
+        name, file = type(part).__module__, _defined_in(type(part))
+        if file is not None:
             _follow(name, file, (name.partition(".")[0], file.parent), found)
     return found
+
+
+def _defined_in(kind: type) -> Path | None:
+    """The file of a class; of one whose module is not registered, that of its functions."""
+    try:
+        names = [inspect.getsourcefile(kind)]
+    except (OSError, TypeError):
+        names = [f.__code__.co_filename for f in vars(kind).values() if inspect.isfunction(f)]
+    return next((file for name in names if name and (file := Path(name)).is_file()), None)
 
 
 def _follow(name: str, file: Path, home: tuple[str, Path], found: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -243,7 +244,7 @@ TRAINING = {"count": 2, "evaluation": ["a cat", "sea"], "training": ["a horse", 
 OBJECTS = {
     **WORLD["objects"],
     "dog": {"synonyms": ["hound"], "surrogate": "sky"},
-    "toy boy": {"synonyms": [], "surrogate": ""},
+    "toy boy": {"synonyms": ["doll"], "surrogate": "sky"},
 }
 SYNONYMS = {**WORLD["objects"], "cat": {"synonyms": ["kitty", "kid"], "surrogate": "sky"}}
 ROADS = {  # -> (plan, prompts that are dropped)
@@ -265,7 +266,7 @@ ROADS = {  # -> (plan, prompts that are dropped)
         1,
     ),
     "concepts": lambda _: (with_objects(world(captions=CAPTIONS)), 1),
-    "preserved": lambda _: (with_objects(world(objects=OBJECTS)), 2),
+    "preserved": lambda _: (with_objects(world(objects=OBJECTS)), 1),
     "synonyms": lambda _: (with_objects(world(objects=SYNONYMS)), 1),
     "prompts.path": lambda tmp_path: (own_prompts(tmp_path), 1),
 }
@@ -324,7 +325,7 @@ OWN = world(objects=OBJECTS)
     ids=lambda attack: type(attack).__name__,
 )
 def test_no_candidate_of_an_attack_goes_round_the_gate(attack, make_run, monkeypatch, encoded):
-    wide = lambda text: any(letter in text for letter in "qxjzkvw")  # in many of the texts that letters make up
+    wide = lambda text: re.search(r"[qxjzv]\w", text) is not None  # in many of the texts that letters make up
     for module in (attack_module, model_module, tasks):
         monkeypatch.setattr(module, "refuses", wide)
     monkeypatch.setattr(model_module, "refuses_decoded", wide)

@@ -1,6 +1,6 @@
 """What made a number: a plugin whose source changed without another version is seen, and so is another sampler."""
 
-import importlib
+import importlib.util
 import json
 import logging
 import sys
@@ -71,7 +71,7 @@ def plugins(tmp_path, monkeypatch):
         (folder / f"{name}.py").write_text(text)
 
     def load(name: str):
-        for known in MODULES:
+        for known in (name, "my_helper"):
             sys.modules.pop(known, None)
         importlib.invalidate_caches()
         return importlib.import_module(name).Mine()
@@ -147,6 +147,11 @@ def test_entries_without_a_record_and_classes_without_a_file_never_warn(plugins,
     exec("class Typed: pass", {"__name__": "typed_at_a_prompt"}, made)
     typed = made["Typed"]()
     assert provenance.sources(typed) == {}
+    unregistered = importlib.util.module_from_spec(
+        spec := importlib.util.spec_from_file_location("elsewhere", plugins.folder / "my_method.py")
+    )
+    spec.loader.exec_module(unregistered)
+    assert set(provenance.sources(unregistered.Mine())) == {"elsewhere", "my_helper"}
     provenance.write_sources(tmp_path, now)
     assert provenance.changed_sources(tmp_path, {}) == [] == provenance.changed_sources(tmp_path, now)
     for damaged in ("", "[]", "null", "{"):
