@@ -68,7 +68,12 @@ def test_a_forged_interval_or_base_does_not_come_out_again(honest):
     assert not submit.doubtful("r", made, made) and not regress.compare("r", lines, made)
     rates = [i for i, row in enumerate(made) if row.low is not None and row.high - row.low > 0.1]
     for i in rates:
-        for forged in ({"low": -9.0, "high": 9.0}, {"low": made[i].value}, {"base_value": 1e9}, {"low": None, "high": None}):
+        for forged in (
+            {"low": -9.0, "high": 9.0},
+            {"low": made[i].value},
+            {"base_value": 1e9},
+            {"low": None, "high": None},
+        ):
             claim = [*made[:i], replace(made[i], **forged), *made[i + 1 :]]
             assert any(move.fault for move in submit.doubtful("r", claim, made)), (made[i].metric, forged)
     assert rates
