@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from . import config, vocabulary
+from .contracts import ErasebenchError
+from .entry import plain
 from .inspect import change
 from .model import Model
-from .rows import Row, write_table
+from .rows import Row, check_writable, write_table
 from .run import Erased, Run
 from .store import Store
 
@@ -116,7 +118,7 @@ def draw(found: list[Edge], path: Path) -> None:
 
 def report(method: str, found: list[Edge], results: Path) -> str:
     """Write the edges and the drawing; the two claims in words."""
-    results.mkdir(parents=True, exist_ok=True)
+    check_writable(results)
     path = results / f"concept_graph_{method}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         write_table([Edge._fields, *found], file)
@@ -147,8 +149,12 @@ def main(arguments: list[str]) -> int:
         return []
 
     code = config.main(job, arguments)
-    for (method, results), some in found.items():
-        print(report(method, some, results))
+    try:
+        for (method, results), some in found.items():
+            print(report(method, some, results))
+    except ErasebenchError as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 1
     return code
 
 

@@ -66,7 +66,9 @@ def gives_place(word: str) -> bool:
     except (HydraException, RecursionError):
         value = text
     named = "." in key and key.rpartition(".")[2] in PLACES
-    given = [text.strip("'\"") for text in strings(value) if not SCHEME.match(text)]  # an address is nowhere on this disk
+    given = [
+        text.strip("'\"") for text in strings(value) if not SCHEME.match(text)
+    ]  # an address is nowhere on this disk
     return any(is_absolute(text) or (("/" in text or named) and exists(text)) for text in given)
 
 
@@ -79,7 +81,9 @@ def run_keys() -> frozenset[str]:
 
 @cache
 def choices_of(group: str) -> frozenset[str]:
-    return frozenset(f.name[:-5] for f in (resources.files("erasebench.conf") / group).iterdir() if f.name[-5:] == ".yaml")
+    return frozenset(
+        f.name[:-5] for f in (resources.files("erasebench.conf") / group).iterdir() if f.name[-5:] == ".yaml"
+    )
 
 
 @cache

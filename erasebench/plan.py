@@ -287,8 +287,11 @@ def given(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             raise ErasebenchError(
                 f"{word}: a number, {'above' if head in ('rate', 'gpus') else 'at least'} 0, is needed"
             )
-        table, key = (costs[head], yaml.safe_load(entry)) if entry else (costs, head)
-        table[key] = number
+        table = costs[head] if entry else costs
+        try:
+            table[yaml.safe_load(entry) if entry else head] = number
+        except (yaml.YAMLError, TypeError) as error:  # TypeError: a list, which is no name
+            raise ErasebenchError(f"{word}: {entry!r} names no number of conf/plan.yaml") from error
     if costs["rate"] is None:
         raise ErasebenchError("rate= is needed: evaluations by the U-Net that one GPU does in a second (make bench)")
     if costs["gpus"] != int(costs["gpus"]):

@@ -131,7 +131,9 @@ def read(path: Path) -> list[Line]:
     for number, cells in enumerate(body, start=2):
         if len(cells) != len(COLUMNS) or (not lines and DITTO in cells):
             raise ErasebenchError(f"{path}:{number}: damaged, {len(cells)} cells that do not make a row")
-        line = {name: lines[-1][name] if cell == DITTO else text_of(cell) for name, cell in zip(COLUMNS, cells, strict=True)}
+        line = {
+            name: lines[-1][name] if cell == DITTO else text_of(cell) for name, cell in zip(COLUMNS, cells, strict=True)
+        }
         for name in ("params", "n", *MEASURED):
             try:
                 (json.loads if name == "params" else float)(line[name] or "0")

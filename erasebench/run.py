@@ -675,7 +675,9 @@ def row(
         schema=SCHEMA,
         run_id=run_id,
         status="ok" if metric else status,
-        reason=masked_text(reason, strings([asdict(run.eraser), *map(asdict, run.attacks.values()), str(run.source.path)])),
+        reason=masked_text(
+            reason, strings([asdict(run.eraser), *map(asdict, run.attacks.values()), str(run.source.path)])
+        ),
         method=run.method,
         method_version=run.eraser.version,
         params=masked_json(canonical(asdict(run.eraser))),

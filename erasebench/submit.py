@@ -74,7 +74,9 @@ def doubtful(run: str, rows: Sequence[Row], made: Sequence[Row]) -> list[regress
         low, high = regress.allowed(line)
         for name in ("low", "high", "base_value", "change_low", "change_high"):
             was, now = getattr(claim, name), getattr(again, name)
-            if (was is None) != (now is None) or (was is not None and abs(was - now) > max((high - low) / 4, 1e-6 * abs(now))):
+            if (was is None) != (now is None) or (
+                was is not None and abs(was - now) > max((high - low) / 4, 1e-6 * abs(now))
+            ):
                 moves.append(regress.Move(run, (regress.label(line),), name, str(was), str(now)))
     return moves
 

@@ -105,7 +105,9 @@ def protocols() -> tuple[Protocol, ...]:
     for path in sorted(Path(str(resources.files("erasebench.conf"))).glob("experiment/*.yaml")):
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
         spec = given.get("table") or {}
-        task = next((d["override /task"] for d in given["defaults"] if isinstance(d, dict) and "override /task" in d), None)
+        task = next(
+            (d["override /task"] for d in given["defaults"] if isinstance(d, dict) and "override /task" in d), None
+        )
         field = SWEPT.get(spec.get("across"), spec.get("across"))
         swept = {*given.get("hydra", {}).get("sweeper", {}).get("params", {})}
         if spec.get("published") and task and swept <= {"method", field}:

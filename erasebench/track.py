@@ -85,7 +85,9 @@ def open_sheet(run: Run) -> tuple[Any, dict[str, Any]] | None:
             if said["run"] != run.head.run_id or not 0 < said["columns"] <= image.width <= MOST_PIXELS >= image.height:
                 return None
             if not {*said["sides"]} <= {"base", "erased"} or not all(
-                isinstance(prompt, str) and isinstance(seed, int) for line in said["shows"].values() for prompt, seed in line
+                isinstance(prompt, str) and isinstance(seed, int)
+                for line in said["shows"].values()
+                for prompt, seed in line
             ):
                 return None
             return image.convert("RGB"), said

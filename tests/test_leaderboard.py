@@ -655,6 +655,48 @@ def test_concepts_have_intervals_and_damage_is_left_out():
     assert table["concepts"] == [["a", [0.5, 0.15, 0.85, 4]], ["b", None]]
 
 
+def test_a_note_written_by_hand_shows_no_mark(tmp_path):
+    """It is its writer's word: in the details, and nowhere else."""
+    save(tmp_path, "a", *scores(0.2, 0.8), method="uce")
+    path = tmp_path / "runs" / "a.csv"
+    now = hashlib.sha256(path.read_bytes()).hexdigest()
+    note = {"rows_sha256": now, "identical": 31, "commit": "c0ffee", "seal": "0" * 64}
+    path.with_suffix(".verified.json").write_text(json.dumps(note))
+    paths = leaderboard.build(tmp_path, formats=["csv", "html"])
+    ((group,), _) = leaderboard.load(tmp_path)
+    (run,) = group.runs
+    assert run.verified is None and run.mark == ""
+    assert run.provenance["verified"] == (
+        "by somebody else's word, and not checked here: 31 values identical, at commit c0ffee"
+    )
+    assert pd.read_csv(paths["csv"])["verified"].tolist() == [False]
+    page = paths["html"].read_text()
+    assert 'class="verified" title' not in page and "data-verified>" not in page and "not checked here" in page
+
+
+def test_formulas_stand_nowhere_in_the_csv(tmp_path):
+    formula = "=HYPERLINK(1)"
+    parts = [replace(part, metric=formula) if part.metric == "fd_mini" else part for part in scores(0.2, 0.8)]
+    save(tmp_path, "a", *parts, method="@x", target="+1", sampler="\tx", params="{}", commit="-c")
+    with leaderboard.build(tmp_path, formats=["csv"])["csv"].open(newline="", encoding="utf-8") as stream:
+        cells = [cell for line in csv.reader(stream) for cell in line]
+    assert f"'{formula}" in cells and not any(re.match(r"[=+@\t\r]|-(?![0-9])", cell) for cell in cells)
+
+
+def test_a_sheet_that_is_none_is_left_out(tmp_path):
+    save(tmp_path, "a", *scores(0.2, 0.8), method="uce")
+    sheet = tmp_path / "runs" / "a.webp"
+    for damage in (b"", b"RIFF\x10\0\0\0WEBPVP8 ", b"RIFF" + b"\xff" * 40, b"x" * (entry.SHEET_BYTES + 1)):
+        sheet.write_bytes(damage)
+        assert leaderboard.load(tmp_path)[0][0].runs[0].picture is None
+    sheet.unlink()
+    sheet.mkdir()
+    assert leaderboard.load(tmp_path)[0][0].runs[0].picture is None
+    sheet.rmdir()
+    os.mkfifo(sheet)
+    assert leaderboard.load(tmp_path)[0][0].runs[0].picture is None
+
+
 def test_verified_is_said_with_what_was_found(rich, whole):
     marks = {run.head.run_id: run.mark for run in whole.runs}
     assert marks["r1"] == "verified by re-running: 31 values identical, 2 within the interval, at commit c0ffee"

@@ -131,13 +131,25 @@ def test_what_decides_a_run_is_kept_as_it_is(words):
 
 
 def test_options_of_a_machine_are_no_part_of_a_row_and_are_left_out():
-    theirs = ["results=/x", "track=wandb", "store.url=s3://x", "executor=ray", "executor.address=h:1", "table.name=../x"]
+    theirs = [
+        "results=/x",
+        "track=wandb",
+        "store.url=s3://x",
+        "executor=ray",
+        "executor.address=h:1",
+        "table.name=../x",
+    ]
     assert config.again(["method=uce", *theirs, "+store.url=x", "dry_run=true"]) == ["method=uce"]
     assert config.repeatable(["method=uce", *theirs]) == ("method=uce",)
 
 
 def test_what_a_row_may_not_say_can_be_said_beside_it():
-    for word in ("method.path=/x/y", "+world.objects.x={surrogate: sky}", "method._target_=mine.Method", "results=here"):
+    for word in (
+        "method.path=/x/y",
+        "+world.objects.x={surrogate: sky}",
+        "method._target_=mine.Method",
+        "results=here",
+    ):
         assert config.again(["method=uce", word], [word]) == ["method=uce", word]
     assert config.again(["model.path=...", "seed=1"], ["model.path=/x", "seed=2"]) == ["model.path=/x", "seed=2"]
     with pytest.raises(ErasebenchError, match=r"give model\.path="):
@@ -168,8 +180,12 @@ def test_every_option_that_a_file_is_read_by_is_known_as_a_place():
     named = set()
     for part in ("methods", "evaluators", "erasebench"):
         for source in (ROOT / part).rglob("*.py"):
-            named |= {*re.findall(r"\bPath\((?:self|spec|given|config|prompts|pictures)[.\[]\"?(\w+)", source.read_text())}
-    assert named - {"results", "data", "out"} <= {*options.PLACES} and "path" in named  # data, out: a script's own arguments
+            named |= {
+                *re.findall(r"\bPath\((?:self|spec|given|config|prompts|pictures)[.\[]\"?(\w+)", source.read_text())
+            }
+    assert (
+        named - {"results", "data", "out"} <= {*options.PLACES} and "path" in named
+    )  # data, out: a script's own arguments
 
 
 def test_own_places_become_dots(tmp_path, monkeypatch):

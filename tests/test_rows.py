@@ -278,7 +278,14 @@ def test_a_seal_is_this_installations_and_of_what_was_sealed(tmp_path, monkeypat
     made = seals.sealed(found)
     assert seals.is_sealed(made) and seals.is_sealed(json.loads(json.dumps(made)))
     assert seals.place().stat().st_mode & 0o077 == 0
-    for forged in (found, made | {"identical": 4}, made | {"more": 1}, made | {"seal": "é"}, made | {"seal": None}, None):
+    for forged in (
+        found,
+        made | {"identical": 4},
+        made | {"more": 1},
+        made | {"seal": "é"},
+        made | {"seal": None},
+        None,
+    ):
         assert not seals.is_sealed(forged)
     monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "another"))
     assert not seals.is_sealed(made)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from erasebench import config, provenance, rows, submit
+from erasebench import config, provenance, regress, rows, seals, submit
 from erasebench.run import execute
 
 
@@ -42,6 +42,7 @@ def test_honest_rows_are_verified_by_running_them_from_nothing(honest, capsys, m
     assert rows.verified(path) is None  # checks alone verify nothing
     assert submit.main([str(path), "--rerun", place]) == 0
     found = rows.verified(path)
+    assert seals.is_sealed(found)
     values = sum(row.value is not None for row in rows.read(path))
     assert found["commit"] == "abc123" and found["identical"] + found["within"] == values and found["identical"] > 20
     assert os.environ["ERASEBENCH_HOME"] == home
@@ -57,6 +58,25 @@ def test_an_edited_number_does_not_come_out_again(honest, capsys):
     said = capsys.readouterr().out
     assert "artifact_bytes" in said and "Not verified: other numbers come out." in said
     assert not path.with_suffix(".verified.json").exists()
+
+
+def test_a_forged_interval_or_base_does_not_come_out_again(honest):
+    """Any value lies within an interval that its writer chose."""
+    path, _ = honest
+    made = rows.read(path)
+    lines = [regress.line_of(row) for row in made]
+    assert not submit.doubtful("r", made, made) and not regress.compare("r", lines, made)
+    rates = [i for i, row in enumerate(made) if row.low is not None and row.high - row.low > 0.1]
+    for i in rates:
+        for forged in (
+            {"low": -9.0, "high": 9.0},
+            {"low": made[i].value},
+            {"base_value": 1e9},
+            {"low": None, "high": None},
+        ):
+            claim = [*made[:i], replace(made[i], **forged), *made[i + 1 :]]
+            assert any(move.fault for move in submit.doubtful("r", claim, made)), (made[i].metric, forged)
+    assert rates
 
 
 def test_a_tree_with_changes_verifies_nothing(honest, capsys, monkeypatch):
@@ -110,6 +130,11 @@ def test_hostile_files_are_one_line(honest, tmp_path, capsys):
     path.write_text(text)
     change(path, overrides='["method._target_=os.system"]')
     fails(path, "may not say what code to load", place)
+    for odd in ("{", "[1]", '["hydra.run.dir=x"]', '["+new=1"]', '["target=cat,dog"]', '["target=${oc.env:HOME}"]'):
+        change(path, overrides=odd)
+        fails(path, str(path), place)
+    change(path, overrides='["method=uce", "method={uce: {a: 1}}"]')
+    fails(path, str(path), place)
     change(path, overrides="[]", reason="\x1b[31m", status="failed", value=None, low=None, high=None)
     submit.main([str(path), place])
     assert "\x1b" not in capsys.readouterr().out

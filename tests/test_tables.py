@@ -141,7 +141,15 @@ def test_blocks_can_be_the_values_of_a_hyperparameter():
 
 
 def of_photo(method, metric, **changes):
-    known = {"world": "photo", "task": "object", "base": "sd14", "n_concepts": 1, "overrides": "[]", "subset": False, "published": None}
+    known = {
+        "world": "photo",
+        "task": "object",
+        "base": "sd14",
+        "n_concepts": 1,
+        "overrides": "[]",
+        "subset": False,
+        "published": None,
+    }
     return replace(row(method, changes.pop("target", ""), metric, 0.5), **known | changes)
 
 
