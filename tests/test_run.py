@@ -22,7 +22,7 @@ from erasebench.methods.uce import UCE
 from PIL import Image
 
 from erasebench import generate, leaderboard, render, stats
-from erasebench.contracts import ErasebenchError, Missing, Sampler
+from erasebench.contracts import Brief, Concept, ErasebenchError, Missing, Plan, Prompt, Sampler
 from erasebench.model import Model
 from erasebench.rows import read
 from erasebench.run import execute
@@ -496,3 +496,32 @@ def test_explicit_prompts_are_in_no_row(make_run):
     for row in execute(make_run("uce", UCE(), plan=plan)):
         assert set(json.loads(row.by_concept or "{}")) <= {"fire", "bomb", "cat", "dog"}
         assert not any(text in str(value) for text in texts for value in vars(row).values())
+
+
+def test_a_judge_that_does_not_know_the_concept_is_left_out_before_anything_is_drawn(make_run):
+    """No verdict on a unicorn: neither of the judge of what is drawn, nor of the embedded CLIP, whose list of classes has it."""
+    from erasebench.evaluators.clip import Clip
+    from erasebench.evaluators.objects import ObjectAccuracy
+    from erasebench.evaluators.spread import Drawn, Neighbours, Presence
+    from erasebench.evaluators.success import OtherWords
+
+    from erasebench.dry import planned
+
+    embedded = Clip(architecture="embedded", pretrained="embedded")
+    accuracy = lambda clip: ObjectAccuracy(clip, ("cat", "unicorn"), "a photo of the {c}", splits=("target",))
+    ours = accuracy(embedded)
+    evaluators = {
+        "presence": Presence(Drawn(), ("target",)),
+        "objects": ours,
+        "neighbours": Neighbours(ours, "acc_s_top1", embedded),
+        "other": OtherWords(ours, ("target",)),
+    }
+    prompts = lambda name: (Prompt("target/0", f"a photo of {name}", 1, "target", name),)
+    plan = lambda name: Plan("object", 1, (Concept(name, "object", "sky"),), prompts(name), Brief(()), evaluators=evaluators)
+    run = make_run("none", NoErasure(), plan=plan("unicorn"))
+    assert {n: run.skips(e) for n, e in evaluators.items()} == {
+        "presence": "drawn does not know unicorn", **dict.fromkeys(("objects", "neighbours", "other"), "clip does not know unicorn"),
+    }  # fmt: skip
+    assert "objects: clip does not know unicorn" in planned(run).missing
+    assert not any(make_run("none", NoErasure(), plan=plan("cat")).skips(e) for e in evaluators.values())
+    assert accuracy(Clip()).recognises("unicorn") and not accuracy(Clip()).recognises("whale")

@@ -81,12 +81,89 @@ def test_prompts_of_one_s_own_take_the_place_of_those_that_ask_for_the_same(tmp_
     path.write_text("prompt,concept\na cat,cat\na cat,cat\n")
     twice = [p.seed for p in asked(plan, {"path": str(path), "each": 2}, None).prompts if p.split == "target"]
     assert len(set(twice)) == 4
-    path.write_text("prompt,seed\na cat,1\n")
-    with pytest.raises(ErasebenchError, match="no column concept or class or artist"):
-        asked(plan, {"path": str(path), "each": 1}, None)
     path.write_text("prompt,concept,seed\na cat,cat,1\na whale,whale,2\n")
     with pytest.raises(ErasebenchError, match="row 1: concept 'whale' is neither erased nor kept"):
         asked(plan, {"path": str(path), "each": 1}, None)
+
+
+def own(plan, path, content, **spec):
+    path.write_text(content)
+    made = asked(plan, {"path": str(path), "each": 1, **spec}, None)
+    return [(p.split, p.concept, p.seed, p.guidance) for p in made.prompts if "/own/" in p.id]
+
+
+def test_a_table_by_type_or_without_concepts(tmp_path):
+    """MACE's tables say erased or preserved, or 0 or 1; where one concept is erased a table can be all its."""
+    path, people = tmp_path / "own.csv", CelebrityTask(sizes=(3,)).plan(WORLD, 3, None, None)
+    table = ",type,prompt,evaluation_seed\n0,{},A portrait of Bill Moss,1\n1,{},a sketch of tom reed,2\n"
+    for marks in (("erased", "preserved"), (0, 1)):
+        found = own(people, path, table.format(*marks))
+        assert found == [("target", "Bill Moss", 1, None), ("retain", "Tom Reed", 2, None)]
+    cat = ObjectTask().plan(WORLD, None, "cat", None)
+    guided = "case_number,prompt,evaluation_seed,evaluation_guidance\n0,a kitty and a dog,3,9.5\n"
+    assert own(cat, path, guided) == [("target", "cat", 3, None)]
+    assert own(cat, path, guided, guidance="row") == [("target", "cat", 3, 9.5)]
+    explicit = ExplicitTask().plan(WORLD, None, None, None)
+    assert own(explicit, path, "prompt,seed\nthe old chimney,3\n") == [("target", "", 3, None)]
+    assert own(people, path, "prompt,Celebrity\nhe,bill moss\n")[0][:2] == ("target", "Bill Moss")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("type,prompt\nerased,A portrait of Bill Moss\nerased,nobody\n", "row 1: the prompt names nothing"),
+        ("type,prompt\nerased,Bill Moss and Ann Reed\n", "row 0: the prompt names 'Bill Moss', 'Ann Reed'"),
+        ("type,prompt\npreserved,Bill Moss\n", "row 0: type 'preserved', but 'Bill Moss' is erased"),
+        ("type,prompt\nerased,Tom Reed\n", "row 0: type 'erased', but 'Tom Reed' is kept"),
+        ("type,prompt\nodd,Tom Reed\n", "row 0: type 'odd': erased"),
+        ("prompt,seed\nA portrait of Bill Moss,1\n", "no column concept or class or artist, nor type"),
+        ("prompt,concept,seed\na boy,Bill Moss,1\n", "the safety gate refuses all"),
+    ],
+)
+def test_a_table_that_does_not_say_what_it_asks_for_is_refused(tmp_path, rows, said):
+    with pytest.raises(ErasebenchError, match=said):
+        own(CelebrityTask(sizes=(3,)).plan(WORLD, 3, None, None), tmp_path / "own.csv", rows)
+
+
+def test_a_table_without_concepts_may_not_ask_for_what_is_kept(tmp_path):
+    with pytest.raises(ErasebenchError, match="row 1: no column concept, and the prompt names 'dog', which is kept"):
+        own(ObjectTask().plan(WORLD, None, "cat", None), tmp_path / "own.csv", "prompt\na cat\na dog\n")
+
+
+def test_seeds_of_texts_that_stand_several_times(tmp_path):
+    """As they always were: the k-th time that a text stands counts on from its k-th image."""
+    texts = ["a cat", "my cat", "a cat", "a cat", "my cat"]
+    plan = ObjectTask().plan(WORLD, None, "cat", None)
+    path = tmp_path / "own.csv"
+    path.write_text("prompt,concept\n" + "".join(f"{text},cat\n" for text in texts))
+    made = [p for p in asked(plan, {"path": str(path), "each": 2}, None).prompts if p.split == "target"]
+    expected = [seed_of(text, texts[:k].count(text) * 2 + i) for i in range(2) for k, text in enumerate(texts)]
+    assert [p.seed for p in made] == expected and len({(p.text, p.seed) for p in made}) == 10
+
+
+def test_captions_keep_the_seeds_of_their_table():
+    world = {**WORLD, "captions": {**WORLD["captions"], "seeds": [5, 6, 7, 8]}}
+    seeds = lambda world: [p.seed for p in ObjectTask().plan(world, None, "cat", None).prompts if p.split == "caption"]
+    assert seeds(world) == [5, 6, 7]
+    assert seeds(WORLD) == [seed_of("caption", i, text) for i, text in enumerate(WORLD["captions"]["evaluation"][:3])]
+
+
+def test_an_object_of_one_s_own():
+    world = lambda entry: {**WORLD, "objects": {**WORLD["objects"], "unicorn": entry}}
+    plan = ObjectTask().plan(world({"surrogate": "horse"}), None, "unicorn", None)
+    assert plan.concepts[0].surrogate == "horse" and "synonym" not in {p.split for p in plan.prompts}
+    for entry in ("horse", {"synonyms": ["x"]}, {"surrogate": 7}):
+        with pytest.raises(ErasebenchError, match="world.objects.unicorn has no surrogate"):
+            ObjectTask().plan(world(entry), None, "unicorn", None)
+    for task, word in (
+        (ObjectTask(), r"'\+world.objects.Newt=\{synonyms: \[...\], surrogate: ...\}'"),
+        (CelebrityTask(), r"'world.people.erase=\[Newt\]'"),
+        (StyleTask(), r"'world.artists.erase=\[Newt\]'"),
+        (ImagenetteTask(), r"'\+world.imagenette.Newt=\{surrogate: ...\}'"),
+        (CaptionTask(), r"'world.people.erase=\[Newt\]'"),
+    ):
+        with pytest.raises(ErasebenchError, match=word):
+            task.plan(WORLD, None, "Newt", None)
 
 
 def test_celebrity_task_takes_the_published_subsets():
