@@ -244,9 +244,10 @@ def _content(path: Path) -> str:
         if path.stat().st_size > LARGEST:
             raise ErasebenchError(f"{path}: larger than any file of rows ({LARGEST >> 20} MiB)")
         content = path.read_bytes().decode()
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        why = getattr(error, "strerror", None) or ("not UTF-8" if isinstance(error, UnicodeDecodeError) else error)
-        raise ErasebenchError(f"{path}: cannot be read ({why})") from error
+    except UnicodeDecodeError as error:
+        raise ErasebenchError(f"{path}: not a file of rows (not UTF-8){AGAIN}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in its name; a link that leads to itself
+        raise ErasebenchError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     for mark, what in (("\0", "NUL"), ("\ufeff", "a byte order mark")):
         if mark in content[: None if mark == "\0" else 1]:
             raise ErasebenchError(f"{path}: not a file of rows (holds {what}){AGAIN}")
