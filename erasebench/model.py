@@ -760,9 +760,18 @@ class Model:
             # the next call of a compiled U-Net writes over what this one gave
             out = out.clone() if fast and out.dtype == z.dtype else out.to(z.dtype)
         if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
-            alpha = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
+            alpha = self._signal(t).to(z.dtype).reshape(-1, 1, 1, 1)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z
         return out
+
+    def _signal(self, t: Tensor) -> Tensor:
+        """alphas_cumprod at t; between two timesteps, where some samplers go, as diffusers interpolates the noise."""
+        if not t.is_floating_point():
+            return self.alphas_cumprod[t]
+        sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+        low = t.floor().long()
+        high = (low + 1).clamp(max=len(sigmas) - 1)
+        return 1 / (1 + torch.lerp(sigmas[low], sigmas[high], (t - low).to(sigmas)) ** 2)
 
     def _added(self, z: Tensor, context: Context) -> dict[str, Tensor] | None:
         """SDXL's conditions beside the prompt: size as made, uncropped, and the pooled prompt."""

@@ -285,12 +285,11 @@ def misshapen(folder):
 
 
 def of_many_words(folder):
-    vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
-    for file in folder.glob("tokenizer/*.json"):
-        if file.name == "tokenizer_config.json":
-            content = json.loads(file.read_text())
-            file.write_text(json.dumps(content | {"extra_special_tokens": [f"<{i}>" for i in range(9)]}))
-    assert vocabulary
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    assert tokenizer.add_tokens([f"<{i}>" for i in range(9)]) == 9
+    tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def without_a_scheduler(folder):
@@ -312,7 +311,7 @@ def emptied(folder, **content):
 @pytest.mark.parametrize(
     "damage,reason",
     [
-        (pickled, "pickled weights .* from_pretrained"),
+        (pickled, "pickled weights .*from_pretrained"),
         (pointer, "a pointer of Git LFS"),
         (of_no_weights, "has no weights: diffusion_pytorch_model.safetensors is needed"),
         (ambiguous, "holds the variants ema, non_ema"),
@@ -376,9 +375,9 @@ def test_a_gpu_beyond_the_last_and_one_that_cannot_be_used(monkeypatch):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_every_sampler_draws_or_is_refused_in_one_line(tiny, name, prediction):
     tiny._prediction = prediction
-    images = tiny.sample(["a cat"], [1], Sampler(name, 3, 4.0)).images
+    images = tiny.sample(["a cat"], [1], Sampler(name, 6, 4.0)).images
     assert images.float().std() > 0
-    for steps in (1000, 1001, 5000):
+    for steps in (1, 3, 1000, 1001, 5000):  # pndm needs four
         try:
             tiny.scheduler(Sampler(name, steps, 4.0))
         except ErasebenchError as error:
@@ -401,7 +400,9 @@ def test_every_import_has_a_dependency_or_an_extra():
     brought = {"numpy": "torch", "yaml": "hydra-core", "omegaconf": "hydra-core", "huggingface_hub": "diffusers"}
     brought |= {"torchvision": "open-clip-torch", "submitit": "hydra-submitit-launcher", "hydra_plugins": "hydra-core"}
     brought |= {"fsspec": "torch", "onnxruntime": "nudenet", "cv2": "nudenet", "timm": "open-clip-torch"}
-    own = {"erasebench", "methods", "evaluators", *sys.stdlib_module_names}
+    brought |= {"tokenizers": "transformers"}
+    own_way = {"facenet_pytorch"}  # its pins are stale: the message where it is missing says how to install it
+    own = {"erasebench", "methods", "evaluators", *own_way, *sys.stdlib_module_names}
     distributions = metadata.packages_distributions()
     for name, file in found.items():
         if name in own:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import hydra
 import pytest
@@ -11,6 +13,7 @@ from hydra.types import RunMode
 
 from erasebench import config
 from erasebench.rows import read
+from erasebench.run import execute
 
 SWEEP = ["-m", "method=none,uce", "task=object", "target=cat,nothing", "images=2", "sampler.steps=2"]
 COLUMNS = ("run_id", "metric", "split", "value", "low", "high", "n")
@@ -173,3 +176,129 @@ def test_jobs_side_by_side_take_turns_with_the_gpus_that_all_of_them_see(
     assert config.own_device() == expected
     now.mode, now.job = RunMode.RUN, SimpleNamespace()  # a launcher, but no sweep: the job has no number
     assert config.own_device() == "cuda"
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Raises:
+    version: ClassVar[int] = 1
+    how: str = "value"
+
+    def __post_init__(self):
+        if self.how == "value":
+            raise ValueError("two\\nlines")
+        if self.how == "empty":
+            raise AssertionError
+        if self.how == "exit":
+            raise SystemExit(0)
+        if self.how == "memory":
+            raise MemoryError
+        if self.how == "deep":
+            self.__post_init__()
+
+    def fit(self, model, brief, out, seed):
+        raise SystemExit(0)
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """Words of a command line with methods of one's own: raises (at `how`), at_import, absent."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    targets = {"raises": "raises_.Raises\nhow: value", "at_import": "at_import_.Raises", "absent": "nosuch_.Thing"}
+    for name, target in targets.items():
+        (tmp_path / "conf" / "method" / f"{name}.yaml").write_text(f"_target_: {target}\n")
+    (tmp_path / "raises_.py").write_text(PLUGIN)
+    (tmp_path / "at_import_.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return ["-m", "--config-dir", str(tmp_path / "conf"), f"results={tmp_path / 'results'}", "target=cat", "images=2"]
+
+
+def errors(caplog) -> list[str]:
+    return [record.message for record in caplog.records if record.message.startswith("error: ")]
+
+
+@pytest.mark.parametrize(
+    "words,lines",
+    [
+        (["method=absent,at_import,none"], ["method: ImportError: No module named 'nosuch_'", "it called exit(0)"]),
+        (["method=none", "surrogate=0,sky", "target=nosuch,cat"], ["unknown target 'nosuch'", "unknown target 'nosuch'"]),
+    ],
+)
+def test_a_sweep_goes_on_after_a_job_that_cannot_be_built(plugins, words, lines, caplog):
+    ran = []
+    code = config.main(lambda run: ran.append(run) or [], [*plugins, *words])
+    assert code == 1
+    said = errors(caplog)
+    assert ran and len(said) == len(lines)
+    assert all(part in line and "\n" not in line for part, line in zip(lines, said, strict=True))
+
+
+def test_whatever_a_plugin_raises_is_one_line_and_a_failed_job(plugins, caplog):
+    ways = {"value": "ValueError: two lines", "empty": "AssertionError", "exit": "exit(0)", "memory": "MemoryError"}
+    ways |= {"deep": "RecursionError", "fit": ""}
+    ran = []
+    words = [*plugins, "method=raises", f"method.how={','.join(ways)}"]
+    assert config.main(lambda run: ran.append(run) or [], words) == 1
+    said = errors(caplog)
+    assert [run.eraser.how for run in ran] == ["fit"] and len(said) == 5
+    assert all(part in line and "\n" not in line for part, line in zip(ways.values(), said, strict=False))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyError(), RuntimeError("a\nb"), SystemExit(0)])
+def test_whatever_a_job_raises_fails_it_alone(plugins, caplog, error):
+    ran = []
+
+    def job(run):
+        ran.append(run)
+        if len(ran) == 1:
+            raise error
+        return []
+
+    assert config.main(job, [*plugins, "method=none", "seed=0,1"]) == 1
+    assert len(ran) == 2 and len(errors(caplog)) == 1 and "\n" not in errors(caplog)[0]
+
+
+def test_an_interrupt_ends_the_sweep(plugins):
+    def job(run):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        config.main(job, [*plugins, "method=none", "seed=0,1"])
+
+
+def test_an_outcome_that_cannot_be_kept_fails_the_command(plugins, caplog, monkeypatch):
+    def keep(*args, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(config.Outcomes, "keep", keep)
+    ran = []
+    assert config.main(lambda run: ran.append(run) or [], [*plugins, "method=none", "seed=0,1"]) == 1
+    assert len(ran) == 2 and any("No space left" in line for line in errors(caplog))
+
+
+def test_a_device_that_is_not_there_is_a_failed_row_and_the_next_job_runs(plugins, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    rows = []
+    job = lambda run: rows.append(execute(run)) or rows[-1]
+    words = [*plugins, "method=none", "device=cuda,banana,cpu", "sampler.steps=1", "task.evaluators={}"]
+    assert config.main(job, words) == 1
+    reasons = [[row.reason for row in made if row.status == "failed"] for made in rows]
+    assert reasons[0] == ["device=cuda: no GPU here"] and "device=banana: choose" in reasons[1][0] and not reasons[2]
+    assert any(row.status == "ok" for row in rows[2]) and "traceback" not in caplog.text
+
+
+@dataclass(frozen=True)
+class Leaves:
+    version: ClassVar[int] = 1
+
+    def fit(self, model, brief, out, seed):
+        raise SystemExit(0)
+
+
+def test_a_fit_that_calls_exit_is_a_failed_row(make_run):
+    (row,) = execute(make_run("leaves", Leaves()))
+    assert row.status == "failed" and row.reason.startswith("SystemExit")
