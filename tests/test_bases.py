@@ -400,7 +400,7 @@ def test_every_import_has_a_dependency_or_an_extra():
     brought = {"numpy": "torch", "yaml": "hydra-core", "omegaconf": "hydra-core", "huggingface_hub": "diffusers"}
     brought |= {"torchvision": "open-clip-torch", "submitit": "hydra-submitit-launcher", "hydra_plugins": "hydra-core"}
     brought |= {"fsspec": "torch", "onnxruntime": "nudenet", "cv2": "nudenet", "timm": "open-clip-torch"}
-    brought |= {"tokenizers": "transformers"}
+    brought |= {"tokenizers": "transformers", "requests": "wandb"}
     own_way = {"facenet_pytorch"}  # its pins are stale: the message where it is missing says how to install it
     own = {"erasebench", "methods", "evaluators", *own_way, *sys.stdlib_module_names}
     distributions = metadata.packages_distributions()
