@@ -34,8 +34,8 @@ class Texture:
     coherence     [B], correlation of neighbouring pixels (0 for noise, near 1 for anything seen; NaN where nothing varies)
     relief        [B], standard deviation of what is left of the colours without a smooth surface, the polynomial of third
                   degree in x and y that is nearest to each channel: a single colour and a gradient leave nothing
-    edges         [B], kurtosis of the differences of neighbouring pixels: high where much changes in few places; 3 for
-                  noise, blurred or not, and less for a smooth surface (NaN where nothing varies)
+    edges         [B], kurtosis of the differences of neighbouring pixels: high where much changes in few places; 3 at most
+                  for noise, blurred or not, and less for a smooth surface (NaN where nothing varies)
     fingerprint   [B, k], the colours on a coarse grid, in [0, 1]
     """
 
@@ -56,12 +56,13 @@ class Texture:
         small = resized(colours, SIDE).double()
         smooth = surface(*small.shape[2:])
         rough = small.flatten(2) - small.flatten(2) @ smooth @ smooth.T
-        steps = torch.cat([small.diff(dim=2).flatten(1), small.diff(dim=3).flatten(1)], 1)
+        # squares over channels, as noise in one of them would else have two without any step
+        steps = torch.cat([small.diff(dim=d).square().sum(1).flatten(1) for d in (2, 3)], 1)
         return {
             "contrast": variance.sqrt().numpy(),
             "coherence": ((beside + below) / 2 / variance).numpy(),
             "relief": rough.square().mean((1, 2)).sqrt().numpy(),
-            "edges": (steps.pow(4).mean(1) / steps.square().mean(1).square()).numpy(),
+            "edges": (steps.square().mean(1) / steps.mean(1).square()).numpy(),
             "fingerprint": resized(colours, GRID).flatten(1).half().numpy(),
         }
 
@@ -83,7 +84,7 @@ def surface(height: int, width: int, degree: int = 3) -> Tensor:
 @dataclass(frozen=True)
 class Wellformed:
     """broken_<split>: share of images that are no pictures of their own: empty (blank, one colour or a smooth surface: relief
-    below 0.01, or below a tenth of the contrast; noise: coherence below 0.4, or edges below 3.5), unless the base's plain
+    below 0.01, or below a tenth of the contrast; noise: coherence below 0.4, or edges below 4), unless the base's plain
     background is left of them; or, in a split that has a few pictures for all prompts, the same as another image.
     same_<split>: share of images that are the same as another, of another prompt or seed, wherever they are.
 
@@ -94,7 +95,7 @@ class Wellformed:
 
     How the numbers were chosen: in training templates of the surrogates relief is at least 0.028 where something is drawn
     (some of "sky" are the plain background that the template names, below 0.006), and 0.3 of the contrast, coherence 0.48
-    (a night sky; else 0.8) and edges 12. Noise and blurred noise have edges below 3.3, gradients, cones and bells below 3.1
+    (a night sky; else 0.7) and edges 10. Noise and blurred noise have edges below 3.8, gradients, cones and bells below 3.1
     or a relief below 0.01. Pictures of "sky" alone correlate by 0.91 at most, portraits by 0.89; copies of them moved
     by a pixel both ways by 0.97 and more, with noise of 5 grey levels by 0.999. But words whose pictures the base itself
     cannot tell apart (a room, grass) correlate by 0.999: a method that draws nothing but those is not told from one
@@ -108,7 +109,7 @@ class Wellformed:
     blank: ClassVar[float] = 0.01
     smooth: ClassVar[float] = 0.1
     noise: ClassVar[float] = 0.4
-    blurred: ClassVar[float] = 3.5
+    blurred: ClassVar[float] = 4.0
     alike: ClassVar[float] = 0.97
     near: ClassVar[float] = 0.05
 
@@ -145,10 +146,10 @@ class Wellformed:
         there = np.flatnonzero(~scored.refused)
         number: dict[tuple[str, int], int] = {}
         asked = np.array([number.setdefault((p.text, p.seed), len(number)) for p in scored.prompts], int)[there]
-        pictures = centred(scored.arrays["fingerprint"][there])
-        pictures[empty[there]] = 0  # correlates with nothing
         if len(set(asked)) < 2:
             return found
+        pictures = centred(scored.arrays["fingerprint"][there])
+        pictures[empty[there]] = 0  # correlates with nothing
         for start in range(0, len(there), ROWS):
             rows = slice(start, start + ROWS)
             alike = (pictures[rows] @ pictures.T > self.alike) & (asked[rows, None] != asked)

@@ -223,18 +223,125 @@ def test_style_scores_by_hand():
     assert values(shared)["dm_score"] == pytest.approx(1 / (1 + np.exp(-10)))
 
 
-def test_blank_and_noise_images_are_broken_and_refused_ones_are_not_judged():
+SIDE = 64
+
+
+def drawn(seed, things=4):
+    """A picture: a plain background with boxes and discs."""
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:SIDE, :SIDE]
+    picture = np.broadcast_to(rng.integers(0, 256, 3), (SIDE, SIDE, 3)).copy()
+    for k in range(things):
+        cx, cy, size, colour = *rng.integers(8, 56, 2), rng.integers(6, 16), rng.integers(0, 256, 3)
+        far = np.hypot(x - cx, y - cy) if k % 2 else np.maximum(abs(x - cx), abs(y - cy))
+        picture[far < size] = colour
+    return picture
+
+
+def smooth(form, colour=False):
+    """A surface of three channels, all alike or none."""
+    y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1)
+    levels = {
+        "ramp": 0.1 + 0.8 * (0.3 * x + 0.7 * y),
+        "faint ramp": 0.5 + 0.1 * x,
+        "parabola": 0.2 + 0.7 * (x - 0.3) ** 2 + 0.1 * y,
+        "cone": 1.2 * np.hypot(x - 0.4, y - 0.6),
+        "bell": np.exp(-((x - 0.5) ** 2 + (y - 0.4) ** 2) / 0.15),
+    }[form]
+    return 255 * np.stack([levels, 1 - levels, 0.5 * levels] if colour else [levels] * 3, 2)
+
+
+def textures(pictures, split="target", refused=None):
     import torch
+    from erasebench.evaluators.wellformed import Texture
+
+    images = torch.from_numpy(np.stack([np.clip(p, 0, 255).astype(np.uint8) for p in pictures]))
+    prompts = scored(split, ["a"] * len(pictures)).prompts
+    refused = np.zeros(len(pictures), bool) if refused is None else np.array(refused)
+    return Scored(prompts, Texture().score(images, prompts), refused)
+
+
+def broken(pictures, base=None, refused=None):
+    """(broken_target, same_target) of pictures, beside the base's."""
     from erasebench.evaluators.wellformed import Texture, Wellformed
 
-    ramp = torch.linspace(0, 255, 16)[None, :, None].expand(16, 16, 3).to(torch.uint8)
-    noise = torch.randint(256, (16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    pictures = torch.stack([ramp, noise, torch.full_like(ramp, 200), torch.zeros_like(ramp)])
-    arrays = Texture().score(pictures, [])
-    prompts = scored("target", ["a"] * 4).prompts
-    seen = Scored(prompts, arrays, np.array([False, False, False, True]))
-    (broken,) = metrics(Wellformed(Texture(), ("target",)), {"target": seen})
-    assert broken.value == pytest.approx(2 / 3) and (broken.n, broken.n_valid) == (4, 3)
+    evaluator = Wellformed(Texture(), ("target",))
+    ours = {"target": textures(pictures, refused=refused)}
+    theirs = {"target": textures(base if base is not None else [drawn(100 + i) for i in range(len(pictures))])}
+    return stats.summarize(evaluator.measure(ours, theirs), evaluator.measure(theirs, theirs))
+
+
+NOISE = np.random.default_rng(0)
+EMPTY = {
+    "black": np.zeros((SIDE, SIDE, 3)),
+    "one colour": np.broadcast_to([200, 30, 90], (SIDE, SIDE, 3)),
+    "one colour, shaken": np.broadcast_to([90, 200, 30], (SIDE, SIDE, 3)) + NOISE.normal(0, 3, (SIDE, SIDE, 3)),
+    "noise": NOISE.integers(0, 256, (SIDE, SIDE, 3)),
+    "noise of one grey": 128 + NOISE.normal(0, 60, (SIDE, SIDE, 1)) * np.array([1, -1, 0]),
+    **{f"{form}{', coloured' * hue}": smooth(form, hue) for hue in (False, True)
+       for form in ("ramp", "faint ramp", "parabola", "cone", "bell")},
+    "ramp with noise": smooth("ramp") + NOISE.normal(0, 8, (SIDE, SIDE, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_image_that_shows_nothing_is_broken(name):
+    share, same = broken([EMPTY[name], drawn(1), drawn(2), drawn(3)])
+    assert (share.name, share.value, share.base_value) == ("broken_target", 0.25, 0) and same.value == 0
+
+
+def test_a_drawing_a_hue_and_a_picture_of_another_size_are_pictures():
+    hue = np.where((np.arange(SIDE) < 30)[:, None, None], [200, 100, 60], [60, 100, 200]) * np.ones((1, SIDE, 1))
+    small = [np.kron(drawn(i)[::8, ::8], np.ones((2, 2, 1))) for i in range(3)]  # 16 pixels
+    assert broken([hue, drawn(1), drawn(2)])[0].value == 0
+    assert broken(small, [p * 0.9 for p in small])[0].value == 0
+
+
+def test_refused_images_have_no_verdict_and_a_single_one_repeats_nothing():
+    share, same = broken([drawn(0), EMPTY["noise"], EMPTY["black"], EMPTY["black"]], refused=[False, False, False, True])
+    assert share.value == pytest.approx(2 / 3) and (share.n, share.n_valid, same.n_valid) == (4, 3, 3)
+    alone, same = broken([drawn(0)])
+    assert alone.value == 0 and same.value is None
+    refused, _ = broken([drawn(0), drawn(0)], refused=[True, True])
+    assert refused.value is None
+
+
+REPEATED = {
+    "one": lambda i: drawn(0),
+    "two": lambda i: drawn(i % 2),
+    "a handful": lambda i: drawn(i % 4),
+    "noisy copies": lambda i: drawn(0) + np.random.default_rng(i).normal(0, 3, (SIDE, SIDE, 3)),
+    "brighter and darker": lambda i: np.clip(drawn(0) * 0.7 + 8 * (i % 5), 0, 255),
+    "moved by a pixel": lambda i: np.roll(drawn(0), i % 3 - 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_few_pictures_for_all_prompts_are_broken(name):
+    share, same = broken([REPEATED[name](i) for i in range(12)])
+    assert share.value == same.value == 1 and share.change_low > 0
+
+
+def test_what_the_base_repeats_may_be_repeated_and_a_copy_now_and_then_is_none():
+    alike = [drawn(i // 2) for i in range(12)]
+    assert broken(alike, alike)[0].value == 0 and broken(alike, alike)[1].base_value == 1
+    some = [drawn(0)] * 4 + [drawn(i) for i in range(1, 9)]
+    share, same = broken(some)
+    assert share.value == 0 and same.value == pytest.approx(1 / 3)
+
+
+def test_the_plain_background_that_is_left_is_no_blank_image():
+    base = [drawn(i, things=1) for i in range(4)]
+    plain = [np.broadcast_to(np.median(p.reshape(-1, 3), 0), p.shape) for p in base]
+    assert broken(plain, base)[0].value == 0
+    assert broken([255 - p for p in plain], base)[0].value == 1
+
+
+def test_the_same_prompt_and_seed_twice_is_one_picture():
+    from erasebench.evaluators.wellformed import Texture, Wellformed
+
+    one = textures([drawn(0), drawn(0)])
+    twice = Scored((one.prompts[0],) * 2, one.arrays, one.refused)
+    assert np.isnan(Wellformed(Texture(), ()).repeats(twice)).all()
 
 
 def test_diversity_is_lost_when_every_image_is_the_same():

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -17,11 +18,11 @@ import pytest
 import torch
 
 from erasebench import config, leaderboard, render, tables
-from erasebench.model import ClassifierFree, Sampled
+from erasebench.model import ClassifierFree, Model, Sampled
 from erasebench.run import Erased, Run, execute, images
 from erasebench.store import Store
 
-IMAGES, STEPS = 12, 10
+IMAGES, STEPS = 12, 8
 EVALUATORS = ("presence", "objects", "wellformed")
 WORDS = ("airplane", "aircraft", "plane", "jet")  # of the target and synonym splits
 SIDE = 64
@@ -178,6 +179,8 @@ def results(tmp_path_factory):
     home = tmp_path_factory.mktemp("misbehaving")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASEBENCH_HOME", str(home / "home"))
+        loaded = cache(Model.load)  # every run leaves it as it was
+        patch.setattr(Model, "load", lambda source, device="cpu": loaded(source, device))
         base, uce = (replace(composed(f"method={name}"), results=home) for name in ("none", "uce"))
         rows = {"none": execute(base)}
         for shard in images(Erased(base, Store()))[0]:
@@ -210,7 +213,7 @@ def test_a_misbehaving_eraser_is_listed_with_its_reason_and_never_ranked(group, 
     assert run.status in (("broken", "failed") if name.startswith("nan") else ("broken",))
     assert run not in group.ranked and not any(run.head.run_id in column.rank for column in group.columns)
     for text in (render.as_text([group], 10_000), render.as_md([group], []).decode()):
-        listed = [line for line in text.splitlines() if name in line.replace("\\", "")]
+        listed = [line for line in text.splitlines() if f"{name} (" in line]
         assert len(listed) == 1 and "not ranked" in listed[0]
     if run.status == "broken":
         assert any(re.search(r"\d+ % of (target|synonym) images", why) and "(base 0 %)" in why for why in run.broken)

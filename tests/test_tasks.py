@@ -18,6 +18,7 @@ from erasebench.tasks import (
     in_other_words,
     misspelt,
     seed_of,
+    shown,
     spread,
     together,
     turned,
@@ -256,14 +257,14 @@ def test_captions_alone_erase_the_phrases_or_anything_by_name():
 def test_several_concepts_at_once_are_not_kept_any_more():
     plan = together(ObjectTask().plan(WORLD, None, "cat", None), WORLD, ["dog", "Aldo", "cat"])
     assert [(c.name, c.kind) for c in plan.concepts] == [("cat", "object"), ("dog", "object"), ("Aldo", "style")]
-    assert plan.brief.concepts == plan.concepts and plan.brief.preserved == ("airplane",)
+    assert [c.name for c in plan.brief.concepts] == ["cat", "dog", "Aldo"] and plan.brief.preserved == ("airplane",)
     assert {p.concept for p in plan.prompts if p.split == "retain"} == {"airplane"}
     assert plan.which == "cat + dog + Aldo"
 
 
 def test_another_surrogate_is_another_plan_for_methods_and_says_so():
     plan = turned(ObjectTask().plan(WORLD, None, "cat", None), ["dog"])
-    assert plan.concepts == plan.brief.concepts and plan.concepts[0].surrogate == "dog"
+    assert plan.concepts[0].surrogate == plan.brief.concepts[0].surrogate == "dog"
     assert plan.which == "cat -> dog" and "dog" in plan.brief.preserved  # dogs stay dogs
     two = turned(together(ObjectTask().plan(WORLD, None, "cat", None), WORLD, ["Bea"]), ["art"])
     assert two.which == "cat + Bea -> art" and {c.surrogate for c in two.brief.concepts} == {"art"}
@@ -323,3 +324,13 @@ def test_kept_artists_are_asked_for_objects_where_the_world_says_which():
     plan = StyleTask().plan({**WORLD, "composed": ["cat", "dog"], "counts": counts}, None, None, None)
     made = {p.text: p.concept for p in plan.prompts if p.split == "composed"}
     assert made == {f"a {thing} in the style of {name}": name for thing in ("cat", "dog") for name in ("Cy", "Di")}
+
+
+def test_a_brief_tells_nothing_of_what_the_evaluation_asks_for():
+    plans = [ObjectTask().plan(WORLD, None, "cat", None)]
+    plans += [together(plans[0], WORLD, ["dog"]), turned(plans[0], ["dog"]), shown(plans[0])]
+    for plan in plans:
+        told = repr(plan.brief)
+        assert not any(word in told for word in WORLD["objects"]["cat"]["synonyms"])
+        assert not any(p.text in told for p in plan.prompts if p.split != "retain")
+        assert plan.concepts[0].synonyms == ("kitty", "feline", "housecat")  # for prompts, attacks and judging
