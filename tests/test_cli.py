@@ -205,3 +205,15 @@ def test_every_way_of_installing_finds_methods_and_configs(tmp_path, how):
         [python, "-m", "erasebench", "--help"], cwd=where, capture_output=True, text=True, env=environment
     )
     assert re.search(r"^method: .*\besd\b", done.stdout, re.MULTILINE), done.stderr
+
+
+@pytest.mark.parametrize("error,code,said", [("KeyboardInterrupt", 130, ["error: interrupted"]), ("BrokenPipeError", 141, [])])
+def test_a_command_that_is_stopped_says_so_in_one_line(error, code, said):
+    """A library that is imported changes nothing of how its program ends."""
+    program = "import sys; sys.argv = ['{}']; import erasebench; raise {}"
+    run = lambda first: subprocess.run(
+        [sys.executable, "-c", program.format(first, error)], capture_output=True, text=True
+    )
+    stopped = run("-m")
+    assert stopped.returncode == code and stopped.stderr.split("\n")[1:-1] == said
+    assert "Traceback" in run("somebody.py").stderr

@@ -70,7 +70,7 @@ def test_a_forged_interval_or_base_does_not_come_out_again(honest):
     for i in rates:
         for forged in (
             {"low": -9.0, "high": 9.0},
-            {"low": made[i].value},
+            {"low": made[i].high},
             {"base_value": 1e9},
             {"low": None, "high": None},
         ):
