@@ -387,11 +387,12 @@ class Comparison:
 
     differences: tuple[Difference, ...]
     verified: bool = False
-    flaws: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # why the runs of each side are broken
+    flaws: tuple[tuple[str, ...] | None, ...] = (None, None)  # why the runs of each side are broken; None: not there
 
     @cached_property
-    def broken(self) -> tuple[list[str], list[str]]:
-        """Why each side is broken: as its runs say, or because more of its images are no pictures than of the other's."""
+    def broken(self) -> tuple[Sequence[str], ...]:
+        """Why each side is broken: as its runs say; where they are not there, because more of its images are no pictures
+        than of the other's."""
         more = ([], [])
         for d in self.differences:
             if d.metric.startswith(BROKEN) and d.change_low is not None and not d.change_low <= 0 <= d.change_high:
@@ -399,7 +400,7 @@ class Comparison:
                 said = "{:.0f} % of {} images are broken (the other side {:.0f} %)"
                 split = plain(d.metric.removeprefix(BROKEN))
                 more[d.difference > 0].append(said.format(100 * shares[0], split, 100 * shares[1]))
-        return tuple(list(flaws) or found for flaws, found in zip(self.flaws, more, strict=True))
+        return tuple(found if flaws is None else flaws for flaws, found in zip(self.flaws, more, strict=True))
 
     @property
     def head(self) -> Difference:
@@ -519,7 +520,10 @@ def comparisons(
         head = read[0]
         if task in (None, head.task) and world in (None, head.world):
             sides = head.first_runs.split(), head.second_runs.split()
-            flaws = tuple(tuple(dict.fromkeys(why for run in side for why in broken.get(run, ()))) for side in sides)
+            flaws = tuple(
+                tuple(dict.fromkeys(why for run in side for why in broken[run])) if set(side) <= set(broken) else None
+                for side in sides
+            )
             found.append(Comparison(tuple(read), {*sides[0], *sides[1]} <= verified, flaws))
     return found, problems
 

@@ -76,3 +76,12 @@ def test_each_listed_claim_says_how_it_is_decided_and_is_shown(tmp_path):
     groups, _ = leaderboard.load(tmp_path)
     for shown in (render.as_md(groups, []), render.as_html(groups, [])):
         assert b"KPOP" in shown and b"rsr 0.990" in shown and b"object: <b>" not in shown
+
+
+def test_no_claim_holds_for_a_broken_run(tmp_path, monkeypatch):
+    claim = {"says": "s", "paper": "p", "method": "ap", "column": "shown_target", "at_most": 0.15}
+    save(tmp_path, "ap", rate("shown_target", 0.05, 0.01), method="ap")
+    assert [verdict for *_, verdict in found(tmp_path, monkeypatch, claim)] == ["holds"]
+    black = rate("broken_target", 1.0, 0.0, "quality", base_value=0.0, change_low=0.9)
+    save(tmp_path, "ap", rate("shown_target", 0.05, 0.01), black, method="ap")
+    assert found(tmp_path, monkeypatch, claim) == []

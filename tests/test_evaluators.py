@@ -297,7 +297,9 @@ def test_a_drawing_a_hue_and_a_picture_of_another_size_are_pictures():
 
 
 def test_refused_images_have_no_verdict_and_a_single_one_repeats_nothing():
-    share, same = broken([drawn(0), EMPTY["noise"], EMPTY["black"], EMPTY["black"]], refused=[False, False, False, True])
+    share, same = broken(
+        [drawn(0), EMPTY["noise"], EMPTY["black"], EMPTY["black"]], refused=[False, False, False, True]
+    )
     assert share.value == pytest.approx(2 / 3) and (share.n, share.n_valid, same.n_valid) == (4, 3, 3)
     alone, same = broken([drawn(0)])
     assert alone.value == 0 and same.value is None

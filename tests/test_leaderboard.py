@@ -1127,3 +1127,75 @@ def test_a_guard_that_refuses_everything_is_ranked(tmp_path):
     for refused, status in ((9, "ok"), (8, "incomplete")):
         save(tmp_path, "g", *scores(0.0, 0.9), replace(nothing, n_refused=refused), method="guard")
         assert leaderboard.load(tmp_path)[0][0].runs[0].status == status
+
+
+# what is broken
+
+
+def share(metric: str, value: float | None, base: float | None = 0.0, **changes) -> rows.Row:
+    """Of images that are no pictures, beside the base's."""
+    known = {"metric": metric, "split": metric.split("_")[1], "group": "quality", "base_value": base, "higher_is_better": False}
+    return replace(row("acc_e", value, 0.01), **known | changes)
+
+
+BROKEN = {  # -> what the row says, and whether the run is broken
+    "all": (share("broken_target", 1.0, change_low=0.9, p_value=1e-9), True),
+    "of any split": (share("broken_caption", 0.4, change_low=0.2), True),
+    "beyond the base's": (share("broken_retain", 0.5, 0.1, change_low=0.3), True),
+    "as many as the base's": (share("broken_target", 0.5, 0.5, change_low=-0.1), False),
+    "fewer than the base's": (share("broken_target", 0.1, 0.5, change_low=-0.5), False),
+    "within the interval": (share("broken_target", 0.1, change_low=0.0, p_value=0.25), False),
+    "of two people in ten": (share("broken_target", 0.2, change_low=0.0, p_value=1e-8), True),
+    "both of two": (share("broken_target", 1.0, n=2, change_low=-0.1, p_value=0.5), True),
+    "one of two": (share("broken_target", 0.5, n=2, change_low=-0.4, p_value=1.0), False),
+    "nothing of the base's": (share("broken_target", 0.5, None), True),
+    "no verdict": (share("broken_target", None, n=9, n_valid=0, n_refused=9), False),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_run_is_listed_and_never_ranked(tmp_path, case):
+    cell, is_broken = BROKEN[case]
+    save(tmp_path, "n", *scores(0.9, 0.9), method="none")
+    save(tmp_path, "u", *scores(0.2, 0.8), method="uce")
+    save(tmp_path, "b", *scores(0.0, 1.0, 0.0), cell, method="bad")
+    ((group,), problems) = leaderboard.load(tmp_path)
+    (run,) = (run for run in group.runs if run.method == "bad")
+    assert not problems and (run in group.ranked) != is_broken and bool(run.broken) == is_broken
+    assert [run.status, group.broken] == (["broken", [run]] if is_broken else ["ok", []])
+    assert all((run.head.run_id in column.rank) != is_broken for column in group.columns if column.kind < 3)
+    for form in ("csv", "md", "tex", "html"):
+        text = render.FILES[form]([group], []).decode()
+        assert ("bad" in text) and ("broken" in text.replace("broken_", "").replace("macro", "")) >= is_broken
+    assert ("broken, not ranked: bad" in render.as_text([group])) == is_broken
+
+
+def test_the_reason_says_which_images_and_of_what_kind(tmp_path):
+    blank = [share("broken_target", 1.0, change_low=0.9), share("same_target", 0.0)]
+    copies = [share("broken_synonym", 0.9, 0.05, change_low=0.7), share("same_synonym", 0.9, 0.05)]
+    save(tmp_path, "b", *scores(0.0, 1.0, 0.0), *blank, *copies, method="bad")
+    (run,) = leaderboard.load(tmp_path)[0][0].broken
+    said = [
+        "100 % of target images are blank or noise (base 0 %)",
+        "90 % of synonym images repeat one another (base 5 %)",
+    ]
+    assert run.broken == said
+    (line,) = csv.DictReader(render.as_csv(leaderboard.load(tmp_path)[0], []).decode().splitlines())
+    assert (line["status"], line["reason"]) == ("broken", "; ".join(said))
+
+
+def test_no_comparison_speaks_for_a_broken_side(tmp_path):
+    found = [difference("acc_e", 0.5, 0.0), difference("acc_s", 0.9, 0.5, group="keep", higher_is_better=True)]
+    verdicts = lambda: [
+        line.verdict for line in leaderboard.comparisons(tmp_path, leaderboard.load(tmp_path)[0])[0][0].lines
+    ]
+    rows.write(found, tmp_path / "comparisons" / "c.csv", rows.Difference)
+    save(tmp_path, "r1", *scores(0.5, 0.9), method="uce")
+    save(tmp_path, "r2", *scores(0.0, 0.5, 0.0), method="bad")
+    assert verdicts() == ["better", "worse"]
+    save(tmp_path, "r2", *scores(0.0, 0.5, 0.0), BROKEN["all"][0], method="bad")
+    assert verdicts() == ["undecided", "worse"]
+    (compared,), _ = leaderboard.comparisons(tmp_path, leaderboard.load(tmp_path)[0])
+    assert b"100 % of target images" in render.as_md([], [compared])
+    alone = leaderboard.Comparison((*found, difference("broken_target", 0.0, 1.0)))  # of runs that are not there
+    assert [line.verdict for line in alone.lines] == ["undecided", "worse", "worse"]
