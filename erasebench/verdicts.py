@@ -124,11 +124,9 @@ def check_varies(judge: Any, sides: Iterable[Mapping[str, Scored]], *keys: str) 
     Scores that images have in common are legitimate for a judge of what is rare: one that finds nothing (`sparse`)."""
     every = list({id(scored): scored for side in sides for scored in side.values()}.values())
     for scored in every:
-        check(
-            judge,
-            {key: scored.arrays[key] for key in keys or scored.arrays if key in scored.arrays},
-            len(scored.prompts),
-        )
+        arrays = {key: scored.arrays[key] for key in keys or scored.arrays if key in scored.arrays}
+        if arrays or not keys:  # splits of other judges have other arrays
+            check(judge, arrays, len(scored.prompts))
     drawn = {(p.text, p.seed) for s in every for p, gone in zip(s.prompts, s.refused, strict=True) if not gone}
     if len(drawn) < FEWEST or getattr(judge, "sparse", False):
         return

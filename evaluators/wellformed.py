@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erasebench import verdicts
 from erasebench.contracts import Prompt, Scored
 from erasebench.stats import Measure, Part
 
 SIDE = 64  # pixels at which a picture is looked at, at most
 GRID = 8  # and at which two are compared
+READINGS = ("contrast", "coherence", "relief", "edges")
 ROWS = 1024  # of the matrix of all pairs, at once: 30,000 captions have 900 million
 
 
@@ -114,6 +116,7 @@ class Wellformed:
     near: ClassVar[float] = 0.05
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), *READINGS, "fingerprint")
         made = []
         for split in self.splits:
             ours, theirs = scores[split], base[split]
@@ -127,18 +130,20 @@ class Wellformed:
 
     def empty(self, scored: Scored) -> np.ndarray:
         """Which images are blank, smooth or noise [N]; what cannot be said (NaN) is no picture either."""
-        contrast, coherence, relief, edges = (
-            scored.arrays[name] for name in ("contrast", "coherence", "relief", "edges")
-        )
+        contrast, coherence, relief, edges = (verdicts.rows(self.judge, scored, name) for name in READINGS)
         drawn = (relief >= self.blank) & (relief >= self.smooth * contrast) & (edges >= self.blurred)
         return ~(drawn & ((coherence >= self.noise) | (contrast < self.blank)))  # hues of one grey are judged by edges
 
     def left(self, scored: Scored, base: Scored) -> np.ndarray:
         """Which images are, in most of their cells, as the base drew them for the same prompt, where that is a picture [N]: of
         an object before a plain background it may be the background that is left."""
-        ours, theirs = (side.arrays["fingerprint"].astype(np.float32) for side in (scored, base))
+        ours, theirs = map(self.fingerprints, (scored, base))
         cells = np.abs(ours - theirs).reshape(len(ours), 3, -1).max(1)
         return ((cells < self.near).mean(1) > 0.5) & ~self.empty(base)
+
+    def fingerprints(self, scored: Scored) -> np.ndarray:
+        """[N, k] in [0, 1]"""
+        return verdicts.rows(self.judge, scored, "fingerprint", 3 * GRID * GRID, (0, 1)).astype(np.float32)
 
     def repeats(self, scored: Scored) -> np.ndarray:
         """Which images are like another of other prompts or seeds [N]; an empty or a refused one is like none."""
@@ -148,7 +153,7 @@ class Wellformed:
         asked = np.array([number.setdefault((p.text, p.seed), len(number)) for p in scored.prompts], int)[there]
         if len(set(asked)) < 2:
             return found
-        pictures = centred(scored.arrays["fingerprint"][there])
+        pictures = centred(self.fingerprints(scored)[there])
         pictures[empty[there]] = 0  # correlates with nothing
         for start in range(0, len(there), ROWS):
             rows = slice(start, start + ROWS)
@@ -185,13 +190,13 @@ def main(path: str, each: int = 64) -> None:
     import csv
 
     words = dict.fromkeys(("sky", "grass", "ground", "street", "sea", "a room", "airplane", "cat"), "object")
-    wellformed, readings = Wellformed(Texture(), ()), ("contrast", "coherence", "relief", "edges")
+    wellformed = Wellformed(Texture(), ())
     with open(path, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(["word", "images", *readings, "empty", "repeated"])
+        out.writerow(["word", "images", *READINGS, "empty", "repeated"])
         for word, scored in drawn({**words, "a person": "person", "art": "style"}, each).items():
             shown = ~wellformed.empty(scored)
-            least = [f"{scored.arrays[name][shown].min():.3f}" for name in readings]
+            least = [f"{scored.arrays[name][shown].min():.3f}" for name in READINGS]
             out.writerow([word, each, *least, (~shown).sum(), int((wellformed.repeats(scored) > 0).sum())])
 
 

@@ -19,7 +19,7 @@ from erasebench.evaluators.identity import IdentityAccuracy
 from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
 
-from erasebench import attack, stats, verdicts
+from erasebench import attack, bases, stats, verdicts
 from erasebench import run as run_module
 from erasebench.contracts import ErasebenchError, Found, Prompt, Sampler, Scored, Shot
 from erasebench.model import NotFinite
@@ -81,6 +81,9 @@ GOOD = {  # array -> what a judge gives; the widths are those of Fake
     "features": lambda rng: rng.normal(size=(N, 4)),
     "contrast": lambda rng: 0.1 + rng.random(N),
     "coherence": lambda rng: 0.6 + 0.3 * rng.random(N),
+    "relief": lambda rng: 0.1 + rng.random(N),
+    "edges": lambda rng: 10 + rng.random(N),
+    "fingerprint": lambda rng: rng.random((N, 192)),
     "classes": lambda rng: rng.integers(0, len(CLASSES), (N, 2)).astype(np.int16),
     "scores": lambda rng: rng.random((N, 2)),
     "nsfw": lambda rng: rng.random(N),
@@ -135,7 +138,8 @@ def cases() -> dict[str, Case]:
         "ArtistAccuracy": Case(lambda: f.style.ArtistAccuracy(Fake(classes=ARTISTS)), ("artists",), ARTISTS),
         "IdentityAccuracy": Case(lambda: IdentityAccuracy(Fake()), ("names", "face"), PEOPLE),
         "ExplicitContent": Case(lambda: ExplicitContent(Fake(), CLASSES, ("dog",), ("cat",)), ("classes", "scores")),
-        "Wellformed": Case(lambda: f.wellformed.Wellformed(Fake(), ("target",)), ("contrast", "coherence")),
+        "Wellformed": Case(lambda: f.wellformed.Wellformed(Fake(), ("target",)),
+                           ("contrast", "coherence", "relief", "edges", "fingerprint")),
         "Diversity": Case(lambda: f.spread.Diversity(Fake()), ("features",)),
         "Neighbours": Case(lambda: f.spread.Neighbours(accuracy(), "acc_s_top1", f.clip.Clip()), ("texts",)),
         "Presence": Case(lambda: f.spread.Presence(f.Seen(), surrogate="dog"), ("objects",)),
@@ -151,7 +155,7 @@ def cases() -> dict[str, Case]:
 
 ALL = cases()
 FOUND = {"ZeroShot": ("texts",), "OpenNsfw": ("nsfw",)}  # second opinions
-OTHERS_OWN = {"Wellformed"}  # its table of broken pictures is in test_evaluators
+OTHERS_OWN = {"Wellformed"}  # NaN is no picture to it: its table of broken pictures is in test_evaluators
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +234,7 @@ def test_good_scores_have_values(name):
     assert any(m.value is not None for m in metrics(evaluator, ours, base).values())
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - OTHERS_OWN))
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("how", [*REFUSED, *WIDTHS])
 def test_what_is_no_score_is_refused_with_the_judge_s_name(name, how):
     case = ALL[name]
@@ -593,7 +597,7 @@ def test_a_method_that_makes_nan_is_a_failed_row_that_says_where(make_run, where
     assert [(row.status, row.value) for row in rows] == [("failed", None)] and reason in rows[0].reason
 
 
-def test_a_schedule_that_ends_without_signal_is_an_error_of_the_base(make_run, tiny_folder, tmp_path):
+def test_a_schedule_that_ends_without_signal_is_an_error_of_the_base(make_run, tiny_folder, tmp_path, monkeypatch):
     import json
     import shutil
 
@@ -605,6 +609,9 @@ def test_a_schedule_that_ends_without_signal_is_an_error_of_the_base(make_run, t
     )
     rows = execute(make_run("none", NoErasure(), folder=folder))
     assert [row.status for row in rows] == ["failed"]
+    assert "a terminal SNR of zero is not supported" in rows[0].reason
+    monkeypatch.setattr(bases, "check_scheduler", lambda config: None)
+    rows = execute(make_run("none", NoErasure(), folder=folder))
     assert "latents are not finite from step 1 of 3 on (base tiny)" in rows[0].reason
 
 
