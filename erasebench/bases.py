@@ -14,7 +14,7 @@ from typing import Any
 
 from .contracts import ErasebenchError
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}  # whether it is SDXL's
 KINDS = {  # what other classes of a configuration are, by a part of their names; the first that fits
     "Inpaint": "an inpainting model, which does not draw from text alone",

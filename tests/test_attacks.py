@@ -768,7 +768,8 @@ def test_jobs_that_want_the_same_searches_make_them_once():
         return [{"x": torch.full((1,), float(len(key[0])))} for key in missing]
 
     def job(_):
-        return stored(SimpleNamespace(store=Store(), identity={"attack": "some"}), keys, make)
+        scene = SimpleNamespace(store=Store(), identity={"attack": "some"}, take_up=lambda entry: None)
+        return stored(scene, keys, make)
 
     with ThreadPoolExecutor(3) as jobs:
         found = list(jobs.map(job, range(3)))
