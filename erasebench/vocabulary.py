@@ -16,8 +16,8 @@ from .model import Context, Model, join
 
 def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
     """Candidates: the `tokenizer`'s whole words, the words of the brief's `captions`, or a list as given. Of the first
-    two only those of at least three letters a to z. The names of what is erased, and their words, are left out, and what the
-    safety gate refuses; no synonym is, as a brief tells none. Raises ErasebenchError where nothing remains."""
+    two only those of at least three letters a to z. What is erased, the synonyms that the brief has (the package's tasks tell
+    none), the words of either, and what the safety gate refuses are left out. Raises ErasebenchError where nothing remains."""
     found = source
     if source == "tokenizer":
         found = [token.removesuffix("</w>") for token in model.tokenizer.get_vocab() if token.endswith("</w>")]
@@ -25,7 +25,7 @@ def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
         found = re.findall(r"[a-z]+", " ".join(brief.captions).lower())
     if isinstance(source, str):
         found = sorted({word for word in found if re.fullmatch(r"[a-z]{3,}", word)})
-    erased = [concept.name.lower() for concept in brief.concepts]
+    erased = [text.lower() for concept in brief.concepts for text in (concept.name, *concept.synonyms)]
     forgotten = {part for text in erased for part in (text, *text.split())}
     left = [word for word in dict.fromkeys(found) if word.lower() not in forgotten and model.allows(word)]
     if not left:
@@ -36,9 +36,9 @@ def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
 
 
 def ordinary(brief: Brief) -> list[str]:
-    """The brief's captions that name nothing of what is erased."""
-    names = "|".join(re.escape(concept.name) for concept in brief.concepts)
-    erased = re.compile(rf"\b({names})\b", re.IGNORECASE)
+    """The brief's captions that name nothing of what is erased, nor a synonym of it."""
+    names = [text for concept in brief.concepts for text in (concept.name, *concept.synonyms)]
+    erased = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b", re.IGNORECASE)
     return [caption for caption in dict.fromkeys(brief.captions) if not erased.search(caption)]
 
 
