@@ -91,7 +91,7 @@ def test_captions_as_they_are_found(tmp_path, name, content, texts):
         ("header.csv", b"prompt,seed\n", "no rows"),
         ("seed.csv", b"prompt,seed\na,1.5\n", "row 0: seed = 1.5 is not a seed"),
         ("seedless.csv", b"prompt,seed\na,1.0\nb,\n", "row 1: seed = nan is not a number: an empty cell"),
-        ("packed.csv", gzip.compress(b"prompt\na\n"), "a gzip file: unpack it first"),
+        ("packed.csv", gzip.compress(b"prompt\na\n", mtime=0), "a gzip file: unpack it first"),
         ("packed.txt", b"PK\x03\x04....", "a zip file"),
         ("z.parquet", b"PAR1 no", "not a readable table"),
         ("n.json", b'[{"caption": NaN}]', "NaN is not JSON"),
