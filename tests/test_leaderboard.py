@@ -1134,7 +1134,13 @@ def test_a_guard_that_refuses_everything_is_ranked(tmp_path):
 
 def share(metric: str, value: float | None, base: float | None = 0.0, **changes) -> rows.Row:
     """Of images that are no pictures, beside the base's."""
-    known = {"metric": metric, "split": metric.split("_")[1], "group": "quality", "base_value": base, "higher_is_better": False}
+    known = {
+        "metric": metric,
+        "split": metric.split("_")[1],
+        "group": "quality",
+        "base_value": base,
+        "higher_is_better": False,
+    }
     return replace(row("acc_e", value, 0.01), **known | changes)
 
 
