@@ -1,9 +1,5 @@
 """Is there a picture at all, and another one for every prompt? Blank, noisy and repeated images are what an over-eager method
 makes, and no judge of concepts sees them as anything but a success.
-
-The thresholds were chosen on what the embedded model draws of training templates: of surrogates (sky, grass, ground, street,
-sea, a room, a person, art), of an airplane and of a cat. `python -m erasebench.evaluators.wellformed <file>.csv` draws
-them again and writes what the numbers below come from.
 """
 
 from __future__ import annotations
@@ -95,13 +91,11 @@ class Wellformed:
     base's share, of the same prompts, to all of them: what the base draws alike may be alike, and a method that draws
     the sky now and then draws the sea, which this world has one picture of.
 
-    How the numbers were chosen: in training templates of the surrogates relief is at least 0.028 where something is drawn
-    (some of "sky" are the plain background that the template names, below 0.006), and 0.3 of the contrast, coherence 0.48
-    (a night sky; else 0.7) and edges 10. Noise and blurred noise have edges below 3.8, gradients, cones and bells below 3.1
-    or a relief below 0.01. Pictures of "sky" alone correlate by 0.91 at most, portraits by 0.89; copies of them moved
-    by a pixel both ways by 0.97 and more (drawings by 0.95), with noise of 5 grey levels by 0.999. But words whose pictures the base itself
-    cannot tell apart (a room, grass) correlate by 0.999: a method that draws nothing but those is not told from one
-    that has a single picture.
+    The thresholds stand in the gaps between the base's pictures of training templates and what is no picture, or a copy;
+    results/reference/wellformed.csv has both sides of each, and `python -m erasebench.evaluators.wellformed
+    results/reference` writes it. The two rules beside them (a background that is left; few pictures for all prompts) and
+    the choice within the gaps were made after a look at erased images of evaluation prompts, UCE's among them: that UCE is
+    not broken in the embedded world is no independent finding.
 
     A refused image has no verdict: it is counted as refused. A single image repeats nothing, and has none of sameness.
     """
@@ -169,35 +163,90 @@ def centred(fingerprints: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 
 
-def drawn(words: Mapping[str, str], each: int) -> dict[str, Scored]:
-    """Word -> `each` pictures of it by the embedded model, scored: in the training templates of its kind, in turn."""
+# -- what the thresholds stand between ---------------------------------------------------------------------------------
+
+KINDS = dict.fromkeys(("cat", "dog", "ship", "horse"), "object") | {"a person": "person", "art": "style"}
+TABLE = "wellformed.csv"
+
+
+def pictures(words: Mapping[str, str], each: int) -> Tensor:
+    """uint8 [words * each, H, W, 3]: `each` of every word by the embedded model, in training templates of its kind."""
     from erasebench.config import embedded_source
     from erasebench.contracts import Sampler
     from erasebench.mini.world import names
     from erasebench.model import Model
 
-    model, templates, found = Model.load(embedded_source()), names()["templates"]["train"], {}
+    model, templates, made = Model.load(embedded_source()), names()["templates"]["train"], []
     for word, kind in words.items():
         texts = [templates[kind][i % len(templates[kind])].replace("{c}", word) for i in range(each)]
-        prompts = tuple(Prompt(f"{word}/{i}", text, i, "train", word) for i, text in enumerate(texts))
-        images = model.sample(texts, list(range(each)), Sampler("ddim", 25, 4.0)).images
-        found[word] = Scored(prompts, Texture().score(images, prompts), np.zeros(each, bool))
-    return found
+        made.append(model.sample(texts, list(range(each)), Sampler("ddim", 25, 4.0)).images)
+    return torch.cat(made)
 
 
-def main(path: str, each: int = 64) -> None:
-    """Write what the thresholds were chosen on: of every word the least of each reading, and what counts as broken."""
+def shapeless(count: int, side: int) -> dict[str, Tensor]:
+    """Kind -> images uint8 [count, side, side, 3] that are no pictures: one colour, smooth surfaces, noise."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[:side, :side] / (side - 1)
+    grey = lambda: rng.normal(0, 1, (side, side, 3))  # a grey level or so
+    colour = lambda: rng.uniform(0, 255, 3)
+
+    def surface_of(kind: int) -> np.ndarray:
+        u, v, w = rng.uniform(-1, 1, 3)
+        far = np.hypot(x - 0.5 - u / 4, y - 0.5 - v / 4)  # from a point near the middle
+        forms = (u * x + v * y, u * (x - v) ** 2 + w * y, far, np.exp(-(far**2) / 0.2))
+        level = forms[kind % len(forms)]
+        return (level - level.min())[..., None] / max(float(np.ptp(level)), 1e-9) * colour()
+
+    def noise(blur: int) -> np.ndarray:
+        grain = torch.from_numpy(rng.normal(0, 1, (1, 3, side, side)))
+        soft = torch.nn.functional.avg_pool2d(grain, 2 * blur + 1, 1, blur, count_include_pad=False)[0].permute(1, 2, 0)
+        return 128 + 60 * (soft / soft.std()).numpy()
+
+    every = {
+        "one colour": [colour() + grey() for _ in range(count)],
+        "smooth": [surface_of(i) + grey() for i in range(count)],
+        "noise": [noise(0) for _ in range(count)],
+        "blurred noise": [noise(1 + i % 3) for i in range(count)],
+    }
+    return {k: torch.from_numpy(np.clip(np.stack(v), 0, 255).astype(np.uint8)) for k, v in every.items()}
+
+
+def copies(images: Tensor) -> Tensor:
+    """The images moved by a pixel to the right, darker, with noise of two grey levels."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * 2
+    return (images.roll(1, 2).float() * 0.9 + noise).clamp(0, 255).to(torch.uint8)
+
+
+def gaps(each: int = 16) -> list[dict[str, object]]:
+    """For every threshold the most extreme reading on its two sides: of what is no picture, or a copy, and of pictures."""
+    images = pictures(KINDS, each)
+    read = lambda some: {k: v.astype(float) for k, v in Texture().score(some, ()).items()}
+    drawn, empty = read(images), {kind: read(some) for kind, some in shapeless(4 * each, images.shape[1]).items()}
+    share = lambda scores: scores["relief"] / np.maximum(scores["contrast"], 1e-9)
+    # of surfaces only those count here that neither of two other thresholds finds
+    steep = (empty["smooth"]["relief"] >= Wellformed.blank) & (empty["smooth"]["edges"] >= Wellformed.blurred)
+    prints, again = centred(drawn["fingerprint"]), centred(read(copies(images))["fingerprint"])
+    others = prints @ prints.T - 2 * np.eye(len(prints))
+    found = {
+        "blank": (empty["one colour"]["relief"].max(), drawn["relief"].min()),
+        "smooth": (share(empty["smooth"])[steep].max(initial=0), share(drawn).min()),
+        "noise": (empty["noise"]["coherence"].max(), drawn["coherence"].min()),
+        "blurred": (empty["blurred noise"]["edges"].max(), drawn["edges"].min()),
+        "alike": (np.quantile(others.max(1), 0.5), np.quantile((prints * again).sum(1), 0.5)),
+    }
+    head = {"pictures": len(images), "no pictures": 4 * each}
+    return [
+        {"threshold": name, "value": getattr(Wellformed, name), "below": f"{low:.4g}", "above": f"{high:.4g}", **head}
+        for name, (low, high) in found.items()
+    ]
+
+
+def main(folder: str) -> None:
     import csv
 
-    words = dict.fromkeys(("sky", "grass", "ground", "street", "sea", "a room", "airplane", "cat"), "object")
-    wellformed = Wellformed(Texture(), ())
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["word", "images", *READINGS, "empty", "repeated"])
-        for word, scored in drawn({**words, "a person": "person", "art": "style"}, each).items():
-            shown = ~wellformed.empty(scored)
-            least = [f"{scored.arrays[name][shown].min():.3f}" for name in READINGS]
-            out.writerow([word, each, *least, (~shown).sum(), int((wellformed.repeats(scored) > 0).sum())])
+    with open(f"{folder}/{TABLE}", "w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(file, list((lines := gaps())[0]), lineterminator="\n")
+        out.writeheader()
+        out.writerows(lines)
 
 
 if __name__ == "__main__":

@@ -283,6 +283,20 @@ EMPTY = {
 }  # fmt: skip
 
 
+def test_the_thresholds_stand_in_the_gaps_that_the_committed_table_tells():
+    import csv
+    from pathlib import Path
+
+    from erasebench.evaluators.wellformed import TABLE, Wellformed
+
+    file = Path(__file__).parent.parent / "results" / "reference" / TABLE
+    lines = list(csv.DictReader(file.open(encoding="utf-8")))
+    assert {line["threshold"] for line in lines} == {"blank", "smooth", "noise", "blurred", "alike"}
+    for line in lines:
+        assert float(line["value"]) == getattr(Wellformed, line["threshold"])
+        assert float(line["below"]) < float(line["value"]) < float(line["above"])
+
+
 @pytest.mark.parametrize("name", EMPTY)
 def test_an_image_that_shows_nothing_is_broken(name):
     share, same = broken([EMPTY[name], drawn(1), drawn(2), drawn(3)])
