@@ -15,7 +15,7 @@ import tempfile
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from importlib.util import find_spec
@@ -104,6 +104,9 @@ def main(
             tables, measured, failed = outcomes.all()
     except KeyboardInterrupt as error:
         return interrupt.exit_code(error)
+    if not jobs.composes:
+        print(f"error: {lost[0]}", file=sys.stderr)
+        return 2
     for line in lost:
         log.error("error: %s", line)
     try:
@@ -132,6 +135,7 @@ class Jobs:
     uncounted: list[tuple[str, str, str]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    composes: bool = True  # whether the command line makes jobs at all
 
     def run(self) -> list[str]:
         """Hand all to Hydra. Returns a line of what kept it from going on, if anything did."""
@@ -145,6 +149,7 @@ class Jobs:
         try:
             one()
         except (HydraException, OmegaConfBaseException) as error:
+            self.composes = False
             return [explained(error)]
         except Exception as error:  # a configuration that does not compose, a launcher's fault, a folder on a full disk
             return [one_line(error)]
@@ -268,6 +273,7 @@ class Outcomes:
     @contextmanager
     def fresh(cls) -> Iterator[Outcomes]:
         folder = home() / "sweeps" / secrets.token_hex(8)
+        new = [place for place in (folder.parent, home()) if not place.exists()]
         try:
             folder.mkdir(parents=True)
         except OSError:  # a store that is only read: then no other machine takes part
@@ -276,6 +282,9 @@ class Outcomes:
             yield cls(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            for place in new:  # --help, and what is refused, leaves nothing behind
+                with suppress(OSError):
+                    place.rmdir()
 
     def keep(
         self, rows: Sequence[Row] = (), table: dict | None = None, results: Path | None = None, error: str = ""

@@ -50,7 +50,7 @@ def stoppable() -> Iterator[None]:
 def exit_code(error: KeyboardInterrupt) -> int:
     """The command's exit code; tells the user, unless that has been done."""
     if not isinstance(error, Stop):
-        print("interrupted", file=sys.stderr)
+        print("error: interrupted", file=sys.stderr)
     return getattr(error, "code", 128 + signal.SIGINT)
 
 

@@ -187,6 +187,8 @@ def one_of_each(path: Path, made: Sequence[Mapping[str, Any]], rows: Sequence[Pr
 
 def lines(path: str | Path, option: str) -> tuple[str, ...]:
     """The lines of a text file that hold something; `option` is what named it."""
+    if not Path(path).is_file():
+        raise ErasebenchError(f"{option}={path}: no such file (a text file, one entry a line)")
     if records.is_table(Path(path)):
         raise ErasebenchError(f"{option}={path}: a table: give a text file, one entry a line")
     found = tuple(line.strip() for line in records.text(Path(path), f"{option}=, one entry a line").splitlines())

@@ -139,7 +139,7 @@ def weights_digest(*modules: torch.nn.Module) -> str:
 def check_device(name: str) -> None:
     """Raises ErasebenchError for a device that is not on this machine."""
     kind, _, number = str(name).partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (":" in str(name) and not (kind == "cuda" and number.isdecimal())):
+    if kind not in ("cpu", "cuda", "mps") or (":" in str(name) and name != "cpu:0" and not (kind == "cuda" and number.isdecimal())):
         raise ErasebenchError(f"device={name}: choose cpu, cuda, cuda:<number> or mps")
     if kind == "cpu":
         return

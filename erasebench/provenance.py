@@ -19,7 +19,10 @@ from pathlib import Path
 
 SOURCE = "source.json"
 # what carries out runs and computes nothing that a plugin leaves in the store
-HARNESS = {"attack", "contracts", "execute", "provenance", "remote", "rows", "run", "store"}
+HARNESS = {  # modules that compute nothing of a fit, and the package itself
+    *("", "attack", "contracts", "execute", "interrupt", "options", "places", "provenance", "redaction", "remote"),
+    *("rows", "run", "seals", "store"),
+}
 PACKAGES = ("erasebench", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 
 

@@ -339,10 +339,10 @@ def record(records: Sequence[Row], path: Path) -> Path:
 
 def later_failure(path: Path) -> str:
     """Why a run that has a file of rows failed when it was repeated; empty where it did not."""
+    if not path.with_suffix(FAILED).exists():
+        return ""
     try:
         there = read(path.with_suffix(FAILED))
-    except FileNotFoundError:
-        return ""
     except (ErasebenchError, OSError, ValueError, csv.Error):
         return "for a reason that cannot be read"
     return next((row.reason for row in there if row.status == "failed"), "it measured less")

@@ -43,8 +43,9 @@ def test_candidates_are_the_nearest_thinned_by_their_distance(tiny):
     mean = lambda some: sum(some) / len(some)
     cost = lambda cut: sum(sum((v - mean(part)) ** 2 for v in part) for part in (values[:cut], values[cut:]))
     best = min(range(1, 6), key=cost)
-    near = lambda part: min(part, key=lambda word: abs(far[word] - mean([far[w] for w in part])))
-    assert two == [near(ranked[:best]), near(ranked[best:])]
+    off = lambda word, part: abs(far[word] - mean([far[w] for w in part]))
+    for word, part in zip(two, (ranked[:best], ranked[best:]), strict=True):  # of two in a cluster both are as near
+        assert word in part and off(word, part) == pytest.approx(min(off(w, part) for w in part))
     assert len(set(vocabulary.candidates(tiny, WORDS, "cat", 6, 5))) == 5
 
 

@@ -52,10 +52,20 @@ import erasebench.store
 """
 
 
+def heed_interrupts():
+    """In the child: a shell's background jobs ignore SIGINT, and tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("script,number", [(SWEEP, signal.SIGINT), (LIST, signal.SIGINT), (LIST, signal.SIGTERM)])
 def test_a_signal_stops_a_command_with_one_line(script, number):
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
@@ -68,8 +78,12 @@ def test_a_signal_stops_a_command_with_one_line(script, number):
 
 def test_an_interrupt_while_a_command_is_imported_is_one_line_too():
     process = subprocess.Popen(
-        [sys.executable, "-c", IMPORT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", IMPORT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "interrupted\n" and process.returncode == 130
+    assert process.communicate(timeout=60)[1] == "error: interrupted\n" and process.returncode == 130
