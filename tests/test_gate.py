@@ -262,7 +262,7 @@ ROADS = {  # -> (plan, prompts that are dropped)
     ),
     "language": lambda _: (in_other_words(explicit(other := world(languages=LANGUAGE)), other, ["language"], None), 4),
     "caption task": lambda _: (
-        CaptionTask(evaluators={"redness": Redness(splits=("caption",))}).plan(world(captions=CAPTIONS), 1, None, None),
+        CaptionTask().plan(world(captions=CAPTIONS), 1, None, None),
         1,
     ),
     "concepts": lambda _: (with_objects(world(captions=CAPTIONS)), 1),
