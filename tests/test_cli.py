@@ -215,5 +215,5 @@ def test_a_command_that_is_stopped_says_so_in_one_line(error, code, said):
         [sys.executable, "-c", program.format(first, error)], capture_output=True, text=True
     )
     stopped = run("-m")
-    assert stopped.returncode == code and stopped.stderr.split("\n")[1:-1] == said
+    assert stopped.returncode == code and stopped.stderr.splitlines() == said
     assert "Traceback" in run("somebody.py").stderr
