@@ -36,6 +36,13 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     return [word for before, word in pairs if not word.startswith("-") and before not in VALUED]
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The same command line, with its flags before its overrides: argparse takes no override after a flag that follows one."""
+    overrides = overrides_of(arguments)
+    pairs = zip(("", *arguments), arguments, strict=False)
+    return [word for before, word in pairs if word.startswith("-") or before in VALUED] + overrides
+
+
 def check_grammar(arguments: Sequence[str]) -> None:
     """Raises ErasebenchError, with the word as it is to be quoted, for one that Hydra cannot read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

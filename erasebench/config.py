@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import interrupt
-from .arguments import check_grammar, check_lists, check_values, explained
+from .arguments import check_grammar, check_lists, check_values, explained, flags_first
 from .contracts import ErasebenchError, Missing
 from .options import ALONE, CHOICES, GROUPS, repeatable
 from .options import ELSEWHERE as ELSEWHERE
@@ -89,7 +89,7 @@ def main(
             hub.HF_HUB_OFFLINE = True
     if not launch or "dry_run=true" in arguments:
         arguments = [word for word in arguments if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
-    sys.argv[1:] = arguments  # where Hydra looks for them
+    sys.argv[1:] = flags_first(arguments)  # where Hydra looks for them
     # that a plugin's schema checks our values for it is wanted
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     lost: list[str] = []

@@ -56,6 +56,11 @@ def test_flags_and_their_values_are_no_values_of_keys():
     config.check_words(["-m", "--config-dir", "a (v1)", "target=cat,dog", "+world.objects.x={surrogate: a b}"])
 
 
+def test_a_flag_may_stand_anywhere():
+    words = ["n=1", "-m", "target=cat,dog", "--config-dir", "a b", "images=2"]
+    assert arguments.flags_first(words) == ["-m", "--config-dir", "a b", "n=1", "target=cat,dog", "images=2"]
+
+
 @pytest.fixture
 def composed():
     GlobalHydra.instance().clear()

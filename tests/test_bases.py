@@ -335,7 +335,7 @@ def test_folders_that_hold_no_base_say_what_they_hold(tiny_folder, tmp_path, dam
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "half", "bf16", "torch.float16", "float64", "banana", 16, None])
+@pytest.mark.parametrize("dtype", ["fp16", "half", "bf16", "torch.float16", "double", "banana", 16, None])
 def test_number_formats_have_one_name(tiny_folder, dtype):
     with pytest.raises(ErasebenchError, match=f"model.dtype={dtype}: choose from float32, float16, bfloat16"):
         Model.load(Source("m", tiny_folder, dtype=dtype))
