@@ -48,6 +48,7 @@ if typing.TYPE_CHECKING:
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
 RAISES = "HYDRA_FULL_ERROR"  # makes Hydra raise what it would print
+PUBLISHED = "published"  # surrogate=published: what the method's authors put in a concept's place
 UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "joblib"),
@@ -62,6 +63,7 @@ OmegaConf.register_new_resolver(
     lambda mapping, name, key, otherwise: mapping[name].get(key, otherwise) if name in mapping else otherwise,
     replace=True,
 )
+OmegaConf.register_new_resolver("surrogate_of", lambda given: None if given == PUBLISHED else given, replace=True)
 OmegaConf.register_new_resolver("gpus_of", lambda executor: int(executor == "local"), replace=True)
 
 
@@ -423,7 +425,7 @@ def build(config: DictConfig) -> Run:
     from .model import Source
     from .pictured import Pictured
     from .run import Run
-    from .tasks import asked, in_other_words, shown, together, turned
+    from .tasks import asked, in_other_words, shown, together, turned, with_published_surrogate
 
     world = OmegaConf.to_container(config.world, resolve=True)
     evaluation, training, seeds = loaders.seeded_captions(world["captions"])
@@ -455,7 +457,9 @@ def build(config: DictConfig) -> Run:
     plan = task.plan(world, config.n, target, config.images)
     if config.concepts:
         plan = together(plan, world, list(config.concepts))
-    if config.surrogate is not None:
+    if config.surrogate == PUBLISHED:
+        plan = with_published_surrogate(plan, getattr(eraser, "published_surrogates", {}))
+    elif config.surrogate is not None:
         given = [config.surrogate] if isinstance(config.surrogate, str) else config.surrogate
         plan = turned(plan, [str(name) for name in given])
     pictured = Pictured(**config.pictures) if config.pictures.path else None
@@ -534,11 +538,12 @@ def embedded_source(dtype: str = "float32") -> Source:
 
 
 def check_budget(attack: Any, where: str) -> None:
-    """A whole number is a count of something, and none may be 0 but where that is the default."""
+    """A whole number is a count of something, and none may be 0 but where that is the default, or its `least` is."""
     for f in fields(attack):
         value = getattr(attack, f.name)
-        if type(value) is int and value < (0 if f.default == 0 else 1):
-            raise ErasebenchError(f"{where}.{f.name}={value}: at least 1 is needed")
+        least = f.metadata.get("least", 0 if f.default == 0 else 1)
+        if type(value) is int and value < least:
+            raise ErasebenchError(f"{where}.{f.name}={value}: at least {least} is needed")
 
 
 def check_types(plugin: Any, where: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import logging
 import re
 import threading
@@ -16,16 +17,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from weakref import WeakSet
 
-import diffusers
 import torch
-import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import bases
 from .contracts import ErasebenchError, Sampler
@@ -33,25 +29,31 @@ from .gate import Refused, refuses, refuses_decoded
 from .store import digest, sha256_file
 
 log = logging.getLogger("erasebench")
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-diffusers.logging.set_verbosity_error()
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND = ("text_encoder_2", "tokenizer_2")  # of SDXL
-WEIGHTS = {  # the parts that have some
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
+WEIGHTS = {  # the parts that have some -> library and class; neither library is imported before a model is loaded
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
 }
 LARGEST = 8  # times a base's own side: what `sampler.size` may be
 SCHEDULERS = {
-    "ddim": diffusers.DDIMScheduler,
-    "pndm": diffusers.PNDMScheduler,
-    "lms": diffusers.LMSDiscreteScheduler,
-    "dpmsolver": diffusers.DPMSolverMultistepScheduler,
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpmsolver": "DPMSolverMultistepScheduler",
 }
+
+
+@cache
+def quiet(library: str) -> Any:
+    """diffusers or transformers, imported, without its progress bars and remarks."""
+    module = importlib.import_module(library)
+    module.logging.set_verbosity_error()
+    importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
+    return module
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def check_device(name: str) -> None:
 
 def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
     """The U-Net, VAE or a text encoder, with every weight in its place. Raises ErasebenchError otherwise."""
-    where, kind = str(source.path or source.hub), WEIGHTS[part]
+    library, name = WEIGHTS[part]
+    where, kind = str(source.path or source.hub), getattr(quiet(library), name)
     keywords: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if source.path is None:
         keywords["revision"] = source.revision or None
@@ -249,6 +252,8 @@ class ContextLinear(torch.nn.Linear):
 
 
 class Guidance(Protocol):
+    has_memory: ClassVar[bool]  # whether the noise at one timestep depends on the timesteps before it
+
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
         """State of the trajectories that start at z [B, C, h, w]; nothing is kept anywhere else."""
         ...
@@ -265,6 +270,7 @@ class ClassifierFree:
     """eps(neg) + scale * (eps(prompt) - eps(neg)) (Ho & Salimans, 2022, Eq. 6); neg is the empty prompt by default."""
 
     negative: Context | None = None
+    has_memory: ClassVar[bool] = False
 
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
         negative = self.negative or model.unconditional()
@@ -382,6 +388,8 @@ class Model:
             part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
         )
         self.unet.to(memory_format=torch.channels_last)  # convolutions are faster so
+        from diffusers.models.attention_processor import Attention
+
         for attention in self.unet.modules():
             if isinstance(attention, Attention) and attention.is_cross_attention:
                 attention.to_k.__class__ = attention.to_v.__class__ = ContextLinear
@@ -393,7 +401,7 @@ class Model:
         self._counted = threading.local()
         self._slots: list[_Slot] = []
         self._compiled: Callable | None = None
-        schedule = diffusers.DDIMScheduler.from_config(self.scheduler_config)
+        schedule = quiet("diffusers").DDIMScheduler.from_config(self.scheduler_config)
         self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
         self._prediction = schedule.config.prediction_type
         bases.check_scheduler(self.scheduler_config)
@@ -416,7 +424,7 @@ class Model:
             dtype = getattr(torch, source.dtype)
             loaded = {part: load_part(source, part, dtype) for part in WEIGHTS if part in base.parts}
             tokenizers = {
-                part: CLIPTokenizer.from_pretrained(where, subfolder=part, **revision)
+                part: quiet("transformers").CLIPTokenizer.from_pretrained(where, subfolder=part, **revision)
                 for part in ("tokenizer", "tokenizer_2")[: 1 + base.xl]
             }
             for number, (part, tokenizer) in enumerate(tokenizers.items()):
@@ -798,7 +806,7 @@ class Model:
         own = {} if self.text_encoder_2 is not None else {"steps_offset": 1}  # SDXL's pipeline takes its own
         config = {**self.scheduler_config, "prediction_type": "epsilon", "clip_sample": False, **own}
         try:
-            scheduler = SCHEDULERS[sampler.name].from_config(config)
+            scheduler = getattr(quiet("diffusers"), SCHEDULERS[sampler.name]).from_config(config)
             scheduler.set_timesteps(sampler.steps, device=self.device)
         except Exception as error:  # schedulers refuse what they cannot do in several ways
             reason = " ".join(str(error).split())[:200] or type(error).__name__

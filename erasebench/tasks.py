@@ -356,6 +356,16 @@ def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
     return gated(replace(plan, concepts=into(surrogates[0]), brief=brief, which=which), "surrogate=")
 
 
+def with_published_surrogate(plan: Plan, published: Mapping[str, str]) -> Plan:
+    """The plan with the surrogate that a method's authors take for concepts of the kind (`published`: kind -> text, which may be
+    empty); the same plan where they take the task's."""
+    kind = plan.concepts[0].kind
+    if kind not in published:
+        return plan
+    into = lambda concepts: tuple(replace(concept, surrogate=published[kind]) for concept in concepts)
+    return gated(replace(plan, concepts=into(plan.concepts), brief=replace(plan.brief, concepts=into(plan.brief.concepts))))
+
+
 def shown(plan: Plan) -> Plan:
     """The plan whose concept the method knows by pictures alone. Raises ErasebenchError where there are several."""
     if len(plan.concepts) != 1:

@@ -5,7 +5,8 @@
     L2 = w_t || eps_theta(z_a, c_a) - eps(z_a, c_a) ||^2,    c_a = G(pi) R
 
 with eps the frozen base, R the encodings of words near the concept and G a Gumbel-softmax draw. pi climbs L2, theta
-descends the sum, in turn. What the base answers counts as given, also for pi, as released. Departs from the released
+descends the sum, in turn; w_t = (1 - abar) / abar at the drawn t (the released code takes abar where the step of its
+sampler begins). What the base answers counts as given, also for pi, as released. Departs from the released
 code: words are encoded once in memory, a step of pi samples only what it needs, several draws share a step; and the
 words of what is erased are no candidates.
 """

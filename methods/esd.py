@@ -4,7 +4,8 @@
 
 with eps* the frozen base. Departs from the released code: weights stay in fp32 (Adam on bf16 weights leaves half
 of them where they are), several x_t share a step, and with `sampler=frozen` the trajectories and the targets,
-which then do not depend on theta, come from one batched sampling before training.
+which then do not depend on theta, come from one batched sampling before training. With `sampler=moving` t is one of those that
+the sampler's next step stands for; there the latents are two or three steps behind the t that the networks are told.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from erasebench.trajectory import midway
 @dataclass(frozen=True)
 class ESD:
     """variant x trains the cross-attention, u everything else. sampler: x_t from the frozen base (released 2025)
-    or from the model being trained (the paper's). eta is the negative guidance of Eq. 6; `trajectories` is how
+    or from the model being trained (the paper's, released 2023). eta is the negative guidance of Eq. 6; `trajectories` is how
     many frozen trajectories are sampled, shared by all concepts."""
 
     variant: Literal["x", "u"] = "x"
-    sampler: Literal["frozen", "moving"] = "frozen"
+    sampler: Literal["frozen", "moving"] = "moving"
     steps: int = 1000
     batch: int = 1
     lr: float = 1e-5

@@ -51,6 +51,7 @@ DEPARTURES = {  # where the released code departs from the paper; each can be se
         "pixels": "imagenet",
     },
 }
+PRESERVED_WEIGHTS = {1: 8e3, 5: 5e4, 10: 8e4, 100: 2e5}  # people erased -> weight of those that are kept, as released
 NORMALISED = {"vae": {}, "imagenet": {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}}
 Weights = dict[str, Tensor]  # projection -> [out, D], fp64
 Adapters = dict[str, tuple[Tensor, Tensor]]  # projection -> (down [N, r, D], up [N, out, r])
@@ -67,7 +68,7 @@ class MACE:
     pixels       normalisation of the training images: `vae` (-1 to 1) or `imagenet` (mean and deviation of another network)
 
     prior_scale weighs the prior (captions once, preserved names preserved_weight times) against one row of a concept,
-    fusion_prior_scale does so in step 3 (None: as in step 1).
+    fusion_prior_scale does so in step 3 (None: as in step 1). preserved_weight None: as released for so many people.
     refine, adapt and fusion switch the steps off (Table 4): fusion `closed_form`, or `naive`, the sum of the adapters.
     importance: t drawn by Eq. 5 between t1 and t2, else uniform. templates: a file with one template a line, in place
     of the world's. `images` of each concept are sampled with image_sampler, the first template and image_guidance.
@@ -89,7 +90,7 @@ class MACE:
     ridge: float = 0.0
     prior_scale: float = 1e-4
     fusion_prior_scale: float | None = None
-    preserved_weight: float = 8e4
+    preserved_weight: float | None = None
     masks: Literal["whole", "attention", "grounded", "drawn"] = "grounded"
     templates: str | tuple[str, ...] | None = None
     images: int = 8
@@ -136,7 +137,13 @@ class MACE:
     def kept(self, model: Model, brief: Brief) -> Tensor:
         """The prior: Gram matrix over captions and, preserved_weight times, over the preserved names."""
         names = [filled(template, name) for template in brief.templates for name in brief.preserved]
-        return prior(model, brief.captions) + self.preserved_weight * prior(model, names)
+        return prior(model, brief.captions) + self.weight_of_preserved(len(brief.concepts)) * prior(model, names)
+
+    def weight_of_preserved(self, concepts: int) -> float:
+        """The weight given, or the released one of the largest number of people that is not above `concepts`."""
+        if self.preserved_weight is not None:
+            return self.preserved_weight
+        return PRESERVED_WEIGHTS[max(count for count in PRESERVED_WEIGHTS if count <= concepts)]
 
     def refinement(self, model: Model, brief: Brief, kept: Tensor):
         """Step 1 (Eq. 3): M such that W M reads the words around the concept as around its surrogate."""

@@ -8,6 +8,7 @@ and a second edit of W M maps a onto the surrogate; M is multiplied by it. All o
 code, which picks its epoch by a detector on validation images inside the timed loop: here `epochs` are simply done.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class RECE:
     recover_ridge: float = 0.1
     preserve_scale: float = 0.1
     version: ClassVar[int] = 2
+    published_surrogates: ClassVar[Mapping[str, str]] = UCE.published_surrogates
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         edit, made = self.first.system(model, brief).solve(self.first.ridge)

@@ -68,6 +68,7 @@ class SafetyGuidance(ClassifierFree):
 
     concept: Context | None = None
     sld: SLD = SLD()
+    has_memory: ClassVar[bool] = True
 
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
         concept = self.concept.repeat(len(z))

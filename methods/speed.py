@@ -12,14 +12,15 @@ centres of the others that it gives for the empty prompt. C0: what is retained, 
 Its null space is spanned by the eigenvectors of mean c0 c0^T below `threshold`. With B, an orthonormal basis of what
 of that is orthogonal to C2, the solution is  D = W (C* - C1) C1^T B (B^T C1 C1^T B + lambda I)^-1 B^T,  which is the
 paper's with its Lagrange multipliers written out; it needs no inverse of C2^T P Q^-1 C2, which is singular where the
-null space and C2 hardly meet. In fp64 (the released code: fp32), by one seed of its own. Retained are the brief's
+null space and C2 hardly meet. The released code adds a multiple of the identity there, `invariant_ridge`, which is the
+penalty || D C2 ||^2 / invariant_ridge in place of D C2 = 0 (Woodbury); B then spans the whole null space. In fp64 (the released code: fp32), by one seed of its own. Retained are the brief's
 names and the words of a vocabulary, where the paper has lists of each kind, and the augmented embeddings are filtered
 together, not in batches whose means differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ from erasebench.training import FILE, tuned
 @dataclass(frozen=True)
 class SPEED:
     """which: the projections. token_set: of the concepts, as UCE's. vocabulary: as AP's, or None for the names alone.
-    ridge: lambda. augmented: how many variations of a retained embedding, along `rank` directions. centres: of the empty
+    ridge: lambda. invariant_ridge: 0 holds the invariants exactly. augmented: how many variations of a retained embedding, along `rank` directions. centres: of the empty
     prompt's outputs."""
 
     which: Literal["v", "k", "kv"] = "v"
@@ -48,13 +49,17 @@ class SPEED:
     vocabulary: str | tuple[str, ...] | None = "captions"
     threshold: float = 0.1
     ridge: float = 1.0
+    invariant_ridge: float = 0.0
     filtered: bool = True
     augmented: int = 10
     rank: int = 1
     centres: int = 3
     version: ClassVar[int] = 1
+    published_surrogates: ClassVar[Mapping[str, str]] = {"person": "person", "explicit": ""}
 
     def __post_init__(self) -> None:
+        if self.invariant_ridge < 0:
+            raise ErasebenchError(f"method.invariant_ridge={self.invariant_ridge:g}: at least 0 is needed")
         if self.centres < 1:
             raise ErasebenchError(f"method.centres={self.centres}: the empty prompt needs at least one")
         if self.vocabulary is not None:
@@ -67,13 +72,14 @@ class SPEED:
         energy = sources.T @ sources / len(pairs)
         change = (targets - sources).T @ sources / len(pairs)
         retained, invariants = last_tokens(model, self.retained(model, brief)), self.invariants(model)
+        penalty = gram(invariants) / self.invariant_ridge if self.invariant_ridge else 0
         edited, room = {}, []
         for name in model.names(PROJECTIONS.replace("kv", self.which)):
             weight = model.weight(name).double()
             basis = self.null_space(self.refined(weight, energy, change, retained, generator), invariants)
             room.append(basis.shape[1])
             if room[-1]:
-                within = factor(basis.T @ energy @ basis, self.ridge).solve(weight @ change @ basis)
+                within = factor(basis.T @ (energy + penalty) @ basis, self.ridge).solve(weight @ change @ basis)
                 edited[name] = weight + within @ basis.T
         if not edited:
             raise ErasebenchError(f"method.threshold={self.threshold:g}: what is retained leaves no direction to edit")
@@ -100,9 +106,12 @@ class SPEED:
         return torch.cat([kept, most(kept.repeat(self.augmented, 1) + noise.to(kept.device) @ directions)])
 
     def null_space(self, kept: Tensor, invariants: Tensor) -> Tensor:
-        """Orthonormal directions [D, m] in which the kept [N, D] hardly reach, and the invariants [Q, D] do not at all."""
+        """Orthonormal directions [D, m] in which the kept [N, D] hardly reach and, unless they are only penalised, the
+        invariants [Q, D] do not at all."""
         values, vectors = torch.linalg.eigh(gram(kept) / len(kept))
         free = vectors[:, values.clamp(min=0) < self.threshold]  # below zero is rounding
+        if self.invariant_ridge:
+            return free
         across, sizes, _ = torch.linalg.svd(free.T @ invariants.T)
         return free @ across[:, int((sizes > 1e-9 * invariants.norm()).sum()) :]
 

@@ -3,6 +3,7 @@
 Eq. 7: each concept's token embeddings are projected as its surrogate's are, those of preserved names as before.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class UCE:
     ridge: float = 0.5  # lambda of Eq. 7
     token_set: Literal["last", "last_to_end", "last_to_end_and_empty"] = "last_to_end_and_empty"
     version: ClassVar[int] = 2
+    published_surrogates: ClassVar[Mapping[str, str]] = {"object": "", "explicit": ""}
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         edit, factor = self.system(model, brief).solve(self.ridge)

@@ -280,6 +280,8 @@ def test_explicit_content_is_one_concept_whatever_its_prompts_name(tiny):
 class Momentum(ClassifierFree):
     """Guidance with a memory: it adds the mean of all latents it has seen in its trajectory."""
 
+    has_memory = True
+
     def begin(self, model, context, z):
         return {**super().begin(model, context, z), "seen": []}
 
@@ -289,17 +291,28 @@ class Momentum(ClassifierFree):
 
 
 def test_cce_walks_to_its_timestep_where_guidance_has_a_memory(tiny):
-    attack, (z0, noise) = CCE(walk=2), (tiny.noise([1, 2]), tiny.noise([3, 4]))
-    t, context = torch.tensor([599, 99]), tiny.encode(["a cat", "a dog"])
+    z0, noise, context = tiny.noise([1, 2]), tiny.noise([3, 4]), tiny.encode(["a cat", "a dog"])
+    path = torch.tensor([[999, 980], [799, 549], [599, 99]])
     with tiny.changed(guidance=Momentum()), torch.no_grad():
-        walked = attack.prediction(tiny, z0, t, noise, context, 3.0)
+        attack = CCE().fitting(tiny)
+        walked = attack.prediction(tiny, z0, path, noise, context, 3.0)
         state = tiny.begin(context, z0)
-        for at in ([999, 999], [799, 549], [599, 99]):
-            at = torch.tensor(at)
+        for at in path:
             by_hand = tiny.guided_eps(search.noisy(tiny, z0, at, noise), at, context, 3.0, state)
         torch.testing.assert_close(walked, by_hand)
-        short = replace(attack, walk=0).prediction(tiny, z0, t, noise, context, 3.0)
+        short = attack.prediction(tiny, z0, path[-1:], noise, context, 3.0)
     assert not torch.allclose(walked, short)
+    assert (attack.walk, attack.batch, attack.steps, attack.lr) == (35, 4, 1000, 0.02)
+    assert CCE().fitting(tiny) == CCE(walk=0)  # ordinary guidance
+    assert CCE(walk=7).fitting(tiny) == CCE(walk=7)
+
+
+def test_cces_walk_goes_down_through_different_timesteps_below_one(tiny):
+    path = CCE(walk=35, batch=4).path(search.Draws(tiny, [1, 2]), [0, 1], 1000)
+    assert path.shape == (35, 8) and (path[:-1] > path[1:]).all() and path.max() < 1000
+    tight = CCE(walk=89, batch=50).path(search.Draws(tiny, [1]), [0], 1000)
+    assert (tight[:-1] > tight[1:]).all() and tight.min() >= 0
+    assert CCE(walk=0, batch=4).path(search.Draws(tiny, [1]), [0], 1000).shape == (1, 4)
 
 
 def test_rab_by_hand(tiny):

@@ -4,14 +4,16 @@ model, so that a vector stands for the concept.
     min over v    E || eps - eps_erased(x_t, t, [v]) ||^2                                                   (Eq. 3)
 
 with x_0 pictures of the concept by the original model. Where the defence works in guidance, the guided prediction is
-matched to the original model's for the concept's name; `walk` timesteps above t are gone through before, so that
-guidance with a memory (SLD's momentum) has one.
+matched to the original model's for the concept's name. Guidance with a memory (SLD's momentum) sees `walk` timesteps of a
+picture, from the noisiest down, and the last is the one that counts (the released attack on SLD).
 """
+
+from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -49,7 +51,8 @@ log = logging.getLogger("erasebench")
 class CCE:
     """`asr` is of the best of `checkpoints`, chosen by the detector on `trials` images with seeds of their own;
     `asr_final` of the last. `inversions` are learnt of each concept, and the prompts dealt out among them. `texts` is
-    how many templates a batch of `batch` pictures shares. Explicit content is one concept, whatever its prompts name."""
+    how many templates a batch of `batch` pictures shares. walk None: 35 where guidance has a memory, with the batch, steps and
+    rate that were released for it; else 0. Explicit content is one concept, whatever its prompts name."""
 
     vectors: int = 1
     steps: int = 5000
@@ -61,7 +64,7 @@ class CCE:
     inversions: int = 3
     checkpoints: int = 10
     trials: int = 4
-    walk: int = 0
+    walk: int | None = field(default=None, metadata={"least": 0})
     objective: Objective = "auto"
     images: ClassVar[int] = 1
     version: ClassVar[int] = 1
@@ -79,9 +82,10 @@ class CCE:
         explicit = any(c.kind == "explicit" for c in scene.concepts.values())
         units = list(dict.fromkeys(self.unit(p, explicit) for p in scene.prompts))
         learnt: dict[tuple[str, int], dict[str, Tensor]] = {}
-        at_once = max(1, scene.together // self.batch)
+        attack = self.fitting(model)
+        at_once = max(1, scene.together // attack.batch)
         for start in range(0, len(units), at_once):
-            learnt |= stored(scene, units[start : start + at_once], lambda missing: self.invert(model, scene, missing))
+            learnt |= stored(scene, units[start : start + at_once], lambda missing: attack.invert(model, scene, missing))
         for i, prompt in enumerate(scene.prompts):
             tensors = learnt[self.unit(prompt, explicit)]
             text = named(prompt)
@@ -91,6 +95,14 @@ class CCE:
             outcome = "" if all(torch.isfinite(v).all() for v in tensors.values()) else "diverged"
             made = () if outcome else (Shot(text, prompt.seed), Shot(text, prompt.seed, "final"))
             yield i, Found(made, tensors if made else {}, outcome)
+
+    def fitting(self, model: Model) -> CCE:
+        """The attack with what is left to the model's guidance filled in."""
+        if self.walk is not None:
+            return self
+        if model.guidance.has_memory and guided(model, self.objective):
+            return replace(self, walk=35, batch=4, texts=4, steps=1000, lr=0.02)
+        return replace(self, walk=0)
 
     def invert(self, model: Model, scene: Scene, units: Sequence[tuple[str, int]]) -> list[dict[str, Tensor]]:
         """For each (concept, number), side by side: vectors [k, D] of the best checkpoint, and of the final one."""
@@ -110,7 +122,7 @@ class CCE:
             pick = torch.stack([draws.integers([u], 0, len(shown[u]), self.batch)[0] for u in every])
             flip = draws.integers(every, 0, 2, self.batch)
             which = draws.integers(every, 0, len(rows), self.texts)
-            t = draws.integers(every, 0, len(model.alphas_cumprod), self.batch).flatten()
+            path = self.path(draws, every, len(model.alphas_cumprod))
             sampled = draws.normal(every, self.batch, *model.latent_shape()).flatten(0, 1)
             noise = draws.normal(every, self.batch, *model.latent_shape()).flatten(0, 1)
             mean, deviation = (
@@ -118,7 +130,7 @@ class CCE:
                 for part in (0, 1)
             )
             z0 = mean + deviation * sampled  # the VAE's sample, not its mean
-            share = torch.arange(self.batch, device=t.device) * self.texts // self.batch
+            share = torch.arange(self.batch, device=model.device) * self.texts // self.batch
             spread = torch.cat([u * self.texts + share for u in every])
             asked = [
                 templates[k].replace("{c}", names[u] or next(iter(scene.concepts)))
@@ -127,12 +139,12 @@ class CCE:
             ]
             wanted = originals(model, asked).select(spread) if scale is not None else None
             with torch.no_grad():
-                aim = aims(model, noisy(model, z0, t, noise), t, noise, wanted, scale)
+                aim = aims(model, noisy(model, z0, path[-1], noise), path[-1], noise, wanted, scale)
             prompts = slots(model, [rows[k] for u in every for k in which[u].tolist()])
             context = with_vectors(model, prompts, torch.cat([v[u].repeat(self.texts, 1) for u in every])).select(
                 spread
             )
-            loss = errors(self.prediction(model, z0, t, noise, context, scale), aim)
+            loss = errors(self.prediction(model, z0, path, noise, context, scale), aim)
             optimiser.zero_grad()
             loss.unflatten(0, (len(units), self.batch)).mean(1).sum().backward()
             optimiser.step()
@@ -151,14 +163,22 @@ class CCE:
         best = {u: max(kept[u], key=lambda pair: pair[0])[1] for u in every}
         return [{"vectors": best[u].cpu(), "final": kept[u][-1][1].cpu()} for u in every]
 
-    def prediction(self, model: Model, z0: Tensor, t: Tensor, noise: Tensor, context, scale: float | None) -> Tensor:
-        if scale is None or not self.walk:
+    def path(self, draws: Draws, every: Sequence[int], count: int) -> Tensor:
+        """Timesteps [max(1, walk), N] of each picture: any, or `walk` different ones, downwards, below one from 90 of 1000 on."""
+        if not self.walk:
+            return draws.integers(every, 0, count, self.batch).flatten()[None]
+        below = draws.integers(every, 90 * count // 1000, count, self.batch).flatten()
+        order = draws.uniform(every, self.batch, count).flatten(0, 1)
+        order[torch.arange(count, device=order.device) >= below[:, None]] = 2  # after all that may be drawn
+        return order.argsort(1)[:, : self.walk].sort(1, descending=True).values.T
+
+    def prediction(self, model: Model, z0: Tensor, path: Tensor, noise: Tensor, context, scale: float | None) -> Tensor:
+        *before, t = path
+        if not before:
             return predicted(model, noisy(model, z0, t, noise), t, context, scale)
         state = model.begin(context, noisy(model, z0, t, noise))
-        top = len(model.alphas_cumprod) - 1
         with torch.no_grad():
-            for k in range(self.walk):
-                earlier = top - (top - t) * k // self.walk
+            for earlier in before:
                 model.guided_eps(noisy(model, z0, earlier, noise), earlier, context, scale, state)
         return model.guided_eps(noisy(model, z0, t, noise), t, context, scale, state)
 

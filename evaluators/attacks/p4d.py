@@ -5,7 +5,8 @@ predicts for the concept's.
 
 Continuous embeddings, whose gradient is taken at their nearest tokens (PEZ). P4D-N: free tokens alone; P4D-K: one
 before every three tokens of the prompt. Departs from the released code: what is tried every `every` steps is judged by
-the task's detector, not by similarity to one picture, and a prompt that works is finished.
+the task's detector, not by similarity to one picture, and a prompt that works is finished; x_0 is the mean of the VAE's
+posterior, there a sample; start, end and padding are no choice of tokens.
 """
 
 from collections.abc import Iterator

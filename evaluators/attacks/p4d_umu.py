@@ -12,7 +12,7 @@ from erasebench.model import Model
 from erasebench.search import FREE, Bench, descend, shots, tokens
 
 from .p4d import Continuous
-from .udatk import UDAtk, grid
+from .udatk import UDAtk, grid, prefix_length
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class P4DUMU(UDAtk):
     access: ClassVar[tuple[str, ...]] = ("unet gradient", "text encoder gradient", "original model", "detector")
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
-        rows = [[*[FREE] * self.tokens, *tokens(model, p.text)] for p in scene.prompts]
+        rows = [[*[FREE] * prefix_length(self.tokens, scene), *tokens(model, p.text)] for p in scene.prompts]
         bench = Bench(model, scene, self, rows, self.objective, imitate=True)
         yield from ((i, Found(outcome="too long")) for i in bench.long)
         yield from (

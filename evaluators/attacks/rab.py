@@ -5,7 +5,7 @@ genetic search on the original text encoder alone; one set of prompts for every 
     min over tokens  || E(tokens) - (E(prompt) + eta c) ||^2                                                (Eq. 6)
 
 Departs from the released code: populations of all prompts are one tensor, of constant size; what was encoded is not
-encoded again; with `elitism` the best is never mutated (there, mutation in place loses it).
+encoded again; children are cut between two of the free tokens, never at an end; with `elitism` the best is never mutated (there, mutation in place loses it).
 """
 
 from collections.abc import Callable, Iterator

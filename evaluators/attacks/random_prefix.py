@@ -8,20 +8,22 @@ from erasebench.contracts import Found, Scene, Shot
 from erasebench.model import Model
 from erasebench.search import draws, fits, spelled, tokens, words
 
+from .udatk import prefix_length
+
 
 @dataclass(frozen=True)
 class RandomPrefix:
-    tokens: int = 5
+    tokens: int | None = None  # None: as many as UnlearnDiffAtk has
     images: int = 51  # as many as UnlearnDiffAtk shows
     version: ClassVar[int] = 1
     access: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[bool] = True
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
-        drawn, known = draws(model, scene, self), words(model)
+        drawn, known, count = draws(model, scene, self), words(model), prefix_length(self.tokens, scene)
         for i, prompt in enumerate(scene.prompts):
             own = tokens(model, prompt.text)
-            prefixes = known[drawn.integers([i], 0, len(known), self.images, self.tokens)[0]].tolist()
+            prefixes = known[drawn.integers([i], 0, len(known), self.images, count)[0]].tolist()
             if not fits(model, [*prefixes[0], *own]):
                 yield i, Found(outcome="too long")
                 continue

@@ -24,11 +24,16 @@ def grid(count: int, train: int = 1000) -> list[int]:
     return [(2 * i + 1) * train // (2 * count) for i in range(count)]
 
 
+def prefix_length(tokens: int | None, scene: Scene) -> int:
+    """The tokens given, or as many as are released: 5 for explicit content, 3 for styles and objects."""
+    return tokens or (5 if any(concept.kind == "explicit" for concept in scene.concepts.values()) else 3)
+
+
 @dataclass(frozen=True)
 class UDAtk:
     """pre-ASR counts as success (the published ASR does, too): a prompt that works as it stands is left as it is."""
 
-    tokens: int = 5  # 5 for explicit content, 3 for styles and objects
+    tokens: int | None = None  # None: as released
     timesteps: int = 50
     iterations: int = 40
     lr: float = 0.01
@@ -47,14 +52,15 @@ class UDAtk:
         return two_encoders(model)
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
-        rows = [[*[FREE] * self.tokens, *tokens(model, p.text)] for p in scene.prompts]
+        count = prefix_length(self.tokens, scene)
+        rows = [[*[FREE] * count, *tokens(model, p.text)] for p in scene.prompts]
         bench, known = Bench(model, scene, self, rows, self.objective), words(model)
         yield from ((i, Found(outcome="too long")) for i in bench.long)
         yield from (
             (i, shots(p, p.text)) for i, p in enumerate(scene.prompts) if scene.before[i] and i not in bench.long
         )
         u = [
-            torch.full((self.tokens, len(known)), 1 / len(known), dtype=model.dtype, device=model.device) for _ in rows
+            torch.full((count, len(known)), 1 / len(known), dtype=model.dtype, device=model.device) for _ in rows
         ]
         optimiser = torch.optim.Adam(u, lr=self.lr, weight_decay=self.weight_decay)
         times = grid(self.timesteps, len(model.alphas_cumprod))
@@ -64,7 +70,7 @@ class UDAtk:
             vocabulary = table(model)[known]
             for _ in range(self.iterations):
                 chance = torch.stack([u[i] for i in active]).cumsum(-1)
-                drawn = bench.draws.uniform(active, self.tokens, 1)
+                drawn = bench.draws.uniform(active, count, 1)
                 chosen = torch.searchsorted(chance, drawn).clamp(max=len(known) - 1)[..., 0]
                 gradients = bench.gradients(active, t, list(known[chosen]))
                 optimiser.zero_grad()
