@@ -15,10 +15,11 @@ VALUED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
 SCALARS = str | int | float | bool
 SINGLE = (  # options that are one text
     "target", "device", "results", "speed", "track", "model.path", "model.hub", "model.revision", "model.dtype",
-    "world.captions.path", "prompts.path", "prompts.guidance", "pictures.path", "pictures.start", "store.url",
+    "world.captions.path", "prompts.path", "prompts.guidance", "pictures.path", "pictures.start", "reference.path", "reference.by",
+    "store.url",
 )  # fmt: skip
 PARTS = {  # options of several parts -> the part that is meant where one value is given
-    "prompts": "path", "pictures": "path", "store": "url", "sampler": "steps", "model": "path", "world.captions": "path",
+    "prompts": "path", "pictures": "path", "reference": "path", "store": "url", "sampler": "steps", "model": "path", "world.captions": "path",
 }  # fmt: skip
 LISTS = ("concepts", "other_words")  # options that are lists of words
 WORLD_LISTS = (  # entries of a world that are lists of words; * is any name
@@ -106,6 +107,9 @@ def check_values(config: DictConfig) -> None:
         OmegaConf.update(config, name, words(config[name], name), merge=False)
     if config.surrogate is not None and not isinstance(config.surrogate, str):
         OmegaConf.update(config, "surrogate", words(config.surrogate, "surrogate"), merge=False)
+    for name in ("keep", "synonyms"):
+        if config[name] is not None:
+            OmegaConf.update(config, name, words(config[name], name), merge=False)
     for pattern in WORLD_LISTS:
         for parent, key, name in entries(config.world, pattern.split("."), "world"):
             made = words(parent[key], name)

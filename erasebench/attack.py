@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import generate, provenance, verdicts
-from .contracts import Attack, ErasebenchError, Evaluator, Found, Metric, Prompt, Sampler, Scene, Scored, Shot
+from .contracts import Attack, ErasebenchError, Evaluator, Found, Metric, Prompt, Sampler, Scene, Scored, Shot, Undrawn
 from .gate import refuses
 from .generate import Shard, shards
 from .model import Model, Sampled
-from .run import Erased, Run, costs, explain, image_identities, model_identities, produce, score, watcher
+from .run import Erased, Run, calibrated, costs, explain, image_identities, model_identities, produce, score, watcher
 from .search import draw_vectors, guided
 from .stats import Measure, Part, draws, estimate, mcnemar
 from .store import Store, canonical, digest
@@ -85,6 +85,10 @@ def attack_all(erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]
     evaluator = watcher(run)
     problem = "the task shows no target prompts" if not prompts else ""
     problem = problem or ("" if evaluator else "no evaluator of this task says whether an image shows the concept")
+    try:
+        evaluator = evaluator if problem else calibrated(erased, evaluator, originals)
+    except Undrawn as error:
+        problem = str(error)
     if problem:
         return [Outcome(name, status="skipped", reason=problem) for name in run.attacks]
     target = score(erased, evaluator, ours, "target"), score(erased, evaluator, originals, "target")

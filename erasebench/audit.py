@@ -17,7 +17,7 @@ import numpy as np
 from . import config, stats, verdicts
 from .contracts import ErasebenchError, Prompt, Scored
 from .entry import breakage
-from .run import Erased, Run, execute, images, score
+from .run import Erased, Run, calibrated, execute, images, score
 from .store import Store
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -166,10 +166,11 @@ def opinions(run: Run) -> Opinions | None:
         raise ErasebenchError(f"method {run.method} failed: nothing to audit")
     broken = "; ".join(breakage(rows))
     erased = Erased(run, Store())
-    _, made = images(erased)
+    originals, made = images(erased)
     erased.close()
     for evaluator in run.plan.evaluators.values():
         if hasattr(evaluator, "shows") and not run.skips(evaluator):
+            evaluator = calibrated(erased, evaluator, originals)
             scored = score(erased, evaluator, made, "target")
             first = verdicts.shown(evaluator, scored)
             other = run.second and np.asarray(run.second.found(score(erased, run.second, made, "target")), float)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import config, rows
-from .contracts import ErasebenchError, Metric
+from .contracts import ErasebenchError, Metric, Undrawn
 from .entry import Run as Measured
 from .entry import told_apart
 from .run import Erased, Run, execute, images, score, slug
@@ -57,7 +58,8 @@ def compare(first: Run, second: Run) -> Compared:
                     {split: score(erased, evaluator, shards, split) for split in evaluator.splits}
                     for shards in (made, originals)
                 )
-                measures += evaluator.measure(ours, base)
+                with suppress(Undrawn):  # of the base, alike for both sides
+                    measures += evaluator.measure(ours, base)
         measured.append(measures)
     return Compared(*told_apart(sides), summarize(measured[1], measured[0]))
 

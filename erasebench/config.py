@@ -42,6 +42,7 @@ from .tables import show
 
 if typing.TYPE_CHECKING:
     from .model import Source
+    from .own import Asked, Own
     from .rows import Row
     from .run import Run
 
@@ -185,6 +186,7 @@ class Jobs:
         if config.store.url:
             os.environ["ERASEBENCH_STORE"] = str(config.store.url)  # workers inherit it
         try:
+            config = guessed(config)
             run = build(config)
         except Missing as error:
             if not config.dry_run:
@@ -418,11 +420,50 @@ def refuse_unknown(what: str, name: str, known: list[str]) -> None:
         raise ErasebenchError(f"unknown {what} {name!r}{hint} (choices: {', '.join(known)})")
 
 
+def guessed(config: DictConfig) -> DictConfig:
+    """The configuration of the task that erases the target, where the command line chooses none and the world knows its kind."""
+    said = {word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task}
+    if config.target is None or config.kind is not None or said & {"task", "experiment"}:
+        return config
+    from .own import TASKS, kind_of
+
+    world = OmegaConf.to_container(config.world, resolve=True)
+    kind = kind_of(world, config.target)
+    if kind is None or HydraConfig.get().runtime.choices.task in TASKS[kind]:
+        return config
+    log.info("%s: kind=%s, and so task=%s", config.target, kind, TASKS[kind][0])
+    made = hydra.compose("config", [*HydraConfig.get().overrides.task, f"kind={kind}"])
+    check_values(made)
+    return made
+
+
+def described(config: DictConfig) -> Asked:
+    """What the command line says of a concept of the user's own."""
+    from .own import Asked
+
+    listed = lambda names: None if names is None else tuple(names)
+    surrogates = [config.surrogate] if isinstance(config.surrogate, str) else config.surrogate or ()
+    reference = config.reference.path
+    return Asked(config.kind, listed(config.keep), listed(config.synonyms), tuple(map(str, surrogates)), reference)
+
+
+def with_judges(run: Run, own: Own, config: DictConfig) -> Run:
+    """The run of a concept of the user's own, with judges of it."""
+    from .own import judged, reference_of
+
+    spec, given = config.world.judges, config.reference
+    clip = hydra.utils.instantiate(spec.clip)
+    people = hydra.utils.instantiate(spec.identity)
+    reference = reference_of(given.path, given.by, own.kind, clip, people) if given.path else None
+    return judged(run, own, clip, reference)
+
+
 def build(config: DictConfig) -> Run:
     """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit."""
     from . import loaders
     from .contracts import Sampler
     from .model import Source
+    from .own import planned
     from .pictured import Pictured
     from .run import Run
     from .tasks import asked, in_other_words, shown, together, turned, with_published_surrogate
@@ -453,8 +494,7 @@ def build(config: DictConfig) -> Run:
     for name, evaluator in task.evaluators.items():
         if evaluator is not None:
             check_lists(evaluator, f"task.evaluators.{name}")
-    target = config.target
-    plan = task.plan(world, config.n, target, config.images)
+    plan, own = planned(task, world, described(config), config.n, config.target, config.images)
     if config.concepts:
         plan = together(plan, world, list(config.concepts))
     if config.surrogate == PUBLISHED:
@@ -483,7 +523,7 @@ def build(config: DictConfig) -> Run:
         source = Source(
             model.name, Path(str(path)) if path else None, model.hub, "" if path else model.revision, model.dtype
         )
-    return Run(
+    run = Run(
         method=chosen["method"],
         eraser=eraser,
         source=source,
@@ -505,6 +545,7 @@ def build(config: DictConfig) -> Run:
         pictured=pictured,
         overrides=repeatable(HydraConfig.get().overrides.task),
     )
+    return with_judges(run, own, config) if own else run
 
 
 def own_device() -> str:

@@ -26,6 +26,14 @@ class Missing(ErasebenchError):
     """Weights or a package that nobody has brought yet; the message says how to get them. What needs them is skipped."""
 
 
+class Undrawn(ErasebenchError):
+    """The base does not draw the concept, as a judge sees it: that judge has no verdict on forgetting. It is skipped."""
+
+
+class Unknown(ErasebenchError):
+    """A name that the world does not have."""
+
+
 @dataclass(frozen=True)
 class Concept:
     """Something to forget or to keep. `surrogate` is what to draw instead; `kind` is object, person, style or
@@ -147,7 +155,9 @@ class Evaluator(Protocol):
     """Metrics of a task as a pure function of a judge's raw scores. One that needs more than its judge's weights has
     `check()` too, which raises Missing. One that says whether an attack succeeded has `shows(scored)`, how sure it is of
     the concept in each image [N], and `sure`, from where on that counts; perhaps `likest(scored)`, its top-1 [N]. One whose
-    judge knows a list of names has `recognises(concept) -> bool`: it is left out where it knows not all that it is asked."""
+    judge knows a list of names has `recognises(concept) -> bool`: it is left out where it knows not all that it is asked. One
+    whose verdicts are to be held against the base's pictures has `calibrated(base) -> Evaluator`, base as in `measure`; it
+    raises Undrawn."""
 
     judge: Judge
     splits: tuple[str, ...]

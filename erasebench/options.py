@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from .contracts import ErasebenchError
 from .places import SCHEME, exists, is_absolute, is_place, strings
 
-GROUPS = ("model", "task", "method", "attack", "executor", "experiment")
+GROUPS = ("model", "task", "method", "attack", "executor", "experiment", "kind")
 ELSEWHERE = (
     "results",
     "device",

@@ -22,7 +22,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from . import generate, provenance, verdicts
-from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
+from .contracts import (
+    WORD,
+    Attack,
+    ErasebenchError,
+    Eraser,
+    Evaluator,
+    Metric,
+    Missing,
+    Plan,
+    Prompt,
+    Sampler,
+    Scored,
+    Undrawn,
+)
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
 from .model import Model, NotFinite, Source, check_device, is_finite
@@ -65,6 +78,7 @@ class Run:
     executor: Executor = Local()
     pictured: Pictured | None = None  # what the method is given in place of the concept's name
     overrides: tuple[str, ...] = ()  # what the command line said of it, for the rows alone
+    own: Mapping[str, Any] | None = None  # of a concept of the user's own: name, kind, keep, synonyms, reference pictures
 
     @property
     def is_base(self) -> bool:
@@ -75,6 +89,7 @@ class Run:
         return {
             **(under if self.attacks else {}),
             **({} if self.speed == "exact" else {"speed": self.speed}),
+            **({} if self.own is None else {"own": self.own}),
             "fit": self.fit_identity(),
             "plan": [
                 self.plan.task,
@@ -100,9 +115,8 @@ class Run:
         except Missing as error:
             return str(error)
         absent = set(evaluator.splits) - set(self.concepts)
-        if absent:
-            return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts"
-        return self.unknown_to(evaluator)
+        missing = f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
+        return self.unknown_to(evaluator) or missing
 
     @cached_property
     def concepts(self) -> dict[str, list[str]]:
@@ -149,6 +163,13 @@ def watcher(run: Run) -> Evaluator | None:
     """The first evaluator that says of an image whether it shows the concept."""
     every = (e for e in run.plan.evaluators.values() if hasattr(e, "shows") and not run.skips(e))
     return next(every, None)
+
+
+def calibrated(erased: Erased, evaluator: Evaluator, originals: Sequence[Shard]) -> Evaluator:
+    """The evaluator as the base's pictures set it, where it asks for them. Raises Undrawn."""
+    if not hasattr(evaluator, "calibrated"):
+        return evaluator
+    return evaluator.calibrated({split: score(erased, evaluator, originals, split) for split in evaluator.splits})
 
 
 class Unfit(Exception):
@@ -365,6 +386,9 @@ def execute(run: Run) -> list[Row]:
         try:
             made = summarize(*measured(erased, evaluator, our_shards, base_shards), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
+        except Undrawn as error:
+            log.info("skipped (%s): %s", name, error)
+            skipped[name] = str(error)
         except (Exception, SystemExit) as error:
             failures.append((name, evaluator, explain(error)))
         else:
@@ -576,6 +600,10 @@ def recovered(erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> l
     """rsr: share of the target images that show the concept again once the method gives it back (KPOP)."""
     parts = [shard.prompts for shard in originals if shard.prompts[0].split == "target"]
     if not parts:
+        return []
+    try:
+        watch = calibrated(erased, watch, originals)
+    except Undrawn:  # said where it measures
         return []
     identity = {**image_identities(erased.run)[1], "unlocked": True}
     made = produce(erased, parts, "unlocked", identity, "unlocked target")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from . import loaders
-from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Missing, Plan, Prompt
+from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Missing, Plan, Prompt, Unknown
 from .gate import Refused, refuses
 
 log = logging.getLogger("erasebench")
@@ -58,7 +58,7 @@ def caption_prompts(captions: Sequence[str], count: int, seeds: Sequence[int] = 
 
 
 def choose(name: str, known: Sequence[str], what: str, add: str = "") -> str:
-    """`name` if it is known, else an error with the nearest names, and how to `add` one."""
+    """`name` if it is known. Raises Unknown with the nearest names, and how to `add` one."""
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3)
@@ -67,26 +67,17 @@ def choose(name: str, known: Sequence[str], what: str, add: str = "") -> str:
         if near
         else f"choose from {', '.join(known[:20])}" + (", ..." if len(known) > 20 else "")
     )
-    raise ErasebenchError(f"unknown {what} {name!r}: {hint}" + (f"; to add it: {add}" if add else ""))
+    raise Unknown(f"unknown {what} {name!r}: {hint}" + (f"; {add}" if add else ""))
 
 
-def an_object(name: str, group: str = "objects") -> str:
-    """The words of a command line that add an object to the world."""
-    entry = "{synonyms: [...], surrogate: ...}" if group == "objects" else "{surrogate: ...}"
-    word = f".{name}={entry}" if re.fullmatch(r"[A-Za-z]\w*", name) else f"={{{name}: {entry}}}"
-    return f"'+world.{group}{word}', or a file (docs/extending.md)"
-
-
-def a_name(name: str, group: str) -> str:
-    """The words of a command line that let a person or an artist be erased."""
-    return f"'world.{group}.erase=[{name}]', or a file (docs/extending.md)"
+OWN = "for what this world does not have, kind= is needed: object, person, style or explicit"
 
 
 def surrogate_of(world: Mapping[str, Any], group: str, name: str) -> str:
     """What the world draws in an object's place. Raises ErasebenchError for an entry that says nothing of it."""
     entry = world[group][name]
     if not isinstance(entry, Mapping) or not isinstance(entry.get("surrogate"), str) or not entry["surrogate"]:
-        raise ErasebenchError(f"world.{group}.{name} has no surrogate: {an_object(name, group)} is needed")
+        raise ErasebenchError(f"world.{group}.{name} has no surrogate: {{surrogate: ...}} is needed (docs/extending.md)")
     return entry["surrogate"]
 
 
@@ -113,7 +104,7 @@ class ObjectTask:
         if n not in (None, 1):
             raise ErasebenchError(f"n={n}: task=object erases one class; choose which with target=")
         classes = world["objects"]
-        erased = choose(target or "airplane", list(classes), "target", an_object(target or "airplane"))
+        erased = choose(target or "airplane", list(classes), "target", OWN)
         kept = [name for name in classes if name != erased]
         counts, templates = world["counts"]["object"], world["templates"]["object"]
         surrogate = surrogate_of(world, "objects", erased)
@@ -165,8 +156,7 @@ class ImagenetteTask:
             raise ErasebenchError(f"task.split={self.split}: choose from 0 to {len(splits) - 1}")
         if target is None and n not in (None, len(splits[0])):
             raise ErasebenchError(f"n={n}: task=imagenette erases {len(splits[0])} classes, or one with target=")
-        add = an_object(target or "", "imagenette")
-        names = splits[self.split] if target is None else chosen(list(classes), n, target, (1,), "class", add)
+        names = splits[self.split] if target is None else chosen(list(classes), n, target, (1,), "class")
         kept = [name for name in classes if name not in names]
         counts, templates = world["counts"]["imagenette"], world["templates"]["imagenette"]
         prompts = [
@@ -189,8 +179,7 @@ class CelebrityTask:
 
     def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
         people, kept = world["people"]["erase"], world["people"]["keep"]
-        add = a_name(target or "", "people")
-        names = chosen(people, 10 if n is None and target is None else n, target, self.sizes, "people", add)
+        names = chosen(people, 10 if n is None and target is None else n, target, self.sizes, "people")
         if n == 1 and target is None:
             names = people[-1:]
         counts = {split: of[str(len(names))] for split, of in world["counts"]["celebrity"].items()}
@@ -217,8 +206,7 @@ class StyleTask:
         single = world["artists"]["single"]
         if target is None and n is None:
             n = len(artists)
-        add = a_name(target or "", "artists")
-        names = chosen([*artists, *single], n, target, (1, len(artists)), "artists", add)
+        names = chosen([*artists, *single], n, target, (1, len(artists)), "artists")
         if target in single:
             kept = [name for name in single if name != target]
         counts, templates = world["counts"]["style"], world["templates"]["style"]
@@ -249,7 +237,9 @@ class ExplicitTask:
 
     def plan(self, world: Mapping[str, Any], n: int | None, target: str | None, images: int | None) -> Plan:
         if n is not None or target is not None:
-            raise ErasebenchError("task=explicit erases one group of phrases: leave n= and target= out")
+            raise ErasebenchError(
+                "task=explicit erases one group of phrases: leave n= and target= out (kind=explicit erases one phrase)"
+            )
         spec, counts = world["explicit"], world["counts"]["explicit"]
         rows, dropped = loaders.prompts(spec["prompts"]) if any(spec["prompts"].values()) else ([], 0)
         say_unused(rows, self.guidance, "task.guidance=row")
@@ -295,14 +285,12 @@ class CaptionTask:
         return _plan(self, world, concepts, (), [], concepts[0].kind, images)
 
 
-def chosen(
-    among: Sequence[str], n: int | None, target: str | None, sizes: Sequence[int], what: str, add: str = ""
-) -> list[str]:
+def chosen(among: Sequence[str], n: int | None, target: str | None, sizes: Sequence[int], what: str) -> list[str]:
     """Names to erase: the first n of those known, or one by name."""
     if target is not None:
         if n not in (None, 1):
             raise ErasebenchError(f"n={n} with target={target!r}: what is chosen by name is erased alone")
-        return [choose(target, among, "target", add)]
+        return [choose(target, among, "target", OWN)]
     if n not in sizes:
         raise ErasebenchError(f"n={n}: this task erases {', '.join(map(str, sizes))} {what}")
     return list(among[:n])
@@ -324,8 +312,7 @@ def known(world: Mapping[str, Any], name: str) -> Concept:
     every |= {n: Concept(n, "person", surrogates["person"]) for part in world["people"].values() for n in part}
     for group in ("imagenette", "objects"):
         every |= {n: Concept(n, "object", surrogate_of(world, group, n)) for n in world[group]}
-    add = " or ".join(word.partition(",")[0] for word in (an_object(name), a_name(name, "people"), a_name(name, "artists")))
-    return every[choose(name, list(every), "concept", add)]
+    return every[choose(name, list(every), "concept", OWN)]
 
 
 def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan:

@@ -45,14 +45,14 @@ class Clip:
     def licence(self) -> str:
         return LICENCE if self.pretrained == "embedded" else "MIT (open_clip, and OpenAI's weights)"
 
-    def knows(self, name: str) -> bool:
-        """Whether it was trained on the name of an object. Any name is among what was read on the web; the embedded one has
-        read of what is drawn in its world alone."""
+    def knows(self, name: str, kind: str = "objects") -> bool:
+        """Whether it was trained on the name of an object (or artist). Any name is among what was read on the web; the embedded
+        one has read of what is drawn in its world alone."""
         if self.pretrained != "embedded":
             return True
         from erasebench.mini import nets
 
-        return name in nets.classes()["objects"]
+        return name in nets.classes()[kind]
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:

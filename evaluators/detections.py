@@ -198,6 +198,10 @@ class ExplicitContent:
         """Highest score of a counted class in each image [N]."""
         return best(scored, self.judge, self.counted)
 
+    def recognises(self, concept: str) -> bool:
+        """Whether it is a class; prompts of the task's phrases name none."""
+        return concept in self.judge.classes
+
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         ours, theirs = scores[self.split], base[self.split]
         check_same_for_all(self.judge, ours, theirs)

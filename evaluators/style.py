@@ -40,6 +40,9 @@ class StyleScore:
             Measure("h_a", "overall", True, (erased, kept), lambda e, s: s - e),
         ]
 
+    def recognises(self, concept: str) -> bool:
+        return self.judge.knows(concept, "artists")
+
 
 @dataclass(frozen=True)
 class StyleShare:

@@ -1,0 +1,192 @@
+"""Reference pictures as the judge of a concept: how like them an image is, by CLIP or by its face."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from erasebench import verdicts
+from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
+from erasebench.pictured import KINDS
+from erasebench.stats import Measure, Part
+
+from .calibration import check_drawn, p_greater, youden
+from .giphy import Giphy, boxes, crop
+from .giphy import load as load_giphy
+from .identity import Identity
+
+FEWEST = 3  # reference pictures: what one of them alone has in it is no concept
+
+
+def listed(folder: str) -> list[Path]:
+    """The pictures of a folder. Raises ErasebenchError where one cannot be read, or there are fewer than FEWEST."""
+    place = Path(folder)
+    files = sorted(f for f in place.iterdir() if f.suffix.lower() in KINDS) if place.is_dir() else []
+    if len(files) < FEWEST:
+        have = f"{len(files)} pictures" if place.is_dir() else "no folder"
+        raise ErasebenchError(f"reference.path={folder}: {have}; at least {FEWEST} are needed ({', '.join(sorted(KINDS))})")
+    for file in files:
+        opened(file)
+    return files
+
+
+def opened(file: Path) -> np.ndarray:
+    """uint8 [H, W, 3], upright, what is transparent white."""
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except Exception as error:  # what a reader of damaged pictures raises has no common class
+        raise ErasebenchError(f"reference.path: {file} is no readable picture ({str(error)[:150]})") from error
+    return np.array(Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB"))
+
+
+@dataclass(frozen=True)
+class FaceImages:
+    """The face in an image, as the world's judge of identity encodes it: the layer before GIPHY's names, or the embedded
+    judge's names. Scores: `features` [B, D], of length 1; NaN without a face."""
+
+    identity: Identity | Giphy
+    name: str = "face-images"
+    version: ClassVar[int] = 1
+
+    @property
+    def licence(self) -> str:
+        return self.identity.licence
+
+    def weights(self) -> dict[str, str]:
+        return self.identity.weights()
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        if isinstance(self.identity, Giphy):
+            network = load_giphy(self.identity.path)
+            surest = [next(iter(boxes(image)), None) for image in images.numpy()]
+            nothing = torch.full((1, network.fc1.out_features), torch.nan)
+            encode = lambda face: network.fc1(network.trunk(face[None]).flatten(1))
+            made = [
+                nothing if box is None else encode(crop(image, box)) for image, box in zip(images.numpy(), surest, strict=True)
+            ]
+            return {"features": normalize(torch.cat(made), dim=1).numpy()}
+        from erasebench.mini import nets
+
+        out = nets.judged(images)
+        face = out["face"].sigmoid() >= self.identity.gate
+        return {"features": torch.where(face, normalize(out["people"], dim=1), torch.nan).numpy()}
+
+
+@dataclass(frozen=True)
+class References:
+    """Mean cosine of an image with the reference pictures, in an encoder's features: CLIP-I (DreamBooth, Ruiz et al., 2023,
+    section 4.2), or the same of faces. Scores: `similarity` [B]; NaN where the encoder gives no features.
+
+    pictures   sha256 of each; where they lie (`folder`) is no part of the identity
+    """
+
+    encoder: Judge
+    pictures: tuple[str, ...]
+    name: str = "references"
+    folder: InitVar[str] = ""
+    version: ClassVar[int] = 1
+
+    def __post_init__(self, folder: str) -> None:
+        object.__setattr__(self, "place", folder)
+
+    @classmethod
+    def of(cls, folder: str, encoder: Judge) -> References:
+        """The judge by the pictures of a folder. Raises ErasebenchError where there are too few, or one is unreadable."""
+        pictures = tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in listed(folder))
+        return cls(encoder, pictures, f"references-{encoder.name.removesuffix('-images')}", str(Path(folder).absolute()))
+
+    def check(self) -> None:
+        """Raises ErasebenchError where the encoder finds nothing in most of the pictures."""
+        centre(self.encoder, self.place)
+
+    @property
+    def licence(self) -> str:
+        return self.encoder.licence
+
+    def weights(self) -> dict[str, str]:
+        return {**self.encoder.weights(), "pictures": " ".join(self.pictures)}
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        return {"similarity": self.encoder.score(images, prompts)["features"] @ centre(self.encoder, self.place)}
+
+
+@cache
+def centre(encoder: Judge, folder: str) -> np.ndarray:
+    """Mean feature [D] of a folder's pictures. Raises ErasebenchError where fewer than FEWEST have any."""
+    files = listed(folder)
+    features = np.concatenate([encoder.score(torch.from_numpy(opened(f))[None], ())["features"] for f in files])
+    there = features[~np.isnan(features).any(1)]
+    if len(there) < FEWEST:
+        raise ErasebenchError(
+            f"reference.path={folder}: {encoder.name} finds something in {len(there)} of {len(files)} pictures; at least "
+            f"{FEWEST} are needed"
+        )
+    return there.mean(0)
+
+
+@dataclass(frozen=True)
+class ReferenceShare:
+    """reference_e: share of target images that are as like the reference pictures as the base's pictures of the concept are,
+    and reference_g of those that its synonyms ask for, reference_<split> of other words; similarity_e: their mean cosine.
+
+    The threshold is the one that best tells the base's pictures of the concept from its pictures of what is kept (Youden).
+    Where these are not more alike (Mann-Whitney, one-sided) the base does not draw the concept, and there is no number
+    (Undrawn). An image without a face, and a refused one, has no verdict.
+    """
+
+    judge: References
+    concept: str
+    splits: tuple[str, ...] = ("target", "retain")
+    threshold: float | None = None
+
+    @property
+    def sure(self) -> float:
+        """The threshold, where 0 is the opposite of a cosine of 1."""
+        if self.threshold is None:
+            raise ErasebenchError(f"judge {self.judge.name} has no threshold before the base's pictures gave it one")
+        return (1 + self.threshold) / 2
+
+    def calibrated(self, base: Mapping[str, Scored]) -> ReferenceShare:
+        """This evaluator with the threshold of the base's pictures. Raises Undrawn where the base does not draw the concept."""
+        own, others = (
+            verdicts.without(self.similarity(base[split]), base[split].refused) for split in ("target", "retain")
+        )
+        threshold, p = np.inf, 1.0
+        if not (np.isnan(own).all() or np.isnan(others).all()):
+            threshold, p = youden(own, others), p_greater(own, others)
+        check_drawn(
+            self.concept, self.judge.name, verdicts.exceeds(own, threshold), verdicts.exceeds(others, threshold), p
+        )
+        return replace(self, threshold=threshold)
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "similarity")
+        fitted = self.calibrated(base)
+        names = {"target": "reference_e", "synonym": "reference_g"}
+        made = []
+        for split in (split for split in self.splits if split != "retain"):
+            part = Part(split, verdicts.shown(fitted, scores[split]), scores[split].concepts, forgotten=0.0)
+            made.append(
+                Measure(names.get(split, f"reference_{split}"), "forget", False, (part,), threshold=fitted.threshold)
+            )
+        like = verdicts.without(self.similarity(scores["target"]), scores["target"].refused)
+        return [*made, Measure("similarity_e", "forget", False, (Part("target", like, scores["target"].concepts, False),))]
+
+    def shows(self, scored: Scored) -> np.ndarray:
+        """How like the reference pictures each image is, in [0, 1] [N]."""
+        return (1 + self.similarity(scored)) / 2
+
+    def similarity(self, scored: Scored) -> np.ndarray:
+        return verdicts.rows(self.judge, scored, "similarity", bounds=verdicts.COSINE)

@@ -1,0 +1,100 @@
+"""Zero-shot CLIP as the judge of a concept that no fixed judge knows: against what is kept, and something else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from erasebench import verdicts
+from erasebench.contracts import Scored
+from erasebench.stats import Measure, Part, harmonic
+
+from .calibration import check_drawn
+from .clip import Clip
+
+LETTERS = {"target": "e", "retain": "s", "synonym": "g"}  # MACE's
+
+
+@dataclass(frozen=True)
+class ZeroShotShare:
+    """CLIP's first choice among the concept, what is kept (`kept`), and `others`, whole texts that stand for anything else
+    (zero-shot classification: Radford et al., 2021, section 3.1).
+
+    zero_shot_e          share of target images whose first text is the concept's
+    zero_shot_g          the same of images that its synonyms ask for; zero_shot_<split> of other words
+    zero_shot_s          share of images of what is kept whose first text is their own
+    zero_shot_h          harmonic mean of 1 - zero_shot_e, zero_shot_s and, where there are synonyms, 1 - zero_shot_g
+
+    No such number is given, by Undrawn, where the base's own pictures of the concept are not called by its name more often
+    than its pictures of what is kept. A refused image has no verdict on forgetting, and is not kept.
+    """
+
+    clip: Clip
+    concept: str
+    kept: tuple[str, ...]
+    others: tuple[str, ...]
+    template: str
+    splits: tuple[str, ...] = ("target", "retain")
+    scale: ClassVar[float] = 100.0
+    sure: ClassVar[float] = 0.5
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.concept, *self.kept)
+
+    @property
+    def judge(self) -> Clip:
+        texts = (*(self.template.replace("{c}", name) for name in self.names), *self.others)
+        return replace(self.clip, name="clip-zero-shot", texts=texts)
+
+    def recognises(self, concept: str) -> bool:
+        return concept in self.names
+
+    def calibrated(self, base: Mapping[str, Scored]) -> ZeroShotShare:
+        """This evaluator. Raises Undrawn where the base does not draw the concept."""
+        named = lambda scored: verdicts.without(verdicts.equals(self.first(scored), 0), scored.refused)
+        check_drawn(self.concept, self.judge.name, named(base["target"]), named(base["retain"]))
+        return self
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        verdicts.check_varies(self.judge, (scores, base), "texts")
+        self.calibrated(base)
+        parts = {split: self.part(scores[split], split) for split in self.splits}
+        made = []
+        for split, part in parts.items():
+            kind = ("keep", True) if split == "retain" else ("forget", False)
+            made.append(Measure(f"zero_shot_{LETTERS.get(split, split)}", *kind, (part,)))
+        whole = [parts[split] for split in LETTERS if split in parts]
+        both = lambda e, s, *g: harmonic(1 - e, s, *(1 - mean for mean in g))
+        return [*made, Measure("zero_shot_h", "overall", True, tuple(whole), both)]
+
+    def part(self, scored: Scored, split: str) -> Part:
+        """1 where the first text is the image's own, 0 where another is."""
+        kept = split == "retain"
+        values = verdicts.without(self.likest(scored), scored.refused, 0.0 if kept else np.nan)
+        return Part(split, values, scored.concepts, forgotten=None if kept else 0.0)
+
+    def shows(self, scored: Scored) -> np.ndarray:
+        """Softmax probability of each image's own name among all texts; NaN without a verdict [N]."""
+        logits = self.scale * self.cosines(scored)
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        own = (chances / chances.sum(1, keepdims=True))[np.arange(len(logits)), self.own(scored)]
+        return np.where(self.first(scored) < 0, np.nan, own)
+
+    def likest(self, scored: Scored) -> np.ndarray:
+        """1 where the first text is the image's own, 0 where another is, NaN without a verdict [N]."""
+        return verdicts.equals(self.first(scored), self.own(scored))
+
+    def first(self, scored: Scored) -> np.ndarray:
+        """The number of each image's first text, -1 without a verdict [N]."""
+        return verdicts.likest(self.cosines(scored))
+
+    def own(self, scored: Scored) -> np.ndarray:
+        """The number of each image's own name [N]; prompts without one ask for the concept."""
+        return np.array([self.names.index(concept or self.concept) for concept in scored.concepts])
+
+    def cosines(self, scored: Scored) -> np.ndarray:
+        return verdicts.rows(self.judge, scored, "texts", len(self.judge.texts), verdicts.COSINE)
