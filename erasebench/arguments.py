@@ -115,6 +115,11 @@ def check_values(config: DictConfig) -> None:
             made = words(parent[key], name)
             if made != parent[key]:
                 parent[key] = made
+    fill_lists(config, "task", "task", but=("evaluators",))
+
+
+def check_plugins(config: DictConfig) -> None:
+    """The same for the options of methods, attacks, executors and evaluators, whose modules it imports."""
     for group in ("method", "attack", "executor", "task"):
         fill_lists(config, group, group)
 
@@ -161,9 +166,9 @@ def entries(node: Any, path: Sequence[str], name: str) -> Iterator[tuple[DictCon
             yield from entries(node[key], path[1:], f"{name}.{key}")
 
 
-def fill_lists(parent: DictConfig, key: Any, name: str) -> None:
-    """Make lists of single values where the dataclass of a `_target_` declares a tuple, everywhere below; refuse what fits
-    none. Entries that point elsewhere are seen to there."""
+def fill_lists(parent: DictConfig, key: Any, name: str, but: Sequence[str] = ()) -> None:
+    """Make lists of single values where the dataclass of a `_target_` declares a tuple, everywhere below `but` some keys; refuse
+    what fits none. Entries that point elsewhere are seen to there."""
     if OmegaConf.is_interpolation(parent, key) or OmegaConf.is_missing(parent, key):
         return
     node = parent[key]
@@ -177,7 +182,7 @@ def fill_lists(parent: DictConfig, key: Any, name: str) -> None:
             made = sequence(node[field], kind, f"{name}.{field}")
             if made != node[field]:
                 node[field] = made
-    for key in list(node):
+    for key in [key for key in node if key not in but]:
         fill_lists(node, key, f"{name}.{key}")
 
 

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import interrupt
-from .arguments import check_grammar, check_lists, check_values, explained, flags_first
+from .arguments import check_grammar, check_lists, check_plugins, check_values, explained, flags_first
 from .contracts import ErasebenchError, Missing
 from .options import ALONE, CHOICES, GROUPS, repeatable
 from .options import ELSEWHERE as ELSEWHERE
@@ -41,8 +41,10 @@ from .store import home
 from .tables import show
 
 if typing.TYPE_CHECKING:
+    from .contracts import Evaluator, Plan, Sampler
     from .model import Source
     from .own import Asked, Own
+    from .pictured import Pictured
     from .rows import Row
     from .run import Run
 
@@ -50,6 +52,7 @@ log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
 RAISES = "HYDRA_FULL_ERROR"  # makes Hydra raise what it would print
 PUBLISHED = "published"  # surrogate=published: what the method's authors put in a concept's place
+PACKAGE_TASKS = "erasebench.tasks."
 UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "joblib"),
@@ -442,14 +445,15 @@ def described(config: DictConfig) -> Asked:
     from .own import Asked
 
     listed = lambda names: None if names is None else tuple(names)
-    surrogates = [config.surrogate] if isinstance(config.surrogate, str) else config.surrogate or ()
+    given = None if config.surrogate == PUBLISHED else config.surrogate
+    surrogates = [given] if isinstance(given, str) else given or ()
     reference = config.reference.path
     return Asked(config.kind, listed(config.keep), listed(config.synonyms), tuple(map(str, surrogates)), reference)
 
 
 def with_judges(run: Run, own: Own, config: DictConfig) -> Run:
     """The run of a concept of the user's own, with judges of it."""
-    from .own import judged, reference_of
+    from .own_judges import judged, reference_of
 
     spec, given = config.world.judges, config.reference
     clip = hydra.utils.instantiate(spec.clip)
@@ -459,14 +463,77 @@ def with_judges(run: Run, own: Own, config: DictConfig) -> Run:
 
 
 def build(config: DictConfig) -> Run:
-    """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit."""
-    from . import loaders
-    from .contracts import Sampler
-    from .model import Source
-    from .own import planned
-    from .pictured import Pictured
+    """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit; names, numbers and
+    prompts are checked before a plugin, and torch with it, is imported."""
+    check_numbers(config)
+    world = world_of(config)
+    plan, own = plan_of(config, world)
+    check_plugins(config)
     from .run import Run
-    from .tasks import asked, in_other_words, shown, together, turned, with_published_surrogate
+
+    eraser = hydra.utils.instantiate(config.method)
+    check_types(eraser, "method")
+    if config.surrogate == PUBLISHED:
+        from .tasks import with_published_surrogate
+
+        plan = with_published_surrogate(plan, getattr(eraser, "published_surrogates", {}))
+    attacks = {str(name): hydra.utils.instantiate(spec, _convert_="object") for name, spec in config.attack.items()}
+    for name, attack in attacks.items():
+        check_types(attack, f"attack.{name}")
+        check_budget(attack, f"attack.{name}")
+    executor = hydra.utils.instantiate(config.executor)
+    check_types(executor, "executor")
+    device = str(config.device) if config.device != "auto" else own_device()
+    chosen = HydraConfig.get().runtime.choices
+    run = Run(
+        method=chosen["method"],
+        eraser=eraser,
+        source=source_of(config),
+        world=world["name"],
+        plan=replace(plan, evaluators=evaluators_of(config, plan)),
+        sampler=sampler_of(config),
+        seed=config.seed,
+        target=plan.which or (plan.concepts[0].name if len(plan.concepts) == 1 else ""),
+        batch=config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0,
+        speed=config.speed,
+        device=device,
+        results=Path(config.results),
+        second=hydra.utils.instantiate(config.world.second.get(plan.task), _convert_="object"),
+        given=tuple(config.method),
+        attacks=attacks,
+        attacked=config.attacked,
+        together=config.together,
+        executor=executor,
+        pictured=pictured_of(config),
+        overrides=repeatable(HydraConfig.get().overrides.task),
+    )
+    return with_judges(run, own, config) if own else run
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Raises ErasebenchError for an option that is no whole number where one is needed, and for an unknown speed."""
+    for name, least in (("n", 1), ("images", 1), ("batch", 1), ("seed", 0), ("attacked", 1), ("together", 1)):
+        value = config[name]
+        unset = name in UNSET and value == UNSET[name]
+        if not unset and (type(value) is not int or value < least):
+            raise ErasebenchError(f"{name}={value}: a whole number, at least {least}, is needed")
+    refuse_unknown("speed", config.speed, ["exact", "fast"])
+    sampler_of(config)
+
+
+def sampler_of(config: DictConfig) -> Sampler:
+    from .contracts import Sampler
+
+    sampler = Sampler(**config.sampler)
+    check_types(sampler, "sampler")
+    if sampler.steps < 1:
+        raise ErasebenchError(f"sampler.steps={sampler.steps}: at least one step is needed")
+    return sampler
+
+
+def world_of(config: DictConfig) -> dict[str, Any]:
+    """The world with its captions."""
+    from . import loaders
 
     world = OmegaConf.to_container(config.world, resolve=True)
     evaluation, training, seeds = loaders.seeded_captions(world["captions"])
@@ -474,78 +541,62 @@ def build(config: DictConfig) -> Run:
     chosen = HydraConfig.get().runtime.choices
     if chosen["model"] == "mini" and not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
         log.info("model: mini, the embedded model (the default; model=sd14, sd15 or sd21 for Stable Diffusion)")
-    eraser = hydra.utils.instantiate(config.method)
-    check_types(eraser, "method")
-    attacks = {str(name): hydra.utils.instantiate(spec, _convert_="object") for name, spec in config.attack.items()}
-    for name, attack in attacks.items():
-        check_types(attack, f"attack.{name}")
-        check_budget(attack, f"attack.{name}")
-    for name, least in (("n", 1), ("images", 1), ("batch", 1), ("seed", 0), ("attacked", 1), ("together", 1)):
-        value = config[name]
-        unset = name in UNSET and value == UNSET[name]
-        if not unset and (type(value) is not int or value < least):
-            raise ErasebenchError(f"{name}={value}: a whole number, at least {least}, is needed")
-    executor = hydra.utils.instantiate(config.executor)
-    check_types(executor, "executor")
-    refuse_unknown("speed", config.speed, ["exact", "fast"])
-    device = str(config.device) if config.device != "auto" else own_device()
-    batch = config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0
-    task = hydra.utils.instantiate(config.task, _convert_="object")
-    for name, evaluator in task.evaluators.items():
-        if evaluator is not None:
-            check_lists(evaluator, f"task.evaluators.{name}")
+    return world
+
+
+def plan_of(config: DictConfig, world: Mapping[str, Any]) -> tuple[Plan, Own | None]:
+    """(what is erased and drawn, the user's own concept where that is what is erased); a task of the package is planned without
+    its evaluators, which need torch."""
+    from .own import planned
+    from .tasks import asked, in_other_words, shown, together, turned
+
+    spec = config.task
+    if str(spec.get("_target_")).startswith(PACKAGE_TASKS):
+        spec = {key: spec[key] for key in spec if key != "evaluators"}
+    task = hydra.utils.instantiate(spec, _convert_="object")
     plan, own = planned(task, world, described(config), config.n, config.target, config.images)
     if config.concepts:
         plan = together(plan, world, list(config.concepts))
-    if config.surrogate == PUBLISHED:
-        plan = with_published_surrogate(plan, getattr(eraser, "published_surrogates", {}))
-    elif config.surrogate is not None:
+    if config.surrogate is not None and config.surrogate != PUBLISHED:
         given = [config.surrogate] if isinstance(config.surrogate, str) else config.surrogate
         plan = turned(plan, [str(name) for name in given])
-    pictured = Pictured(**config.pictures) if config.pictures.path else None
-    if pictured is not None:
-        check_types(pictured, "pictures")
+    if config.pictures.path:
         plan = shown(plan)
     if config.prompts.path:
         plan = asked(plan, OmegaConf.to_container(config.prompts, resolve=True), config.images)
     if config.other_words:
         plan = in_other_words(plan, world, list(config.other_words), config.images)
-    # an evaluator of no split has not been asked for
-    plan = replace(plan, evaluators={name: e for name, e in plan.evaluators.items() if e is None or len(e.splits)})
-    sampler = Sampler(**config.sampler)
-    check_types(sampler, "sampler")
-    if sampler.steps < 1:
-        raise ErasebenchError(f"sampler.steps={sampler.steps}: at least one step is needed")
+    return plan, own
+
+
+def evaluators_of(config: DictConfig, plan: Plan) -> dict[str, Evaluator | None]:
+    """The task's evaluators; one of no split has not been asked for."""
+    evaluators = plan.evaluators or {
+        str(name): hydra.utils.instantiate(spec, _convert_="object") for name, spec in (config.task.get("evaluators") or {}).items()
+    }
+    for name, evaluator in evaluators.items():
+        if evaluator is not None:
+            check_lists(evaluator, f"task.evaluators.{name}")
+    return {name: e for name, e in evaluators.items() if e is None or len(e.splits)}
+
+
+def pictured_of(config: DictConfig) -> Pictured | None:
+    if not config.pictures.path:
+        return None
+    from .pictured import Pictured
+
+    pictured = Pictured(**config.pictures)
+    check_types(pictured, "pictures")
+    return pictured
+
+
+def source_of(config: DictConfig) -> Source:
+    from .model import Source
+
     model, path = config.model, config.model.path
     if path == "embedded":
-        source = embedded_source(model.dtype)
-    else:
-        source = Source(
-            model.name, Path(str(path)) if path else None, model.hub, "" if path else model.revision, model.dtype
-        )
-    run = Run(
-        method=chosen["method"],
-        eraser=eraser,
-        source=source,
-        world=world["name"],
-        plan=plan,
-        sampler=sampler,
-        seed=config.seed,
-        target=plan.which or (plan.concepts[0].name if len(plan.concepts) == 1 else ""),
-        batch=batch,
-        speed=config.speed,
-        device=device,
-        results=Path(config.results),
-        second=hydra.utils.instantiate(config.world.second.get(task.name), _convert_="object"),
-        given=tuple(config.method),
-        attacks=attacks,
-        attacked=config.attacked,
-        together=config.together,
-        executor=executor,
-        pictured=pictured,
-        overrides=repeatable(HydraConfig.get().overrides.task),
-    )
-    return with_judges(run, own, config) if own else run
+        return embedded_source(model.dtype)
+    return Source(model.name, Path(str(path)) if path else None, model.hub, "" if path else model.revision, model.dtype)
 
 
 def own_device() -> str:

@@ -135,9 +135,9 @@ def captions(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def seeded_captions(spec: Mapping[str, Any]) -> tuple[list[str], list[str], list[int]]:
     """`captions`, and the seeds of the evaluation's where a table gives them."""
     if spec["path"] == "embedded":
-        from .mini import nets
+        from .mini import files
 
-        return *nets.captions(), []
+        return *files.captions(), []
     if not spec["path"]:
         return [], [], []
     rows = captions_of(Path(str(spec["path"])))

@@ -50,7 +50,7 @@ class Yolo:
 
     @property
     def path(self) -> Path:
-        from erasebench.mini.nets import WEIGHTS
+        from erasebench.mini.files import WEIGHTS
 
         if self.folder is None:
             raise Missing(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.mini.nets import WEIGHTS
+from erasebench.mini.files import WEIGHTS
 from erasebench.model import Model
 from erasebench.store import digest, sha256_file
 

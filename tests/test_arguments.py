@@ -91,6 +91,7 @@ def composed():
 def test_a_word_where_a_list_is_wanted_is_a_list_of_it(composed, words, key, value):
     made = composed(*words)
     arguments.check_values(made)
+    arguments.check_plugins(made)
     found = OmegaConf.select(made, key)
     assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == value
 
@@ -114,7 +115,9 @@ def test_a_word_where_a_list_is_wanted_is_a_list_of_it(composed, words, key, val
 def test_a_list_where_a_word_is_wanted_is_refused(composed, word, said):
     words = ["method=gie"] if word.startswith("method.") else []
     with pytest.raises(ErasebenchError) as caught:
-        arguments.check_values(composed(*words, word))
+        made = composed(*words, word)
+        arguments.check_values(made)
+        arguments.check_plugins(made)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 

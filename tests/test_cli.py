@@ -56,36 +56,60 @@ def test_help_imports_nothing_heavy(tmp_path):
     assert done.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize(
-    "arguments,message",
-    [
-        (["method=ucee"], "unknown method 'ucee': did you mean 'uce'?"),
-        (["method=none,esdd", "-m"], "unknown method 'esdd': did you mean 'esd'?"),
-        (["task=objects"], "unknown task 'objects': did you mean 'object'?"),
-        (["model=minni"], "unknown model 'minni': did you mean 'mini'?"),
-        (["metod=uce"], "unknown option 'metod': did you mean 'method'?"),
-        (["method=esd", "method.stepz=3"], "unknown method. 'stepz': did you mean 'steps'?"),
-        (["target=aeroplane"], "unknown target 'aeroplane': did you mean airplane?"),
-        (["n=0"], "n=0: a whole number, at least 1"),
-        (["task=celebrity", "n=1000"], "erases 1, 5, 10, 100 people"),
-        (["method=esd", "method.steps=many"], "method.steps='many': int is needed"),
-        (["method=uce", "method.token_set=lost"], "choose from last, last_to_end"),
-        (["sampler.steps=0"], "at least one step"),
-        (["images=0"], "images=0: a whole number, at least 1"),
-        (["batch=many"], "batch=many: a whole number"),
-        (["model.path=/nowhere"], "model folder /nowhere does not exist"),
-        (["other_words=[mispelt]"], "did you mean misspelt?"),
-        (["other_words=[language]"], "other_words=language: world mini has none for this task"),
-        (["task=explicit", "world.explicit.prompts.path=/no.csv"], "/no.csv: no such file"),
-        (["task=imagenette", "world.judges.yolo.folder=/nowhere"], "/nowhere: no yolo.safetensors and yolo.json"),
-        (["concepts=[dgo]"], "unknown concept 'dgo': did you mean dog"),
-    ],
-)
-def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, arguments, message):
+MISTAKES = [
+    (["method=ucee"], "unknown method 'ucee': did you mean 'uce'?"),
+    (["method=none,esdd", "-m"], "unknown method 'esdd': did you mean 'esd'?"),
+    (["task=objects"], "unknown task 'objects': did you mean 'object'?"),
+    (["model=minni"], "unknown model 'minni': did you mean 'mini'?"),
+    (["metod=uce"], "unknown option 'metod': did you mean 'method'?"),
+    (["method=esd", "method.stepz=3"], "unknown method. 'stepz': did you mean 'steps'?"),
+    (["target=aeroplane"], "unknown target 'aeroplane': did you mean airplane?"),
+    (["n=0"], "n=0: a whole number, at least 1"),
+    (["task=celebrity", "n=1000"], "erases 1, 5, 10, 100 people"),
+    (["method=esd", "method.steps=many"], "method.steps='many': int is needed"),
+    (["method=uce", "method.token_set=lost"], "choose from last, last_to_end"),
+    (["sampler.steps=0"], "at least one step"),
+    (["images=0"], "images=0: a whole number, at least 1"),
+    (["batch=many"], "batch=many: a whole number"),
+    (["model.path=/nowhere"], "model folder /nowhere does not exist"),
+    (["other_words=[mispelt]"], "did you mean misspelt?"),
+    (["other_words=[language]"], "other_words=language: world mini has none for this task"),
+    (["task=explicit", "world.explicit.prompts.path=/no.csv"], "/no.csv: no such file"),
+    (["task=imagenette", "world.judges.yolo.folder=/nowhere"], "/nowhere: no yolo.safetensors and yolo.json"),
+    (["concepts=[dgo]"], "unknown concept 'dgo': did you mean dog"),
+]
+
+
+@pytest.mark.parametrize("arguments,message", MISTAKES)
+def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, monkeypatch, capfd, caplog, arguments, message):
+    from erasebench import config
+    from erasebench.run import execute
+
+    monkeypatch.chdir(tmp_path)
+    assert config.main(execute, list(arguments), launch=True) != 0
+    output = capfd.readouterr().err + caplog.text
+    assert message in output and "Traceback" not in output
+    assert len([line for line in output.splitlines() if "error: " in line]) == 1
+
+
+@pytest.mark.parametrize("arguments,message", [MISTAKES[0], MISTAKES[6], MISTAKES[8], MISTAKES[10]])
+def test_the_command_itself_says_so_too(tmp_path, arguments, message):
     done = erasebench(*arguments, cwd=tmp_path)
     assert done.returncode != 0 and message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "error" in line]) == 1
+
+
+def test_names_and_numbers_are_refused_before_anything_heavy_is_imported(tmp_path):
+    code = """
+import sys
+from erasebench import config
+for word in ("target=aeroplane", "images=0", "concepts=[dgo]", "other_words=[mispelt]"):
+    assert config.main(print, [word])
+print([x for x in ("torch", "diffusers", "transformers", "pandas", "wandb") if x in sys.modules])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_results_that_cannot_be_written_are_found_at_once(tmp_path, tiny_model):

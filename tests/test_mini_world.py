@@ -16,7 +16,7 @@ from safetensors import safe_open
 from erasebench import store
 from erasebench.config import embedded_source
 from erasebench.contracts import Sampler
-from erasebench.mini import nets, world
+from erasebench.mini import files, nets, world
 from erasebench.model import Model
 from erasebench.tasks import spread
 
@@ -30,7 +30,7 @@ REPORT = Path(nets.__file__).parent / "report.csv"
 
 def shipped(*parts: str) -> Path:
     """A file or folder of the weights, which must be there."""
-    path = nets.WEIGHTS.joinpath(*parts)
+    path = files.WEIGHTS.joinpath(*parts)
     assert path.exists(), f"{'/'.join(parts)} is not there"
     return path
 
@@ -65,11 +65,11 @@ import sys
 for name in {DRAWING_PACKAGES!r}:
     sys.modules[name] = None
 import torch
-from erasebench.mini import nets, world
-assert len(nets.captions()[0]) == {NAMES["captions"]["count"]}
+from erasebench.mini import files, nets, world
+assert len(files.captions()[0]) == {NAMES["captions"]["count"]}
 assert len(nets.drawings("caption")) == 1000 and len(nets.drawings("mix")) == 1000
 assert len(world.concepts()["people"]) == 200 and nets.tokenize(["a photo of the cat"]).shape == (1, 32)
-if (nets.WEIGHTS / "judge" / "judge.safetensors").exists():
+if (files.WEIGHTS / "judge" / "judge.safetensors").exists():
     nets.judged(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
 """
     done = subprocess.run(
@@ -149,18 +149,18 @@ def test_an_artist_has_four_subjects_and_draws_others_when_asked(drawings):
 
 def test_captions_of_evaluation_and_training_share_nothing():
     shipped("captions.json")
-    evaluation, training = nets.captions()
+    evaluation, training = files.captions()
     assert len(evaluation) == NAMES["captions"]["count"] and len(training) > 500 and not set(evaluation) & set(training)
 
 
 def test_weights_are_small_and_in_half_precision():
     shipped("sd", "unet")
-    files = [f for f in nets.WEIGHTS.rglob("*") if f.is_file()]
+    every = [f for f in files.WEIGHTS.rglob("*") if f.is_file()]
     size = lambda some: sum(f.stat().st_size for f in some)
-    twin = [f for f in files if "retrained" in f.parts]
-    assert size(twin) < 10 * 2**20 and size(files) - size(twin) < 40e6
-    tensors = [f for f in files if f.suffix == ".safetensors"]
-    assert len(tensors) >= 6 and not [f for f in files if f.suffix in (".bin", ".pt", ".ckpt")]
+    twin = [f for f in every if "retrained" in f.parts]
+    assert size(twin) < 10 * 2**20 and size(every) - size(twin) < 40e6
+    tensors = [f for f in every if f.suffix == ".safetensors"]
+    assert len(tensors) >= 6 and not [f for f in every if f.suffix in (".bin", ".pt", ".ckpt")]
     for file in tensors:
         with safe_open(file, "pt") as opened:
             kinds = {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
@@ -195,7 +195,7 @@ def evaluation_prompts() -> list[str]:
     prompts += [template.replace("{c}", name) for some, names in groups for template in some for name in names]
     prompts += [phrase for some in NAMES["hazards"]["implicit"].values() for phrase in some]
     prompts += [*NAMES["surrogates"].values(), NAMES["hazards"]["phrase"], ""]
-    return prompts + nets.captions()[0] + nets.captions()[1]
+    return prompts + files.captions()[0] + files.captions()[1]
 
 
 def test_every_word_of_the_evaluation_is_one_token():

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..contracts import ErasebenchError
 from ..store import sha256_file
+from .files import path_of
 
-WEIGHTS = Path(__file__).parent / "weights"
 LICENCE = "Apache-2.0, made from art under free licences (erasebench/mini/weights/LICENCES.md)"
 
 
@@ -74,24 +72,15 @@ def prepared(images: Tensor) -> Tensor:
     return x if x.shape[-1] == 64 else F.interpolate(x, (64, 64), mode="area")
 
 
-def _weights(*parts: str) -> Path:
-    path = WEIGHTS.joinpath(*parts)
-    if not path.exists():
-        raise ErasebenchError(
-            f"the embedded world's {'/'.join(parts)} is not in this installation: `make mini` trains it"
-        )
-    return path
-
-
 @cache
 def checksums(folder: str) -> dict[str, str]:
-    return {file.name: sha256_file(file) for file in sorted(_weights(folder).glob("*.safetensors"))}
+    return {file.name: sha256_file(file) for file in sorted(path_of(folder).glob("*.safetensors"))}
 
 
 @cache
 def classes() -> dict[str, list[str]]:
     """Names of the judge's classes: objects, people, artists, hazards."""
-    return json.loads(_weights("judge", "classes.json").read_text(encoding="utf-8"))
+    return json.loads(path_of("judge", "classes.json").read_text(encoding="utf-8"))
 
 
 @cache
@@ -102,7 +91,7 @@ def load_judge() -> Judge:
     judge.load_state_dict(
         {
             k: v.float() if v.is_floating_point() else v
-            for k, v in load_file(_weights("judge", "judge.safetensors")).items()
+            for k, v in load_file(path_of("judge", "judge.safetensors")).items()
         }
     )
     return judge.eval()
@@ -129,14 +118,7 @@ def caption_features() -> np.ndarray:
     """Features [N, 64] of the world's own drawings of captions."""
     from safetensors.torch import load_file
 
-    return load_file(_weights("judge", "reference.safetensors"))["caption_features"].double().numpy()
-
-
-@cache
-def captions() -> tuple[list[str], list[str]]:
-    """(evaluation, training) captions; none stands in both."""
-    lists = json.loads(_weights("captions.json").read_text(encoding="utf-8"))
-    return lists["evaluation"], lists["training"]
+    return load_file(path_of("judge", "reference.safetensors"))["caption_features"].double().numpy()
 
 
 def drawings(use: str | None = None) -> list[dict]:
@@ -149,7 +131,7 @@ def drawings(use: str | None = None) -> list[dict]:
     import pandas as pd
     from PIL import Image
 
-    table = pd.read_parquet(_weights("drawings.parquet"))
+    table = pd.read_parquet(path_of("drawings.parquet"))
     records = (table if use is None else table[table["use"] == use]).to_dict("records")
     for record in records:
         record["pixels"] = np.asarray(Image.open(io.BytesIO(record.pop("webp"))).convert("RGB"))
@@ -173,7 +155,7 @@ def clip_model(vocabulary: int):
 def tokenizer():
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(_weights("sd", "tokenizer"))
+    return CLIPTokenizer.from_pretrained(path_of("sd", "tokenizer"))
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
@@ -192,7 +174,7 @@ def load_clip() -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Sequen
     model.load_state_dict(
         {
             k: v.float() if v.is_floating_point() else v
-            for k, v in load_file(_weights("clip", "clip.safetensors")).items()
+            for k, v in load_file(path_of("clip", "clip.safetensors")).items()
         }
     )
     return model.eval(), prepared, tokenize

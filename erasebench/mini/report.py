@@ -26,7 +26,7 @@ from ..model import Model
 from ..rows import write_table
 from ..stats import wilson
 from ..tasks import spread
-from . import nets, train, world
+from . import files, nets, train, world
 
 log = logging.getLogger("erasebench")
 FOLDER = Path(__file__).parent
@@ -152,7 +152,7 @@ def rows(images: int, choosing: bool = False) -> list[Row]:
 
 def pairs(training: bool = False) -> dict[str, str]:
     """Captions of two objects -> "left+right". A caption does not name its objects: drawing it again does."""
-    drawing, (evaluation, train_captions) = world.World(), nets.captions()
+    drawing, (evaluation, train_captions) = world.World(), files.captions()
     if training:
         drawn = [world.picture(drawing, "training captions", i) for i in range(1000)]
         return {p.caption: "+".join(p.objects) for p in drawn if p.kind == "pair" and p.caption in set(train_captions)}
@@ -302,12 +302,12 @@ def write_csv(path: Path, results: Sequence[Measured]) -> None:
 
 def sizes() -> list[list[str]]:
     """Files of the weights folder with their size, largest first, and the sum."""
-    files = sorted(
-        ((f.stat().st_size, f.relative_to(nets.WEIGHTS).as_posix()) for f in nets.WEIGHTS.rglob("*") if f.is_file()),
+    every = sorted(
+        ((f.stat().st_size, f.relative_to(files.WEIGHTS).as_posix()) for f in files.WEIGHTS.rglob("*") if f.is_file()),
         reverse=True,
     )
-    large = [[f"`{name}`", f"{size / 1e6:.2f}"] for size, name in files if size >= 20_000]
-    return [*large, ["everything", f"{sum(size for size, _ in files) / 1e6:.2f}"]]
+    large = [[f"`{name}`", f"{size / 1e6:.2f}"] for size, name in every if size >= 20_000]
+    return [*large, ["everything", f"{sum(size for size, _ in every) / 1e6:.2f}"]]
 
 
 def seconds(model: Model, sampler: Sampler, row: Row, times: int = 3) -> float:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from ..store import digest, home, sha256_file
 from . import world
-from .nets import WEIGHTS
+from .files import WEIGHTS
 
 log = logging.getLogger("erasebench")
 INDEX = {

@@ -21,7 +21,7 @@ from measure import DEVICE, embedded, in_turn, peak_memory, record, seconds, sta
 
 from erasebench.config import embedded_source
 from erasebench.contracts import Sampler
-from erasebench.mini.nets import captions
+from erasebench.mini.files import captions
 from erasebench.mini.world import names
 from erasebench.model import Model
 from erasebench.run import Run, execute
