@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from erasebench import verdicts
 from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
+from erasebench.store import Store
 
 from .clip import Clip, load
 
@@ -97,12 +99,17 @@ class Neighbours:
     def recognises(self, concept: str) -> bool:
         return not hasattr(self.of, "recognises") or self.of.recognises(concept)
 
-    @torch.no_grad()
     def nearness(self, names: Sequence[str], erased: Sequence[str]) -> np.ndarray:
-        """Highest cosine of each name with an erased one."""
-        model, _, tokenize = load(self.clip.architecture, self.clip.pretrained)
-        encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)
-        return (encode(names) @ encode(erased).T).amax(1).numpy()
+        """Highest cosine of each name with an erased one; kept in the store, so that a finished run needs no CLIP."""
+
+        @torch.no_grad()
+        def fill(folder: Path) -> None:
+            model, _, tokenize = load(self.clip.architecture, self.clip.pretrained)
+            encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)
+            np.save(folder / "nearness.npy", (encode(names) @ encode(erased).T).amax(1).numpy())
+
+        identity = {"clip": self.clip.weights(), "version": self.clip.version, "names": names, "erased": erased}
+        return np.load(Store().get_or_make("nearness", identity, fill) / "nearness.npy")
 
 
 @dataclass(frozen=True)
