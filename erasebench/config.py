@@ -491,6 +491,7 @@ def build(config: DictConfig) -> Run:
         batch=batch,
         speed=config.speed,
         device=device,
+        judges=device if config.judges.device == "auto" else str(config.judges.device),
         results=Path(config.results),
         second=hydra.utils.instantiate(config.world.second.get(task.name), _convert_="object"),
         given=tuple(config.method),

@@ -102,7 +102,7 @@ class Neighbours:
         """Highest cosine of each name with an erased one."""
         model, _, tokenize = load(self.clip.architecture, self.clip.pretrained)
         encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)
-        return (encode(names) @ encode(erased).T).amax(1).numpy()
+        return (encode(names) @ encode(erased).T).amax(1).cpu().numpy()
 
 
 @dataclass(frozen=True)

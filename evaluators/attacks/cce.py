@@ -8,11 +8,14 @@ matched to the original model's for the concept's name; `walk` timesteps above t
 guidance with a memory (SLD's momentum) has one.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasebench.contracts import PLACEHOLDER, Found, Prompt, Scene, Shot
-from erasebench.model import Model
+from erasebench.memory import Term, add_gradients
+from erasebench.model import Context, Model
 from erasebench.search import (
     Draws,
     Objective,
@@ -28,6 +32,7 @@ from erasebench.search import (
     draw_vectors,
     errors,
     fits,
+    graphs,
     guided,
     noisy,
     originals,
@@ -43,6 +48,19 @@ from erasebench.search import (
 from erasebench.tasks import seed_of
 
 log = logging.getLogger("erasebench")
+
+
+class Batch(NamedTuple):
+    """Pictures' latents z0 [B, C, h, w], timesteps t [B], noise, prompts, and what the model should predict."""
+
+    z0: Tensor
+    t: Tensor
+    noise: Tensor
+    context: Context
+    aim: Tensor
+
+    def select(self, rows: slice) -> Batch:
+        return Batch(self.z0[rows], self.t[rows], self.noise[rows], self.context.select(rows), self.aim[rows])
 
 
 @dataclass(frozen=True)
@@ -132,9 +150,11 @@ class CCE:
             context = with_vectors(model, prompts, torch.cat([v[u].repeat(self.texts, 1) for u in every])).select(
                 spread
             )
-            loss = errors(self.prediction(model, z0, t, noise, context, scale), aim)
+            hidden = context.hidden.detach().requires_grad_(True)
+            error = partial(self.error, model, scale, Batch(z0, t, noise, context._replace(hidden=hidden), aim))
             optimiser.zero_grad()
-            loss.unflatten(0, (len(units), self.batch)).mean(1).sum().backward()
+            add_gradients(model, [Term(error, len(z0), graphs(scale))], [hidden], lambda loss: loss)
+            context.hidden.backward(hidden.grad)
             optimiser.step()
             if step in marks:
                 for u in every:
@@ -150,6 +170,11 @@ class CCE:
             )
         best = {u: max(kept[u], key=lambda pair: pair[0])[1] for u in every}
         return [{"vectors": best[u].cpu(), "final": kept[u][-1][1].cpu()} for u in every]
+
+    def error(self, model: Model, scale: float | None, batch: Batch, rows: slice) -> Tensor:
+        """What some rows add to the loss, which is the sum of each inversion's mean over its batch."""
+        part = batch.select(rows)
+        return errors(self.prediction(model, *part[:4], scale), part.aim).sum() / self.batch
 
     def prediction(self, model: Model, z0: Tensor, t: Tensor, noise: Tensor, context, scale: float | None) -> Tensor:
         if scale is None or not self.walk:
