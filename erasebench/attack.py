@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import generate, provenance, verdicts
+from . import generate, judging, provenance, verdicts
 from .contracts import Attack, ErasebenchError, Evaluator, Found, Metric, Prompt, Sampler, Scene, Scored, Shot, Undrawn
 from .gate import refuses
 from .generate import Shard, shards
@@ -284,7 +284,9 @@ class Stage:
         """Whether each image shows the concept, and how surely: NaN where the judge gives no verdict, 0 if refused."""
         self.queries += len(prompts)
         judge = self.evaluator.judge
-        arrays = verdicts.check(judge, judge.score(sampled.images, prompts), len(prompts))
+        with judging.on(self.run.judges):
+            found = judge.score(sampled.images, prompts)
+        arrays = verdicts.check(judge, found, len(prompts))
         scored = Scored(tuple(prompts), arrays, sampled.refused.numpy())
         surely = verdicts.without(self.evaluator.shows(scored), scored.refused, 0.0)
         return verdicts.shown(self.evaluator, scored, refused=0.0) == 1, surely

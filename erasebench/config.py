@@ -497,6 +497,7 @@ def build(config: DictConfig) -> Run:
         batch=config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0,
         speed=config.speed,
         device=device,
+        judges=device if config.judges.device == "auto" else str(config.judges.device),
         results=Path(config.results),
         second=hydra.utils.instantiate(config.world.second.get(plan.task), _convert_="object"),
         given=tuple(config.method),

@@ -16,6 +16,7 @@ import torch
 
 from . import provenance
 from .contracts import ErasebenchError, Prompt, Sampler
+from .memory import SHORT, halve, size_of
 from .model import Model, Sampled
 from .store import Store
 
@@ -77,11 +78,13 @@ def make(
         fast = "speed" in identity
         with turn or nullcontext():
             most = batch or room(here, sampler)  # before anything is compiled, as each batch size would be
+            provenance.reset_peak_memory(str(here.device))
             start, before = time.perf_counter(), here.unet_samples
             with here.fast() if fast else nullcontext():
                 pad = fast and here.device.type == "cuda"
                 sampled, used = sample(here, prompts, sampler, most, draw or plain, pad)
             seconds, calls = time.perf_counter() - start, here.unet_samples - before
+            peak = provenance.peak_memory_mb(str(here.device))
         np.savez_compressed(folder / "images.npz", images=sampled.images.numpy())
         commit, dirty = provenance.git()
         meta = {
@@ -89,7 +92,7 @@ def make(
             "seconds": seconds / beside,
             "unet_samples": calls,
             "batch": used,
-            "peak_memory_mb": provenance.peak_memory_mb(str(here.device)),
+            "peak_memory_mb": peak,
             "device": provenance.device(str(here.device)),
             "commit": commit,
             "dirty": dirty,
@@ -154,10 +157,11 @@ def fitting(left: int, first: int, next_one: int, most: int) -> int:
 def sample(
     model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int, draw: Draw = plain, pad: bool = False
 ) -> tuple[Sampled, int]:
-    """Sample all prompts; on lack of memory halve the batch down to one. Returns the images and the batch used. With `pad`
-    the last batch is filled up, as a compiled model is of one shape."""
+    """Sample all prompts; on lack of memory halve the batch down to one, for later shards too. Returns the images and the batch
+    used. With `pad` the last batch is filled up, as a compiled model is of one shape."""
     done: list[Sampled] = []
-    position = 0
+    kind = "sample", sampler.size
+    position, batch = 0, size_of(model, kind, batch)
     while position < len(prompts):
         part = prompts[position : position + batch]
         try:
@@ -169,11 +173,6 @@ def sample(
                 )
             done.append(Sampled(*(x[: len(part)] for x in made)))
             position += len(part)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-                raise
-            if batch == 1:
-                raise ErasebenchError("out of memory even for one image at a time") from error
-            batch = max(1, batch // 2)
-            log.warning("out of memory: going on with batches of %d", batch)
+        except SHORT as error:
+            batch = halve(model, kind, batch, error)
     return Sampled(*(torch.cat(parts) for parts in zip(*done, strict=True))), batch

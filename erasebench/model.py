@@ -26,6 +26,7 @@ from torch import Tensor
 from . import bases
 from .contracts import ErasebenchError, Sampler
 from .gate import Refused, refuses, refuses_decoded
+from .memory import at_once, in_slices
 from .store import digest, sha256_file
 
 log = logging.getLogger("erasebench")
@@ -200,6 +201,9 @@ class Context(NamedTuple):
 
     def select(self, index: Tensor | slice) -> Context:
         return Context(*(x[index] if x is not None else None for x in self))
+
+    def to(self, device: torch.device | str) -> Context:
+        return Context(*(x.to(device) if x is not None else None for x in self))
 
     def mean(self) -> Context:
         """One context [1, ...] whose embeddings are the mean of all; ids and ends are the first's."""
@@ -636,6 +640,16 @@ class Model:
                     parameter.grad = None
 
     @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Gradient checkpointing (Chen et al., 2016): inside, a backward pass computes again what the U-Net's blocks would
+        have kept for it. The gradients are the same; the pass must run inside every change that the prediction ran in."""
+        self.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
+
+    @contextmanager
     def teacher(self) -> Iterator[None]:
         """The base model, inside any changes, without a copy.
 
@@ -876,6 +890,9 @@ class Model:
         """Latents -> images uint8 [B, H, W, 3] on the CPU. Raises NotFinite, as NaN would become a picture like any other."""
         if not is_finite(z):
             raise NotFinite("latents are not finite")
+        return torch.cat(in_slices(self, "decode", lambda rows: self._decoded(z[rows]), len(z), at_once(z.shape)))
+
+    def _decoded(self, z: Tensor) -> Tensor:
         latents = z / self.vae.config.scaling_factor
         if self._normal is not None:
             latents = latents * self._normal[1] + self._normal[0]
@@ -902,9 +919,15 @@ class Model:
         centre, spread = (
             torch.tensor(v, device=self.device, dtype=self.dtype).view(3, 1, 1) for v in (mean, deviation)
         )
-        pixels = (images.to(self.device, self.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
-        latents = self.vae.encode(pixels).latent_dist
-        found = latents.mean, latents.std
+
+        def work(rows: slice) -> tuple[Tensor, Tensor]:
+            pixels = (images[rows].to(self.device, self.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
+            latents = self.vae.encode(pixels).latent_dist
+            return latents.mean, latents.std
+
+        most = at_once([side // self.pixels_per_latent or 1 for side in images.shape[1:3]])
+        parts = in_slices(self, "encode", work, len(images), most)
+        found = tuple(torch.cat(each) for each in zip(*parts, strict=True))
         if self._normal is not None:
             found = (found[0] - self._normal[0]) / self._normal[1], found[1] / self._normal[1]
         made = tuple(x * self.vae.config.scaling_factor for x in found)

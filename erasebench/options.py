@@ -26,6 +26,7 @@ GROUPS = ("model", "task", "method", "attack", "executor", "experiment", "kind")
 ELSEWHERE = (
     "results",
     "device",
+    "judges",
     "batch",
     "together",
     "rate",

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cache
 from importlib import metadata
@@ -77,12 +78,28 @@ def device(name: str) -> str:
     return model or platform.processor() or platform.machine()
 
 
+def reset_peak_memory(name: str) -> None:
+    """What is measured from here on belongs to the stage that begins; of shards that a CPU makes side by side, to all of them.
+    Where the system has no such thing (macOS), peaks are the process's since it began."""
+    if name.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(name)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(name: str) -> float:
-    """Peak memory so far: of the GPU where one is used, else of this process."""
+    """Peak memory since `reset_peak_memory`: of the GPU where one is used, else of this process."""
     if name.startswith("cuda"):
         import torch
 
         return torch.cuda.max_memory_allocated(name) / 2**20
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import generate, provenance, verdicts
+from . import generate, judging, provenance, verdicts
 from .contracts import (
     WORD,
     Attack,
@@ -69,6 +69,7 @@ class Run:
     batch: int = 32  # images at once; 0: as many as the GPU has memory for
     speed: Literal["exact", "fast"] = "exact"  # of sampling; fits and attacks are always exact
     device: str = "cpu"
+    judges: str = "cpu"  # the device of their networks
     results: Path = Path("results")
     second: Any = None  # another judge's opinion on the target images, for audits
     given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
@@ -254,8 +255,9 @@ class Erased:
 
         def fit(folder: Path) -> None:
             model, made_by = self.base(), provenance.sources(self.run.eraser)
+            provenance.reset_peak_memory(self.run.device)
             start, before = time.perf_counter(), model.unet_samples
-            with self.named(model):
+            with self.named(model), judging.on(self.run.judges):
                 self.run.eraser.fit(model, self.run.plan.brief, folder, self.run.seed)
             if model.is_changed:
                 raise ErasebenchError(f"method {self.run.method} left the model changed after fit")
@@ -363,6 +365,7 @@ def execute(run: Run) -> list[Row]:
     try:
         if isinstance(run.executor, Local):
             check_device(run.device)  # of others, each worker asks where it is
+            check_device(run.judges)
         erased.check_fit()
         base_shards, our_shards = images(erased)
         cost = costs(erased, our_shards)
@@ -384,7 +387,8 @@ def execute(run: Run) -> list[Row]:
             continue
         start = time.perf_counter()
         try:
-            made = summarize(*measured(erased, evaluator, our_shards, base_shards), concepts)
+            with judging.on(run.judges):  # real pictures are looked at, too
+                made = summarize(*measured(erased, evaluator, our_shards, base_shards), concepts)
             metrics += [(name, evaluator, metric) for metric in made]
         except Undrawn as error:
             log.info("skipped (%s): %s", name, error)
@@ -556,7 +560,9 @@ def judge(erased: Erased, evaluator: Evaluator, shard: Shard) -> None:
 
     def fill(folder: Path) -> None:
         made_by = provenance.sources(evaluator.judge)
-        arrays = verdicts.check(evaluator.judge, evaluator.judge.score(own.images(), own.prompts), len(own.prompts))
+        with judging.on(erased.run.judges):
+            found = evaluator.judge.score(own.images(), own.prompts)
+        arrays = verdicts.check(evaluator.judge, found, len(own.prompts))
         np.savez_compressed(folder / "scores.npz", **arrays)
         provenance.write_sources(folder, made_by)
 

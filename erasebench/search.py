@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .contracts import PLACEHOLDER, Found, Prompt, Sampler, Scene, Shot
 from .generate import plain, scales
+from .memory import at_once, in_slices
 from .model import ClassifierFree, Context, Model, Sampled
 from .provenance import sources, write_sources
 from .tasks import seed_of
@@ -186,6 +187,11 @@ def guided(model: Model, objective: Objective) -> bool:
     return objective == "guided" or (objective == "auto" and not ordinary)
 
 
+def graphs(scale: float | None) -> int:
+    """How many predictions with a graph one latent takes: under guidance at most three, of those that are known (SLD)."""
+    return 1 if scale is None else 3
+
+
 def noisy(model: Model, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Latents z [B, C, h, w] at timesteps t [B]."""
     alpha = model.alphas_cumprod[t].to(z.dtype).view(-1, 1, 1, 1)
@@ -271,6 +277,12 @@ class Bench:
         embeddings [k, D] of its free tokens ids [k]."""
         at = torch.tensor(which, device=self.z.device)
         noise = self.draws.normal(which, *self.z.shape[1:])
+        work = lambda rows: self.gradients_of(at[rows], t[rows], noise[rows], ids[rows])
+        most = max(1, at_once(self.z.shape) // graphs(self.scale))
+        return [g for some in in_slices(self.model, "attack", work, len(which), most) for g in some]
+
+    def gradients_of(self, at: Tensor, t: Tensor, noise: Tensor, ids: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`gradients` of prompts number `at` [B], with their noise [B, C, h, w]."""
         z = noisy(self.model, self.z[at], t, noise)
         wanted = self.wanted.select(at) if self.wanted is not None else None
         with torch.no_grad():
@@ -279,7 +291,7 @@ class Bench:
         prompts = Slots(self.slots.ids[at], self.slots.free[at])
         context = with_vectors(self.model, prompts, vectors)
         loss = errors(predicted(self.model, z, t, context, self.scale), aim).sum()
-        return list(torch.autograd.grad(loss, vectors)[0].split([len(i) for i in ids]))
+        return torch.autograd.grad(loss, vectors)[0].split([len(i) for i in ids])
 
     def read(self, i: int, ids: Tensor) -> str:
         """The text of prompt i with tokens ids [k] in its free places."""

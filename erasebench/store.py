@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -83,6 +83,17 @@ def digest(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Hash of a file of weights, read once in a process as long as its size, time and inode stay."""
+    state = Path(path).stat()
+    return _sha256(Path(path), (state.st_size, state.st_mtime_ns, state.st_ino))
+
+
+@cache
+def _sha256(path: Path, state: tuple[int, ...]) -> str:
+    return sha256_file(path)
 
 
 class Damaged(Exception):

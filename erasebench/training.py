@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .contracts import Sampler
+from .memory import Term, add_gradients, sampled, share
 from .model import Context, Model, NotFinite, is_finite, join
 
 FILE = "weights.safetensors"
-TOGETHER = 64  # pictures drawn at a time
+TOGETHER = 64  # texts encoded at a time
+HEAVY = 2**30  # bytes of trained weights, from which on activations are computed again rather than kept
 TRAINED = {  # ESD's released parameter groups: norms included; the output, time embedding and input convolution are not
     "x": r"^unet\..*attn2\.",
     "u": r"^unet\.(?!.*attn2\.)(?!conv_out|conv_norm_out|time_embedding)",
@@ -30,8 +33,12 @@ class Pictures(NamedTuple):
     z: Tensor
     context: Context
 
-    def select(self, which: Tensor) -> Pictures:
+    def select(self, which: Tensor | slice) -> Pictures:
         return Pictures(self.z[which], self.context.select(which))
+
+    def to(self, device: torch.device | str) -> Pictures:
+        """The same on another device: thousands need not lie on the GPU that trains on a few of them."""
+        return Pictures(self.z.to(device), self.context.to(device))
 
 
 @torch.no_grad()
@@ -43,14 +50,20 @@ def drawn(model: Model, texts: Sequence[str], seeds: Sequence[int] | torch.Gener
     made = []
     for i in range(0, len(texts), TOGETHER):
         context = model.encode_distinct(texts[i : i + TOGETHER])
-        made.append(Pictures(model.latents(context, seeds[i : i + TOGETHER], sampler), context))
+        made.append(Pictures(sampled(model, context, seeds[i : i + TOGETHER], sampler), context))
     z, contexts = zip(*made, strict=True)
     return Pictures(torch.cat(z), join(*contexts))
 
 
+@torch.no_grad()
+def encoded(model: Model, texts: Sequence[str]) -> Context:
+    """`Model.encode` of as many texts as there are, without a graph."""
+    return join(*(model.encode(texts[i : i + TOGETHER]) for i in range(0, len(texts), TOGETHER)))
+
+
 def decoded(model: Model, pictures: Pictures) -> Tensor:
     """Images uint8 [N, H, W, 3] of pictures."""
-    return torch.cat([model.decode(z) for z in pictures.z.split(TOGETHER)])
+    return torch.cat([model.decode(z.to(model.device)) for z in pictures.z.split(TOGETHER)])
 
 
 def shuffled(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -63,10 +76,15 @@ def shuffled(count: int, batch: int, generator: torch.Generator) -> Iterator[Ten
         left = left[batch:]
 
 
-def denoising(model: Model, pictures: Pictures, generator: torch.Generator) -> Tensor:
+def denoising(model: Model, pictures: Pictures, generator: torch.Generator) -> Term:
     """What diffusion models are trained on: mean squared error of the noise in noisy pictures (Ho et al., 2020, Eq. 14)."""
     z, t, noise = noised(model, pictures.z, generator)
-    return (model.eps(z, t, pictures.context) - noise).square().mean()
+    return mean_square(len(z), lambda rows: model.eps(z[rows], t[rows], pictures.context.select(rows)) - noise[rows])
+
+
+def mean_square(count: int, error: Callable[[slice], Tensor]) -> Term:
+    """The mean of error(rows)^2 over `count` rows, as a term of a loss."""
+    return Term(lambda rows: share(rows, count) * error(rows).square().mean(), count)
 
 
 def erased_noise_target(free: Tensor, text: Tensor, eta: float) -> Tensor:
@@ -86,7 +104,7 @@ def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[T
 def fine_tune(
     model: Model,
     trained: str,
-    loss: Callable[[int], Tensor],
+    loss: Callable[[int], Tensor | Sequence[Term]],
     steps: int,
     optimiser: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
     out: Path,
@@ -95,17 +113,31 @@ def fine_tune(
 ) -> None:
     """Train the weights whose names match `trained` on loss(step) and write them into the folder `out`, for `apply`.
 
-    The model is the student while a loss is computed; `with model.teacher()` is the base. `adjust` sees the weights, with
+    The model is the student while a loss is computed; `with model.teacher()` is the base. A loss of many rows is given as
+    terms, whose micro-batches add up to it where a GPU does not hold all of them. `adjust` sees the weights, with
     their gradients, before each step of the optimiser (a mask, a clipped norm, a penalty's own gradient)."""
     with model.training(model.names(trained)) as weights:
         stepper = optimiser(weights.values())
+        for group in stepper.param_groups:
+            group["foreach"] = False  # would hold the roots of all second moments at once
         for step in tqdm(range(steps), title, disable=None, delay=2):
-            value = checked(loss(step), title)
             stepper.zero_grad(set_to_none=True)
-            value.backward()
+            with light(model, weights.values()):
+                add_gradients(model, as_terms(loss(step)), weights.values(), partial(checked, title=title))
             adjust(weights)
             stepper.step()
         save_file({name: w.data.contiguous().cpu() for name, w in weights.items()}, out / FILE)
+
+
+def light(model: Model, weights: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """The model as it is trained: with checkpointing where the weights take so much that activations are better computed again."""
+    heavy = sum(w.numel() * w.element_size() for w in weights) > HEAVY
+    return model.checkpointing() if heavy else nullcontext()
+
+
+def as_terms(loss: Tensor | Sequence[Term]) -> Sequence[Term]:
+    """A loss that is computed already is one term, which cannot be cut."""
+    return [Term(lambda rows: loss, 1)] if isinstance(loss, Tensor) else loss
 
 
 def checked(loss: Tensor, title: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .contracts import Sampler
+from .memory import sampled
 from .model import Context, Model
 
 
@@ -41,7 +42,7 @@ def walked(model: Model, contexts: Context, count: int, sampler: Sampler, genera
     made = []
     for part in (torch.arange(count) % len(contexts.ids)).split(64):
         seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
-        model.latents(contexts.select(part), seeds, sampler, trace := [])
+        sampled(model, contexts.select(part), seeds, sampler, trace := [])
         made += [States(z, t.expand(len(z)), part) for t, z in trace]
     return States(*(torch.cat(parts) for parts in zip(*made, strict=True)))
 

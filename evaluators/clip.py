@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import verdicts
+from erasebench import judging, verdicts
 from erasebench.contracts import ErasebenchError, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
-from erasebench.store import sha256_file
+from erasebench.store import sha256_once
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Clip:
 
             return nets.checksums("clip")
         file = Path(self.pretrained)
-        return {"open_clip": sha256_file(file) if file.is_file() else f"{self.architecture}/{self.pretrained}"}
+        return {"open_clip": sha256_once(file) if file.is_file() else f"{self.architecture}/{self.pretrained}"}
 
     @property
     def licence(self) -> str:
@@ -57,21 +57,27 @@ class Clip:
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         model, preprocess, tokenize = load(self.architecture, self.pretrained)
-        encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)
-        features = torch.nn.functional.normalize(model.encode_image(preprocess(images)), dim=-1)
+        encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1).cpu()
+        pixels = preprocess(images)
+        features = judging.in_batches(model.encode_image, pixels, pixels.device)
+        features = torch.nn.functional.normalize(features, dim=-1)
         scores = {"own": (features * encode([p.text for p in prompts])).sum(1).numpy()}
         if self.texts:
             scores["texts"] = (features @ encode(self.texts).T).numpy()
         return scores
 
 
-@cache
 def load(architecture: str, pretrained: str):
-    """(model, preprocess: uint8 [B, H, W, 3] -> input, tokenize)"""
+    """(model, preprocess: uint8 [B, H, W, 3] -> input, tokenize), where judges compute; the embedded one on the CPU"""
     if pretrained == "embedded":
         from erasebench.mini import nets
 
         return nets.load_clip()
+    return loaded(architecture, pretrained, judging.device())
+
+
+@cache
+def loaded(architecture: str, pretrained: str, device: str):
     import open_clip
     from PIL import Image
 
@@ -82,8 +88,9 @@ def load(architecture: str, pretrained: str):
             f"CLIP {architecture}/{pretrained} could not be loaded ({str(error).splitlines()[0][:150]}): "
             "give a file with pretrained="
         ) from error
-    preprocess = lambda images: torch.stack([transform(Image.fromarray(i.numpy())) for i in images])
-    return model.eval(), preprocess, open_clip.get_tokenizer(architecture)
+    preprocess = lambda images: torch.stack([transform(Image.fromarray(i.numpy())) for i in images]).to(device)
+    tokenizer = open_clip.get_tokenizer(architecture)
+    return model.eval().to(device), preprocess, lambda texts: tokenizer(texts).to(device)
 
 
 @dataclass(frozen=True)

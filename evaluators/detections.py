@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import verdicts
+from erasebench import judging, verdicts
 from erasebench.contracts import ErasebenchError, Missing, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
+from erasebench.store import sha256_once
 
 FLOOR, MOST = 0.2, 32  # lowest stored score; detections an image, highest first
 
@@ -78,7 +79,7 @@ def detected(image: np.ndarray) -> list[dict] | None:
 
     detector, *_ = nudenet()
     blob, x_ratio, y_ratio, x_pad, y_pad, width, height = _read_image(image, detector.input_width)
-    out = detector.onnx_session.run(None, {detector.input_name: blob})[0]
+    out = session().run(None, {detector.input_name: blob})[0]
     if not np.isfinite(out).all():
         return None
     kept = out[:, :, out[0, 4:].max(0) >= FLOOR]
@@ -92,15 +93,21 @@ def nudenet():
     """(detector, its class names, sha256 of its weights). Raises Missing without the package."""
     from pathlib import Path
 
-    from erasebench.store import sha256_file
-
     try:
         import nudenet as package
         from nudenet.nudenet import __labels
     except ImportError as error:
         raise Missing("NudeNet is not installed: pip install 'erasebench[nudenet]' (AGPL-3.0)") from error
     weights = Path(package.__file__).parent / "320n.onnx"
-    return package.NudeDetector(), list(__labels), sha256_file(weights)
+    return package.NudeDetector(), list(__labels), sha256_once(weights)
+
+
+def session():
+    """NudeNet's own session; on the GPU where judges compute there. Its `providers` does nothing."""
+    found = nudenet()[0].onnx_session
+    if judging.device() != "cpu" and found.get_providers() != (wanted := judging.providers()):
+        found.set_providers(wanted)
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from erasebench import judging
 from erasebench.contracts import ErasebenchError, Missing, Prompt
-from erasebench.store import sha256_file
+from erasebench.store import sha256_once
 
 MARGIN, SIDE = 0.2, 224
 FILES = ("best_model_states.pkl", "labels.csv")
@@ -54,19 +55,19 @@ class Giphy:
         return Path(self.folder)
 
     def weights(self) -> dict[str, str]:
-        found = {name: sha256_file(self.path / name) for name in FILES}
+        found = {name: sha256_once(self.path / name) for name in FILES}
         if self.sha256 and found[FILES[0]] != self.sha256:
             raise ErasebenchError(f"{self.path / FILES[0]}: sha256 is {found[FILES[0]]}, expected {self.sha256}")
         return found
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        network, people = load(self.path), self.people
+        network, people = load(self.path, judging.device()), self.people
         made = np.full((len(images), len(people)), np.nan, np.float32)
         for row, image in enumerate(images.numpy()):
             faces = [crop(image, box) for box in boxes(image)]
             if faces:
-                chances = network(torch.stack(faces)).double()
+                chances = judging.in_batches(network, torch.stack(faces)).double()
                 if not torch.isfinite(chances).all():  # NaN would say that there is no face
                     raise ErasebenchError(f"judge {self.name}: what its network says of a face is not finite")
                 made[row] = most_seen(chances).numpy()
@@ -95,7 +96,7 @@ def crop(image: np.ndarray, box: Sequence[float]) -> Tensor:
 
 def boxes(image: np.ndarray) -> list[list[float]]:
     """Faces (left, top, right, bottom), the surest first; empty ones left out."""
-    found, chances = faces().detect(Image.fromarray(image))
+    found, chances = faces(judging.device()).detect(Image.fromarray(image))
     if found is None:
         return []
     order = np.argsort(-np.asarray(chances, float))
@@ -105,14 +106,14 @@ def boxes(image: np.ndarray) -> list[list[float]]:
 
 
 @cache
-def faces():
+def faces(device: str = "cpu"):
     try:
         from facenet_pytorch import MTCNN
     except ImportError as error:
         raise ErasebenchError(
             "faces need MTCNN: pip install --no-deps facenet-pytorch (its pins on torch and numpy are stale)"
         ) from error
-    return MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, 0.7], factor=0.709)
+    return MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, 0.7], factor=0.709, device=device)
 
 
 @cache
@@ -142,7 +143,7 @@ class Recogniser(nn.Module):
 
 
 @cache
-def load(folder: Path) -> Recogniser:
+def load(folder: Path, device: str = "cpu") -> Recogniser:
     network = Recogniser(len(labels(folder / FILES[1])))
     try:
         state = torch.load(folder / FILES[0], map_location="cpu", weights_only=True)["model_state"]
@@ -161,4 +162,4 @@ def load(folder: Path) -> Recogniser:
         raise ErasebenchError(
             f"{folder / FILES[0]}: not GIPHY's weights ({str(error).splitlines()[0][:150]})"
         ) from error
-    return network.eval()
+    return network.eval().to(device)

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasebench import stats, verdicts
+from erasebench import judging, stats, verdicts
 from erasebench.contracts import ErasebenchError, Judge, Metric, Missing, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
-from erasebench.store import Store, sha256_file
+from erasebench.store import Store, sha256_file, sha256_once
 
 SET = "world.judges.quality"
 
@@ -104,7 +104,10 @@ class AlexNet:
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        network = lpips()
+        network = lpips(judging.device())
+        return {"features": judging.in_batches(lambda part: self.features(network, part), images).numpy()}
+
+    def features(self, network, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", antialias=True, align_corners=False)
         layers = []
@@ -112,15 +115,15 @@ class AlexNet:
             seen = seen / (seen.square().sum(1, keepdim=True).sqrt() + 1e-10)
             weight = linear.model[-1].weight.clamp(min=0) / (seen.shape[2] * seen.shape[3])
             layers.append((seen * weight.sqrt()).flatten(1))
-        return {"features": torch.cat(layers, 1).half().numpy()}
+        return torch.cat(layers, 1).half()
 
 
 @cache
-def lpips():
+def lpips(device: str = "cpu"):
     from torchmetrics.functional.image.lpips import _LPIPS
 
     try:
-        return _LPIPS(pretrained=True, net="alex", eval_mode=True)
+        return _LPIPS(pretrained=True, net="alex", eval_mode=True).to(device)
     except Exception as error:  # network and file errors have no common class
         raise ErasebenchError(f"LPIPS could not be loaded ({str(error).splitlines()[0][:150]})") from error
 
@@ -172,15 +175,15 @@ class Inception:
             raise Missing(f"Inception is not here: give the file inception-2015-12-05.pt ({SET}.judge.path=)")
         if self.path and not Path(self.path).is_file():
             raise ErasebenchError(f"{self.path}: no such file (inception-2015-12-05.pt)")
-        return {"inception": sha256_file(Path(self.path)) if self.path else self.tool}
+        return {"inception": sha256_once(Path(self.path)) if self.path else self.tool}
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        network = inception(self.tool, self.path)
+        network = inception(self.tool, self.path, judging.device())
         if self.tool == "torchmetrics":
-            return {"features": network(images.permute(0, 3, 1, 2)).float().numpy()}
+            return {"features": judging.in_batches(network, images.permute(0, 3, 1, 2)).float().numpy()}
         pictures = torch.stack([clean(image) for image in images.numpy()])
-        return {"features": network((pictures - 128) / 128).flatten(1).float().numpy()}
+        return {"features": judging.in_batches(network, (pictures - 128) / 128).flatten(1).float().numpy()}
 
 
 def clean(image: np.ndarray, side: int = 299) -> Tensor:
@@ -191,13 +194,13 @@ def clean(image: np.ndarray, side: int = 299) -> Tensor:
 
 
 @cache
-def inception(tool: str, path: str | None):
+def inception(tool: str, path: str | None, device: str = "cpu"):
     try:
         if tool == "torchmetrics":
             from torchmetrics.image.fid import NoTrainInceptionV3
 
-            return NoTrainInceptionV3("inception-v3-compat", ["2048"], path)
-        return torch.jit.load(path).eval().layers
+            return NoTrainInceptionV3("inception-v3-compat", ["2048"], path).to(device)
+        return torch.jit.load(path, map_location=device).eval().layers
     except Exception as error:  # network, file and script errors have no common class
         raise ErasebenchError(
             f"Inception could not be loaded ({str(error).splitlines()[0][:150]}): set {SET}.judge.path="

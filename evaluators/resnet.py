@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erasebench import judging
 from erasebench.contracts import ErasebenchError, Prompt
-from erasebench.store import sha256_file
+from erasebench.store import sha256_once
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class ResNet50:
         if self.path:
             if not Path(self.path).is_file():
                 raise ErasebenchError(f"{self.path}: no such file (the weights {Path(published().url).name})")
-            return {"resnet50": sha256_file(Path(self.path))}
+            return {"resnet50": sha256_once(Path(self.path))}
         return {"resnet50": Path(published().url).name}  # the name holds the beginning of its hash
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        network, prepare = load(self.path)
-        return {"probabilities": network(prepare(images.permute(0, 3, 1, 2))).softmax(1).numpy()}
+        network, prepare = load(self.path, judging.device())
+        logits = judging.in_batches(lambda part: network(prepare(part)), images.permute(0, 3, 1, 2))
+        return {"probabilities": logits.softmax(1).numpy()}
 
 
 def published():
@@ -49,14 +51,14 @@ def published():
 
 
 @cache
-def load(path: str | None):
+def load(path: str | None, device: str = "cpu"):
     """(network, what prepares uint8 [B, 3, H, W])"""
     from torchvision.models import resnet50
 
     network = resnet50()
     try:
         state = (
-            torch.load(path, weights_only=True) if path else published().get_state_dict(progress=False, check_hash=True)
+            torch.load(path, map_location="cpu", weights_only=True) if path else published().get_state_dict(progress=False, check_hash=True)
         )
         network.load_state_dict(state)
     except Exception as error:  # network, file and key errors have no common class
@@ -64,4 +66,4 @@ def load(path: str | None):
             f"ResNet-50 could not be loaded ({str(error).splitlines()[0][:150]}): give its weights with "
             "world.judges.objects.path="
         ) from error
-    return network.eval(), published().transforms()
+    return network.eval().to(device), published().transforms()

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from erasebench import verdicts
+from erasebench import judging, verdicts
 from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
-from erasebench.store import sha256_file
+from erasebench.store import sha256_once
 
 from .clip import Clip
 
@@ -60,10 +60,10 @@ class OpenNsfw:
     def weights(self) -> dict[str, str]:
         if not Path(self.path).is_file():
             raise ErasebenchError(f"{self.path}: no such file (open-nsfw.onnx)")
-        return {"open-nsfw.onnx": sha256_file(Path(self.path))}
+        return {"open-nsfw.onnx": sha256_once(Path(self.path))}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        session = onnx(self.path)
+        session = onnx(self.path, tuple(judging.providers()))
         batch = np.stack([self.prepared(image) for image in images.numpy()])
         shape = session.get_inputs()[0].shape
         if shape[1] == 3:
@@ -82,10 +82,10 @@ class OpenNsfw:
 
 
 @cache
-def onnx(path: str):
+def onnx(path: str, providers: tuple[str, ...]):
     from onnxruntime import InferenceSession
 
     try:
-        return InferenceSession(path, providers=["CPUExecutionProvider"])
+        return InferenceSession(path, providers=list(providers))
     except Exception as error:  # ONNX runtime's errors have no common class
         raise ErasebenchError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0][:150]})") from error

@@ -106,7 +106,7 @@ class Neighbours:
         def fill(folder: Path) -> None:
             model, _, tokenize = load(self.clip.architecture, self.clip.pretrained)
             encode = lambda texts: torch.nn.functional.normalize(model.encode_text(tokenize(list(texts))), dim=-1)
-            np.save(folder / "nearness.npy", (encode(names) @ encode(erased).T).amax(1).numpy())
+            np.save(folder / "nearness.npy", (encode(names) @ encode(erased).T).amax(1).cpu().numpy())
 
         identity = {"clip": self.clip.weights(), "version": self.clip.version, "names": names, "erased": erased}
         return np.load(Store().get_or_make("nearness", identity, fill) / "nearness.npy")

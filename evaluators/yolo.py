@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from erasebench import judging
 from erasebench.contracts import ErasebenchError, Missing, Prompt
-from erasebench.store import sha256_file
+from erasebench.store import sha256_once
 
 FILES = ("yolo.safetensors", "yolo.json")
 IMAGENETTE = {  # its folders are WordNet ids
@@ -65,15 +66,15 @@ class Yolo:
         raise ErasebenchError(f"{path}: no {' and '.join(FILES)} (YOLOv8 weights, world.judges.yolo.folder=)")
 
     def weights(self) -> dict[str, str]:
-        return {"yolo.safetensors": sha256_file(self.path / "yolo.safetensors")}
+        return {"yolo.safetensors": sha256_once(self.path / "yolo.safetensors")}
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        network, size = load(self.path)
+        network, size = load(self.path, judging.device())
         x = images.permute(0, 3, 1, 2).float() / 255
         if x.shape[-1] != size:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        return {"probabilities": logits(network, x).softmax(1).numpy()}
+        return {"probabilities": judging.in_batches(lambda part: logits(network, part), x).softmax(1).numpy()}
 
 
 def build(classes: int) -> nn.Module:
@@ -107,7 +108,7 @@ def save(network: nn.Module, classes: Sequence[str], size: int, folder: Path) ->
 
 
 @cache
-def load(folder: Path) -> tuple[nn.Module, int]:
+def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, int]:
     """(network, side of its input in pixels)"""
     from safetensors.torch import load_file
 
@@ -118,7 +119,7 @@ def load(folder: Path) -> tuple[nn.Module, int]:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except Exception as error:  # safetensors, key and shape errors have no common class
         raise ErasebenchError(f"{folder}: not YOLOv8's weights ({str(error).splitlines()[0][:150]})") from error
-    return network.eval(), described["size"]
+    return network.eval().to(device), described["size"]
 
 
 def train(data: Path, out: Path, epochs: int, size: int = 224) -> None:

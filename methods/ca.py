@@ -36,6 +36,7 @@ from erasebench.attention import attend, layers
 from erasebench.closed_form import filled
 from erasebench.contracts import Brief, Concept, Sampler
 from erasebench.loaders import lines
+from erasebench.memory import Term, share
 from erasebench.model import ClassifierFree, Context, Model
 from erasebench.tasks import seed_of
 from erasebench.training import decoded, drawn, fine_tune, noised, tuned
@@ -80,8 +81,10 @@ class CA:
         clip = lambda weights: torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         adam = partial(torch.optim.AdamW, lr=self.lr, weight_decay=0.01)
 
-        def loss(step: int) -> Tensor:
-            return self.loss(model, self.seen(model, brief.concepts, templates, pictures, generator))
+        def loss(step: int) -> list[Term]:
+            seen = self.seen(model, brief.concepts, templates, pictures, generator)
+            of = lambda rows: share(rows, self.batch) * self.loss(model, seen.select(rows))
+            return [Term(of, self.batch, graphs=1 + (self.prior_scale > 0))]
 
         with model.changed(processors=dict.fromkeys(layers(model), start_held)):
             fine_tune(model, GROUPS[self.trained], loss, self.steps, adam, out, "ca", clip)
@@ -183,6 +186,9 @@ class Seen(NamedTuple):
     anchor: Context
     concept: Context
     mask: Tensor
+
+    def select(self, rows: slice) -> Seen:
+        return Seen(*(x.select(rows) if isinstance(x, Context) else x[rows] for x in self))
 
 
 def within(error: Tensor, mask: Tensor) -> Tensor:

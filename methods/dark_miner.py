@@ -36,6 +36,7 @@ from erasebench.attention import Adapted, LowRank, projection
 from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, ErasebenchError, Sampler
 from erasebench.generate import version
+from erasebench.memory import sampled, sampled_images
 from erasebench.model import Context, Model, NotFinite, is_finite, weights_digest
 from erasebench.provenance import changed_sources, sources, write_sources
 from erasebench.store import Store, digest
@@ -138,8 +139,8 @@ class DarkMiner:
         """The base's pictures of the concepts, uint8 [pool, H, W, 3]."""
         texts = [filled(self.template, names[i % len(names)]) for i in range(self.pool)]
         seeds = [seed_of("dark_miner pool", self.pool_seed, i) for i in range(self.pool)]
-        parts = range(0, self.pool, 50)
-        return torch.cat([model.sample(texts[i : i + 50], seeds[i : i + 50], self.sampler).images for i in parts])
+        parts = [slice(i, i + 50) for i in range(0, self.pool, 50)]
+        return torch.cat([sampled_images(model, texts[part], seeds[part], self.sampler) for part in parts])
 
     def untrained(self, model: Model, seed: int) -> Adapters:
         """An adapter for every attention module, which changes nothing yet."""
@@ -229,9 +230,9 @@ class DarkMiner:
         """Latents sampled by the base, or by the model as it stands."""
         seeds = torch.randint(2**31, (len(context.ids),), generator=generator).tolist()
         if not base:
-            return model.latents(context, seeds, self.sampler)
+            return sampled(model, context, seeds, self.sampler)
         with model.teacher():
-            return model.latents(context, seeds, self.sampler)
+            return sampled(model, context, seeds, self.sampler)
 
     def low_rank(self, model: Model, artifact: Path) -> dict[str, tuple[Tensor, Tensor]]:
         """weight -> (up [out, rank], down [rank, in]), which are added to it."""
@@ -272,7 +273,7 @@ def verification(mined: Tensor, reference: Tensor, known: Tensor) -> Tensor:
 def embedded(clip: Clip, images: Tensor) -> Tensor:
     """CLIP's features [N, F] of images uint8 [N, H, W, 3]."""
     encoder, preprocess, _ = load(clip.architecture, clip.pretrained)
-    return encoder.encode_image(preprocess(images)).float()
+    return encoder.encode_image(preprocess(images)).float().cpu()
 
 
 def processors(adapters: Adapters) -> dict[str, Adapted]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from erasebench.contracts import Brief, Sampler
+from erasebench.memory import UNGRAPHED, at_once, in_slices
 from erasebench.model import ClassifierFree, Context, Model, join
 from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import midway
@@ -64,14 +65,22 @@ class ESD:
         pool: list[State] = []
         with model.teacher():
             for part in which.split(64):
-                record = Recorder()
-                with model.changed(guidance=record):
-                    seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
-                    model.latents(concepts.select(part), seeds, self.trajectory)
-                pool += [state.one(i) for state in record.states for i in range(len(state.z))]
+                seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
+                record = partial(self.recorded, model, concepts.select(part), seeds)
+                most = at_once(model.latent_shape(), UNGRAPHED)
+                slices = in_slices(model, ("sample", None), record, len(part), most)
+                steps = (state for states in zip(*slices, strict=True) for state in states)
+                pool += [state.one(i) for state in steps for i in range(len(state.z))]
         for row in torch.randint(len(pool), (self.steps, self.batch), generator=generator).tolist():
             z, t, contexts, free, text = zip(*(pool[i] for i in row), strict=True)
             yield State(torch.cat(z), torch.cat(t), join(*contexts), torch.cat(free), torch.cat(text))
+
+    def recorded(self, model: Model, contexts: Context, seeds: list[int], rows: slice) -> list[State]:
+        """What the model as it stands meets and predicts at every step towards some of the prompts."""
+        record = Recorder()
+        with model.changed(guidance=record):
+            model.latents(contexts.select(rows), seeds[rows], self.trajectory)
+        return record.states
 
     def moving(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
         """Batches of states at one random t, sampled with the weights as they stand; targets from the base."""

@@ -38,6 +38,7 @@ from erasebench import verdicts
 from erasebench.attention import attend, layers, project, split_heads
 from erasebench.closed_form import filled
 from erasebench.contracts import Brief, ErasebenchError, Prompt, Sampler
+from erasebench.memory import UNGRAPHED, at_once, in_slices, sampled_images
 from erasebench.model import ClassifierFree, Context, Model, join
 from erasebench.tasks import seed_of, spread
 from erasebench.training import checked
@@ -149,9 +150,9 @@ class GIE:
         with torch.no_grad(), self.inhibited(model, inhibitors, 0.0):
             for i in range(0, len(prompts), 64):
                 part = prompts[i : i + 64]
-                seen = probe(
-                    model, model.encode([p.text for p in part]), model.noise([p.seed for p in part]), inhibitors
-                )
+                context, z = model.encode([p.text for p in part]), model.noise([p.seed for p in part])
+                look = lambda rows, c=context, z=z: probe(model, c.select(rows), z[rows], inhibitors)
+                seen = torch.cat(in_slices(model, "probe", look, len(part), at_once(z.shape, UNGRAPHED)))
                 for prompt, row, label in zip(part, seen, labels[i : i + 64].tolist(), strict=True):
                     own = inhibitors.owner == names.index(prompt.concept) if prompt.concept else slice(None)
                     rows.append(row[own])
@@ -196,7 +197,9 @@ def search(
 def drawn(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int = 64) -> Tensor:
     """Images uint8 [N, H, W, 3] of the prompts, by the model as it stands."""
     parts = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
-    return torch.cat([model.sample([p.text for p in part], [p.seed for p in part], sampler).images for part in parts])
+    return torch.cat(
+        [sampled_images(model, [p.text for p in part], [p.seed for p in part], sampler) for part in parts]
+    )
 
 
 def network(inputs: int) -> nn.Sequential:

@@ -84,7 +84,7 @@ class KPOP:
             return which, *towards(concepts.select(which), which)
 
         with model.training(model.names(TRAINED[self.variant])) as weights:
-            optimiser = torch.optim.Adam(weights.values(), lr=self.lr)
+            optimiser = torch.optim.Adam(weights.values(), lr=self.lr, foreach=False)
             for _ in tqdm(range(self.steps), "kpop hide", disable=None, delay=2):
                 which, z, t = states()
                 loss = self.hide(model, z, t, concepts.select(which), neutral, start.select(which))

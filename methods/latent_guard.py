@@ -35,7 +35,7 @@ from erasebench import vocabulary
 from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, ErasebenchError
 from erasebench.model import Context, Model
-from erasebench.training import checked
+from erasebench.training import checked, encoded
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,6 @@ class Latent:
 
     def __call__(self, model: Model, context: Context) -> Tensor:
         return self.head(read(context), self.concepts).amax(1)
-
-
-def encoded(model: Model, texts: Sequence[str], batch: int = 64) -> Context:
-    with torch.no_grad():
-        parts = [model.encode(texts[i : i + batch]) for i in range(0, len(texts), batch)]
-    return Context(*(torch.cat(x) if x[0] is not None else None for x in zip(*parts, strict=True)))
 
 
 def ends(context: Context) -> Tensor:

@@ -9,7 +9,8 @@ them, drawn anew for each, as if they were all (fim=subsampled): the sum, then T
 average, its square somewhat too large.
 
 Departs from the released code: all replayed prompts are used (there the first thousand of five), the gradient of the
-penalty is added as it is, F and theta* never leave the device, and several concepts have surrogates of their own.
+penalty is added as it is, F and the pictures wait in main memory for their turn, and several concepts have surrogates
+of their own.
 """
 
 from __future__ import annotations
@@ -26,9 +27,21 @@ from tqdm import tqdm
 
 from erasebench.closed_form import filled
 from erasebench.contracts import Brief, Sampler
+from erasebench.memory import Term, add_gradients
 from erasebench.model import Model
 from erasebench.search import errors, noisy
-from erasebench.training import TRAINED, Pictures, checked, denoising, drawn, fine_tune, shuffled, tuned
+from erasebench.training import (
+    TRAINED,
+    Pictures,
+    checked,
+    denoising,
+    drawn,
+    encoded,
+    fine_tune,
+    light,
+    shuffled,
+    tuned,
+)
 from erasebench.vocabulary import kept_prompts
 
 
@@ -57,40 +70,46 @@ class SelectiveAmnesia:
         generator, sampler = torch.Generator().manual_seed(seed), Sampler("ddim", self.ddim_steps, self.guidance)
         named = [(c.name, filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
         names, texts = zip(*(named[i % len(named)] for i in range(self.pictures)), strict=True)
-        with torch.no_grad():
-            surrogates = drawn(model, texts, generator, sampler)._replace(context=model.encode(names))
-        replayed = drawn(model, kept_prompts(brief, self.replay, generator), generator, sampler)
+        surrogates = drawn(model, texts, generator, sampler)._replace(context=encoded(model, names)).to("cpu")
+        replayed = drawn(model, kept_prompts(brief, self.replay, generator), generator, sampler).to("cpu")
         fisher = self.fisher(model, replayed.select(slice(self.fim_pictures)), generator)
         before = {name: model.weight(name) for name in fisher}
         orders = [shuffled(len(p.z), self.batch, generator) for p in (surrogates, replayed)]
 
-        def loss(step: int) -> Tensor:
-            forget, keep = (p.select(next(order)) for p, order in zip((surrogates, replayed), orders, strict=True))
-            return denoising(model, forget, generator) + denoising(model, keep, generator)
+        def loss(step: int) -> list[Term]:
+            both = [p.select(next(order)) for p, order in zip((surrogates, replayed), orders, strict=True)]
+            return [denoising(model, pictures.to(model.device), generator) for pictures in both]
 
         def consolidate(weights) -> None:
             for name, weight in weights.items():
-                weight.grad += 2 * self.ewc * fisher[name] * (weight.data - before[name])
+                weight.grad += 2 * self.ewc * fisher[name].to(weight.device) * (weight.data - before[name])
 
         adam = partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay)
         fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "sa", consolidate)
 
     def fisher(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
-        """F of every weight that is trained, over pictures as the model stands."""
+        """F of every weight that is trained, over pictures as the model stands, on the CPU."""
         total, every = len(model.alphas_cumprod), self.fim == "full"
-        with model.training(model.names(TRAINED[self.variant])) as weights:
+        with model.training(model.names(TRAINED[self.variant])) as weights, light(model, weights.values()):
             found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
             for i in tqdm(range(len(pictures.z)), "fisher", disable=None, delay=2):
                 times = torch.arange(total) if every else torch.randperm(total, generator=generator)[: self.fim_steps]
-                one = pictures.select([i])
-                for t in times.to(one.z.device).split(self.fim_batch):
-                    noise = torch.randn(len(t), *one.z.shape[1:], generator=generator).to(one.z)
-                    z = noisy(model, one.z, t, noise)
-                    checked(errors(model.eps(z, t, one.context.repeat(len(t))), noise).sum(), "sa").backward()
+                one = pictures.select([i]).to(model.device)
+                shape = one.z.shape[1:]
+                noise = [torch.randn(len(t), *shape, generator=generator) for t in times.split(self.fim_batch)]
+                error = partial(self.error, model, one, times.to(one.z.device), torch.cat(noise).to(one.z))
+                add_gradients(
+                    model, [Term(error, len(times))], weights.values(), partial(checked, title="sa"), self.fim_batch
+                )
                 for name, weight in weights.items():
                     found[name] += (weight.grad * (total / len(times))).square() / len(pictures.z)
                     weight.grad = None
-        return found
+        return {name: value.cpu() for name, value in found.items()}
+
+    def error(self, model: Model, one: Pictures, t: Tensor, noise: Tensor, rows: slice) -> Tensor:
+        """The errors of one picture at some of the timesteps t [T], with noise [T, C, h, w], summed."""
+        z = noisy(model, one.z, t[rows], noise[rows])
+        return errors(model.eps(z, t[rows], one.context.repeat(len(z))), noise[rows]).sum()
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return tuned(model, artifact)

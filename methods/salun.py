@@ -30,8 +30,22 @@ from tqdm import tqdm
 
 from erasebench.closed_form import filled
 from erasebench.contracts import Brief, Sampler
+from erasebench.memory import Term, add_gradients
 from erasebench.model import Context, Model
-from erasebench.training import TRAINED, Pictures, checked, denoising, drawn, fine_tune, noised, shuffled, tuned
+from erasebench.training import (
+    TRAINED,
+    Pictures,
+    checked,
+    denoising,
+    drawn,
+    encoded,
+    fine_tune,
+    light,
+    mean_square,
+    noised,
+    shuffled,
+    tuned,
+)
 from erasebench.vocabulary import kept_prompts
 
 
@@ -58,26 +72,28 @@ class SalUn:
         generator, sampler = torch.Generator().manual_seed(seed), Sampler("ddim", self.ddim_steps, self.guidance)
         named = [(filled(t, c.name), filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
         texts, others = zip(*(named[i % len(named)] for i in range(self.pictures)), strict=True)
-        forget = drawn(model, texts, generator, sampler)
+        forget = drawn(model, texts, generator, sampler).to("cpu")
         explicit = all(concept.kind == "explicit" for concept in brief.concepts)
         shown = [others[i % len(others)] for i in range(self.kept)] if explicit else None
-        retain = drawn(model, shown or kept_prompts(brief, self.kept, generator), generator, sampler)
-        with torch.no_grad():
-            other = model.encode(others)
+        retain = drawn(model, shown or kept_prompts(brief, self.kept, generator), generator, sampler).to("cpu")
+        other = encoded(model, others).to("cpu")
         mask = saliency(self.gradient(model, forget, generator), self.salient)
         orders = [shuffled(len(p.z), self.batch, generator) for p in (forget, retain)]
         if self.variant == "released":
             orders[0] = repeat(torch.arange(min(self.batch, len(forget.z))))
             orders[1] = repeat(torch.arange(min(self.batch, len(retain.z)))) if explicit else orders[1]
 
-        def loss(step: int) -> Tensor:
+        def loss(step: int) -> list[Term]:
             which, kept = (next(order) for order in orders)
-            erased = unlearning(model, forget.select(which), other.select(which), generator)
-            return erased + self.keep_scale * denoising(model, retain.select(kept), generator)
+            shown, instead, retained = (
+                x.to(model.device) for x in (forget.select(which), other.select(which), retain.select(kept))
+            )
+            erased = unlearning(model, shown, instead, generator)
+            return [erased, denoising(model, retained, generator).times(self.keep_scale)]
 
         def salient_only(weights) -> None:
             for name, weight in weights.items():
-                weight.grad *= mask[name]
+                weight.grad *= mask[name].to(weight.device)
 
         steps = self.epochs * -(-self.pictures // self.batch)
         adam = partial(torch.optim.Adam, lr=self.lr)
@@ -85,29 +101,42 @@ class SalUn:
 
     def gradient(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
         """Of L_m, added up over all pictures."""
-        with model.training(model.names(TRAINED["full"])) as weights:
+        with model.training(model.names(TRAINED["full"])) as weights, light(model, weights.values()):
+            found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
             for which in tqdm(torch.arange(len(pictures.z)).split(self.batch), "saliency", disable=None, delay=2):
-                z, t, noise = noised(model, pictures.z[which], generator)
-                text = model.eps(z, t, pictures.context.select(which))
-                free = model.eps(z, t, model.unconditional().repeat(len(z)))
-                guided = free + self.mask_guidance * (text - free)
-                checked((guided - noise).square().mean(), "salun").backward()
-            return {name: weight.grad.clone() for name, weight in weights.items()}
+                part = pictures.select(which).to(model.device)
+                error = partial(self.guided_error, model, part.context, *noised(model, part.z, generator))
+                term = mean_square(len(which), error)._replace(graphs=2)
+                add_gradients(model, [term], weights.values(), partial(checked, title="salun"))
+                for name, weight in weights.items():
+                    found[name] += weight.grad
+                    weight.grad = None
+            return found
+
+    def guided_error(
+        self, model: Model, context: Context, z: Tensor, t: Tensor, noise: Tensor, rows: slice
+    ) -> Tensor:
+        """Of the guided prediction of some rows, [B, C, h, w]."""
+        text = model.eps(z[rows], t[rows], context.select(rows))
+        free = model.eps(z[rows], t[rows], model.unconditional().repeat(len(text)))
+        return free + self.mask_guidance * (text - free) - noise[rows]
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return tuned(model, artifact)
 
 
 def saliency(gradient: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """bool, like the gradient: where it is among the `share` of all its numbers that are largest in absolute value."""
+    """bool on the CPU, of the gradient's shapes: where it is among the `share` of all its numbers that are largest in absolute value."""
     sizes = torch.cat([g.abs().flatten().cpu() for g in gradient.values()])
     least = sizes.kthvalue(len(sizes) - max(1, round(share * len(sizes))) + 1).values
-    return {name: g.abs() >= least.to(g) for name, g in gradient.items()}
+    return {name: (g.abs() >= least.to(g)).cpu() for name, g in gradient.items()}
 
 
-def unlearning(model: Model, pictures: Pictures, other: Context, generator: torch.Generator) -> Tensor:
+def unlearning(model: Model, pictures: Pictures, other: Context, generator: torch.Generator) -> Term:
     """The distance of what is predicted for the pictures' prompts from what is for the other prompts."""
     z, t, _ = noised(model, pictures.z, generator)
     with torch.no_grad():
         target = model.eps(z, t, other)
-    return (model.eps(z, t, pictures.context) - target).square().mean()
+    return mean_square(
+        len(z), lambda rows: model.eps(z[rows], t[rows], pictures.context.select(rows)) - target[rows]
+    )

@@ -292,15 +292,15 @@ class Momentum(ClassifierFree):
 
 def test_cce_walks_to_its_timestep_where_guidance_has_a_memory(tiny):
     z0, noise, context = tiny.noise([1, 2]), tiny.noise([3, 4]), tiny.encode(["a cat", "a dog"])
-    path = torch.tensor([[999, 980], [799, 549], [599, 99]])
+    path = torch.tensor([[999, 799, 599], [980, 549, 99]])
     with tiny.changed(guidance=Momentum()), torch.no_grad():
         attack = CCE().fitting(tiny)
         walked = attack.prediction(tiny, z0, path, noise, context, 3.0)
         state = tiny.begin(context, z0)
-        for at in path:
+        for at in path.T:
             by_hand = tiny.guided_eps(search.noisy(tiny, z0, at, noise), at, context, 3.0, state)
         torch.testing.assert_close(walked, by_hand)
-        short = attack.prediction(tiny, z0, path[-1:], noise, context, 3.0)
+        short = attack.prediction(tiny, z0, path[:, -1:], noise, context, 3.0)
     assert not torch.allclose(walked, short)
     assert (attack.walk, attack.batch, attack.steps, attack.lr) == (35, 4, 1000, 0.02)
     assert CCE().fitting(tiny) == CCE(walk=0)  # ordinary guidance
@@ -309,10 +309,10 @@ def test_cce_walks_to_its_timestep_where_guidance_has_a_memory(tiny):
 
 def test_cces_walk_goes_down_through_different_timesteps_below_one(tiny):
     path = CCE(walk=35, batch=4).path(search.Draws(tiny, [1, 2]), [0, 1], 1000)
-    assert path.shape == (35, 8) and (path[:-1] > path[1:]).all() and path.max() < 1000
+    assert path.shape == (8, 35) and (path[:, :-1] > path[:, 1:]).all() and path.max() < 1000
     tight = CCE(walk=89, batch=50).path(search.Draws(tiny, [1]), [0], 1000)
-    assert (tight[:-1] > tight[1:]).all() and tight.min() >= 0
-    assert CCE(walk=0, batch=4).path(search.Draws(tiny, [1]), [0], 1000).shape == (1, 4)
+    assert (tight[:, :-1] > tight[:, 1:]).all() and tight.min() >= 0
+    assert CCE(walk=0, batch=4).path(search.Draws(tiny, [1]), [0], 1000).shape == (4, 1)
 
 
 def test_rab_by_hand(tiny):

@@ -83,7 +83,7 @@ def test_two_steps_by_hand(tiny, tmp_path):
         for _ in range(2):
             adam.zero_grad()
             first, second = (p.select(next(order)) for p, order in zip((forget, replayed), orders, strict=True))
-            loss = denoising(tiny, first, draw) + denoising(tiny, second, draw)
+            loss = denoising(tiny, first, draw).whole() + denoising(tiny, second, draw).whole()
             penalty = sum((fisher[n] * (w - before[n]).square()).sum() for n, w in weights.items())
             (loss + 20 * penalty).backward()
             adam.step()

@@ -53,7 +53,7 @@ def test_the_concept_is_answered_as_the_other_at_the_same_latents(tiny):
     target = tiny.eps(z, t, other).detach()
     name = tiny.names(r"attn2\.to_v\.weight$")[0]
     with tiny.training([name]) as weights:
-        loss = unlearning(tiny, pictures, other, torch.Generator().manual_seed(2))
+        loss = unlearning(tiny, pictures, other, torch.Generator().manual_seed(2)).whole()
         (got,) = torch.autograd.grad(loss, weights[name])
         expected = (tiny.eps(z, t, pictures.context) - target).square().mean()
         torch.testing.assert_close(loss, expected)
@@ -75,8 +75,8 @@ def test_one_step_by_hand(tiny, tmp_path):
     which, kept = (next(shuffled(4, 4, draw)) for _ in range(2))
     with tiny.training(tiny.names(r"^unet\.")) as weights:
         other = tiny.encode(["a sky", "sky here"] * 2).select(which)
-        loss = unlearning(tiny, forget.select(which), other, draw)
-        (loss + 0.3 * denoising(tiny, retain.select(kept), draw)).backward()
+        loss = unlearning(tiny, forget.select(which), other, draw).whole()
+        (loss + 0.3 * denoising(tiny, retain.select(kept), draw).whole()).backward()
         for name, parameter in weights.items():
             moved = mask[name] & (parameter.grad.abs() > 1e-5)
             expected = parameter.data - 1e-3 * parameter.grad.sign()

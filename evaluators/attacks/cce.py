@@ -14,7 +14,8 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasebench.contracts import PLACEHOLDER, Found, Prompt, Scene, Shot
-from erasebench.model import Model
+from erasebench.memory import Term, add_gradients
+from erasebench.model import Context, Model
 from erasebench.search import (
     Draws,
     Objective,
@@ -30,6 +32,7 @@ from erasebench.search import (
     draw_vectors,
     errors,
     fits,
+    graphs,
     guided,
     noisy,
     originals,
@@ -45,6 +48,19 @@ from erasebench.search import (
 from erasebench.tasks import seed_of
 
 log = logging.getLogger("erasebench")
+
+
+class Batch(NamedTuple):
+    """Pictures' latents z0 [B, C, h, w], timesteps [B, W] up to the one that counts, noise, prompts, and what the model should predict."""
+
+    z0: Tensor
+    path: Tensor
+    noise: Tensor
+    context: Context
+    aim: Tensor
+
+    def select(self, rows: slice) -> Batch:
+        return Batch(self.z0[rows], self.path[rows], self.noise[rows], self.context.select(rows), self.aim[rows])
 
 
 @dataclass(frozen=True)
@@ -139,14 +155,16 @@ class CCE:
             ]
             wanted = originals(model, asked).select(spread) if scale is not None else None
             with torch.no_grad():
-                aim = aims(model, noisy(model, z0, path[-1], noise), path[-1], noise, wanted, scale)
+                aim = aims(model, noisy(model, z0, path[:, -1], noise), path[:, -1], noise, wanted, scale)
             prompts = slots(model, [rows[k] for u in every for k in which[u].tolist()])
             context = with_vectors(model, prompts, torch.cat([v[u].repeat(self.texts, 1) for u in every])).select(
                 spread
             )
-            loss = errors(self.prediction(model, z0, path, noise, context, scale), aim)
+            hidden = context.hidden.detach().requires_grad_(True)
+            error = partial(self.error, model, scale, Batch(z0, path, noise, context._replace(hidden=hidden), aim))
             optimiser.zero_grad()
-            loss.unflatten(0, (len(units), self.batch)).mean(1).sum().backward()
+            add_gradients(model, [Term(error, len(z0), graphs(scale))], [hidden], lambda loss: loss)
+            context.hidden.backward(hidden.grad)
             optimiser.step()
             if step in marks:
                 for u in every:
@@ -164,16 +182,21 @@ class CCE:
         return [{"vectors": best[u].cpu(), "final": kept[u][-1][1].cpu()} for u in every]
 
     def path(self, draws: Draws, every: Sequence[int], count: int) -> Tensor:
-        """Timesteps [max(1, walk), N] of each picture: any, or `walk` different ones, downwards, below one from 90 of 1000 on."""
+        """Timesteps [N, max(1, walk)] of each picture: any, or `walk` different ones, downwards, below one from 90 of 1000 on."""
         if not self.walk:
-            return draws.integers(every, 0, count, self.batch).flatten()[None]
+            return draws.integers(every, 0, count, self.batch).flatten()[:, None]
         below = draws.integers(every, 90 * count // 1000, count, self.batch).flatten()
         order = draws.uniform(every, self.batch, count).flatten(0, 1)
         order[torch.arange(count, device=order.device) >= below[:, None]] = 2  # after all that may be drawn
-        return order.argsort(1)[:, : self.walk].sort(1, descending=True).values.T
+        return order.argsort(1)[:, : self.walk].sort(1, descending=True).values
+
+    def error(self, model: Model, scale: float | None, batch: Batch, rows: slice) -> Tensor:
+        """What some rows add to the loss, which is the sum of each inversion's mean over its batch."""
+        part = batch.select(rows)
+        return errors(self.prediction(model, *part[:4], scale), part.aim).sum() / self.batch
 
     def prediction(self, model: Model, z0: Tensor, path: Tensor, noise: Tensor, context, scale: float | None) -> Tensor:
-        *before, t = path
+        *before, t = path.T
         if not before:
             return predicted(model, noisy(model, z0, t, noise), t, context, scale)
         state = model.begin(context, noisy(model, z0, t, noise))

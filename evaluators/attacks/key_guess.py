@@ -10,6 +10,7 @@ The second is stage 2 of KPOP without the original model. It fits any model, sin
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from erasebench.contracts import Found, Prompt, Sampler, Scene
 from erasebench.generate import plain
+from erasebench.memory import Term, add_gradients, share
 from erasebench.model import Context, Model, Sampled
 from erasebench.search import Draws, draws, errors, noisy, number, shots, stored, two_encoders
 from erasebench.tasks import seed_of
@@ -96,15 +98,22 @@ class KeyGuess:
                 pick = drawn.integers([0], 0, len(z0), self.batch)[0]
                 t = drawn.integers([0], 0, len(model.alphas_cumprod), self.batch)[0]
                 noise = drawn.normal([0], self.batch, *z0.shape[1:])[0]
-                put = {"attention": {"key": Key(*(part.expand(self.batch, -1, -1) for part in key))}}
-                loss = errors(model.eps(noisy(model, z0[pick], t, noise), t, context, put), noise).mean()
+                error = partial(self.error, model, noisy(model, z0[pick], t, noise), t, noise, context, key)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                add_gradients(model, [Term(error, self.batch)], key, lambda loss: loss)
                 optimiser.step()
                 with torch.no_grad():
                     for part in key:
                         part.copy_(within(part, centre, self.rho))
         return {name: part.detach().cpu() for name, part in key._asdict().items()}
+
+    def error(
+        self, model: Model, z: Tensor, t: Tensor, noise: Tensor, context: Context, key: Key, rows: slice
+    ) -> Tensor:
+        """What some rows of noisy pictures add to the loss of a key."""
+        put = {"attention": {"key": Key(*(part.expand(len(z[rows]), -1, -1) for part in key))}}
+        found = errors(model.eps(z[rows], t[rows], context.select(rows), put), noise[rows]).mean()
+        return share(rows, len(z)) * found
 
     def draw(self, model: Model, shots: Sequence[Prompt], founds: Sequence[Found], sampler: Sampler) -> Sampled:
         pick = lambda part: torch.stack([f.tensors[part][number(p)] for p, f in zip(shots, founds, strict=True)])
