@@ -178,10 +178,14 @@ class Jobs:
             log.error("error: %s", line)
 
     def carry_out(self, config: DictConfig) -> None:
+        from .devices import check_gpu_is_seen
+
         check_values(config)
         self.rates.append(config.rate)
         if config.store.url:
             os.environ["ERASEBENCH_STORE"] = str(config.store.url)  # workers inherit it
+        if config.device == "auto" and not config.dry_run:
+            check_gpu_is_seen()
         try:
             run = build(config)
         except Missing as error:
@@ -420,6 +424,7 @@ def build(config: DictConfig) -> Run:
     """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit."""
     from . import loaders
     from .contracts import Sampler
+    from .devices import own_device
     from .model import Source
     from .pictured import Pictured
     from .run import Run
@@ -445,7 +450,7 @@ def build(config: DictConfig) -> Run:
     executor = hydra.utils.instantiate(config.executor)
     check_types(executor, "executor")
     refuse_unknown("speed", config.speed, ["exact", "fast"])
-    device = str(config.device) if config.device != "auto" else own_device()
+    device = str(config.device) if config.device != "auto" else own_device(*side_by_side())
     batch = config.batch if config.batch != "auto" else config.world.batch if device == "cpu" else 0
     task = hydra.utils.instantiate(config.task, _convert_="object")
     for name, evaluator in task.evaluators.items():
@@ -503,19 +508,15 @@ def build(config: DictConfig) -> Run:
     )
 
 
-def own_device() -> str:
-    """The CPU, or a GPU: jobs that a launcher runs side by side on one machine see the same ones, and take turns."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    hydra, there = HydraConfig.get(), torch.cuda.device_count()
+def side_by_side() -> tuple[bool, int]:
+    """(whether a launcher runs jobs side by side on one machine, so that they see the same GPUs; the job's number)."""
+    hydra = HydraConfig.get()
     alone = (
         hydra.mode != RunMode.MULTIRUN
         or "BasicLauncher" in hydra.launcher._target_
         or hydra.runtime.choices.executor != "local"
     )
-    return "cuda" if alone or there == 1 else f"cuda:{hydra.job.num % there}"
+    return (False, 0) if alone else (True, hydra.job.num)
 
 
 def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:

@@ -46,9 +46,12 @@ def requirements() -> tuple[dict[str, str], dict[str, str]]:
 def devices() -> str:
     import torch
 
+    from .devices import unseen_gpu
+
     cores = f"{os.cpu_count()} processor cores"
     if not torch.cuda.is_available():
-        return f"{cores}, no GPU: the embedded world takes minutes, Stable Diffusion days"
+        none = unseen_gpu() or "no GPU"
+        return f"{cores}, {none}: the embedded world takes minutes, Stable Diffusion days"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join([cores, *(f"{gpu.name} with {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)])
 

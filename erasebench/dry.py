@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from . import generate
+from . import bases, generate
 from .contracts import ErasebenchError
 from .model import Source
+from .needs import needs_of
 from .run import Run, image_identities
 from .store import Store, digest
 
@@ -44,11 +46,14 @@ def planned(run: Run) -> Planned:
                 evaluator.check()
             if reason := run.unknown_to(evaluator):
                 missing.append(f"{name}: {reason}")
+            missing += [f"{name}: {what}" for what in absent(evaluator, evaluator.judge)]
         except ErasebenchError as error:
             missing.append(f"{name}: {error}")
+    missing += [f"method {run.method}: {what}" for what in absent(run.eraser)]
+    missing += [f"attack {name}: {what}" for name, attack in run.attacks.items() for what in absent(attack)]
     fit = not run.is_base and not unknown and not store.has("artifacts", run.fit_identity())
     what = run.target or f"n={len(run.plan.concepts)}"
-    guided = run.sampler.guidance != 1
+    guided = run.sampler.guidance > 1
     return Planned(
         f"{run.method} {run.plan.task} {what} on {run.source.name}",
         images,
@@ -57,6 +62,16 @@ def planned(run: Run) -> Planned:
         tuple(missing),
         judges,
     )
+
+
+def absent(*plugins: Any) -> list[str]:
+    """What plugins need and this machine has not, each with how to get it."""
+    fate = lambda need: "it will be downloaded from" if need.fetch else "get it:"
+    return [
+        f"{need.what}{need.size} is not on this machine: {fate(need)} {need.how}"
+        for need in needs_of(*plugins)
+        if need.find() is None
+    ]
 
 
 def identities(run: Run) -> tuple[dict, dict, str]:
@@ -75,11 +90,10 @@ def weights_present(source: Source) -> None:
     if source.path:
         source.check()
         return
-    from huggingface_hub import try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(source.hub, "model_index.json", revision=source.revision or None), str):
+    if lost := bases.first_absent(source.hub, source.revision or None):
+        there = "not" if lost == bases.INDEX else f"not whole ({lost} is not there)"
         raise ErasebenchError(
-            f"{source.hub} is not on this machine: it will be downloaded, or give a folder (model.path=)"
+            f"{source.hub} is {there} on this machine: it will be downloaded, or give a folder (model.path=)"
         )
 
 

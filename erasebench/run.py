@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import generate, provenance, verdicts
+from . import generate, needs, provenance, verdicts
 from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
@@ -89,6 +89,12 @@ class Run:
             ],
         }
 
+    @property
+    def plugins(self) -> list[Any]:
+        """Whatever may need files that are not its own."""
+        judges = [e.judge for e in self.plan.evaluators.values() if e is not None]
+        return [self.eraser, *self.plan.evaluators.values(), *judges, *self.attacks.values()]
+
     def skips(self, evaluator: Evaluator | None) -> str:
         """Why an evaluator cannot be part of this run, or nothing."""
         if evaluator is None or evaluator.judge is None:
@@ -99,6 +105,8 @@ class Run:
                 evaluator.check()
         except Missing as error:
             return str(error)
+        if reason := needs.lacking(evaluator, evaluator.judge):
+            return reason
         absent = set(evaluator.splits) - set(self.concepts)
         if absent:
             return f"the world {self.world} gives no {', '.join(sorted(absent))} prompts"
@@ -318,6 +326,7 @@ def not_finite_in(folder: Path) -> str:
 def execute(run: Run) -> list[Row]:
     """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
     check_writable(run.results / "runs")
+    needs.bring(*run.plugins)  # before a model is loaded, and before the id, which tells what is judged
     run_id = run.id
     path = run.results / "runs" / f"{run_id}.csv"
     erased = Erased(run, Store())
@@ -342,6 +351,8 @@ def execute(run: Run) -> list[Row]:
     try:
         if isinstance(run.executor, Local):
             check_device(run.device)  # of others, each worker asks where it is
+        if erased.fitted() is None:
+            needs.check(run.eraser)
         erased.check_fit()
         base_shards, our_shards = images(erased)
         cost = costs(erased, our_shards)

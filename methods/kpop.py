@@ -197,5 +197,5 @@ class Unlocked(ClassifierFree):
         if len(holders):
             own = t if t.ndim == 0 else t[holders]
             key = {"attention": {"key": self.keys.select(state["named"][holders])}}
-            text = text.index_copy(0, holders, model.eps(z[holders], own, context.select(holders), key))
+            text = text.index_copy(0, holders, model.predict(z[holders], own, context.select(holders), key))
         return free, text
