@@ -46,7 +46,7 @@ if typing.TYPE_CHECKING:
     from .run import Run
 
 log = logging.getLogger("erasebench")
-DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
+DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float | None], None]
 RAISES = "HYDRA_FULL_ERROR"  # makes Hydra raise what it would print
 UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
@@ -133,7 +133,7 @@ class Jobs:
     process: int = field(default_factory=os.getpid)
     dry: list[Run] = field(default_factory=list)
     uncounted: list[tuple[str, str, str]] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
+    rates: list[float | None] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     composes: bool = True  # whether the command line makes jobs at all
 

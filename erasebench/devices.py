@@ -21,6 +21,18 @@ def own_device(shared: bool = False, number: int = 0) -> str:
     return f"cuda:{number % there}" if shared and there > 1 else "cuda"
 
 
+def use_exact_arithmetic() -> None:
+    """Switch TF32 off, which torch leaves on for convolutions: what is fp32 is fp32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def arithmetic() -> str:
+    """How fp32 is computed on a GPU, in words."""
+    on = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    return f"TF32 {'on' if on else 'off'}"
+
+
 def check_gpu_is_seen() -> None:
     """Raises ErasebenchError where a GPU is here that torch does not see: on the CPU Stable Diffusion takes days."""
     if reason := unseen_gpu():

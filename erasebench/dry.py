@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import bases, generate
+from . import bases, generate, provenance, rates
 from .contracts import ErasebenchError
 from .model import Source
 from .needs import needs_of
@@ -25,6 +25,8 @@ class Planned:
     fit: bool
     missing: tuple[str, ...]
     judges: dict[str, str]
+    rate: float = 1.0
+    of: str = ""
 
 
 def planned(run: Run) -> Planned:
@@ -61,6 +63,7 @@ def planned(run: Run) -> Planned:
         fit,
         tuple(missing),
         judges,
+        *rates.assumed(run.source.name, run.speed, provenance.device(run.device) if run.device != "cpu" else ""),
     )
 
 
@@ -97,13 +100,13 @@ def weights_present(source: Source) -> None:
         )
 
 
-def tell(runs: Sequence[Run], uncounted: Sequence[tuple[str, str, str]], rate: float) -> None:
+def tell(runs: Sequence[Run], uncounted: Sequence[tuple[str, str, str]], rate: float | None) -> None:
     print(report([planned(run) for run in runs], uncounted, rate))
 
 
-def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], rate: float) -> str:
+def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], rate: float | None) -> str:
     """A line for each run, and for each whose prompts are not here (task, model, why); images that several runs share (the originals) are
-    counted once in the sum."""
+    counted once in the sum. Without a `rate` each run's own is assumed."""
     lines, every = [], {}
     for plan in plans:
         to_make = {key: n for key, (n, there) in plan.images.items() if not there}
@@ -112,15 +115,17 @@ def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], 
             + (", fit to do" if plan.fit else "")
             + "".join(f"; missing: {what}" for what in plan.missing)
         )
-        every |= {key: (n, plan.per_image) for key, n in to_make.items()}
+        every |= {key: (n, plan.per_image, plan.rate) for key, n in to_make.items()}
     lines += [f"{task} on {model}: missing: {why}" for task, model, why in uncounted]
     judges = {name: licence for plan in plans for name, licence in plan.judges.items()}
     if judges:
         lines.append("judges: " + "; ".join(f"{name}, {licence}" for name, licence in judges.items()))
-    calls = sum(n * per_image for n, per_image in every.values())
+    calls = sum(n * per_image for n, per_image, _ in every.values())
+    seconds = sum(n * per_image / (rate or own) for n, per_image, own in every.values())
+    at = [f"{rate:g} a second"] if rate else dict.fromkeys(f"{p.rate:.3g} a second (assumed: {p.of}; rate=)" for p in plans)
     lines.append(
-        f"{len(plans)} runs, {sum(n for n, _ in every.values())} images to make, {calls} U-Net evaluations, "
-        f"{calls / rate / 3600:.1f} GPU hours at {rate:g} a second (fits and attacks not counted)"
+        f"{len(plans)} runs, {sum(n for n, *_ in every.values())} images to make, {calls} U-Net evaluations, "
+        f"{seconds / 3600:.1f} GPU hours at {', '.join(at) or 'no rate'} (fits and attacks not counted)"
         + (
             f"; {len(uncounted)} more runs, whose prompts are not here (a dry run downloads nothing)"
             if uncounted

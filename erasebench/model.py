@@ -29,6 +29,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from . import bases
 from .contracts import ErasebenchError, Sampler
+from .devices import use_exact_arithmetic
 from .gate import Refused, refuses, refuses_decoded
 from .store import digest, sha256_file
 
@@ -430,6 +431,7 @@ class Model:
         """Load every part strictly; `explicit`: for a task that erases explicit content. Raises ErasebenchError for a missing,
         truncated or non-finite model, for one that does not draw from text alone, and for a device that is not there."""
         check_device(device)
+        use_exact_arithmetic()
         where, revision = str(source.path or source.hub), {}
         if source.path is None:
             revision["revision"] = source.revision or None

@@ -59,8 +59,10 @@ def device(name: str) -> str:
     if name.startswith("cuda"):
         import torch
 
+        from .devices import arithmetic
+
         try:
-            return torch.cuda.get_device_name(name)
+            return f"{torch.cuda.get_device_name(name)}, {arithmetic()}"
         except (AssertionError, RuntimeError, ValueError):  # the row of a run that failed because it is not there
             return name
     model = ""

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import generate, needs, provenance, verdicts
+from . import generate, needs, provenance, rates, verdicts
 from .contracts import WORD, Attack, ErasebenchError, Eraser, Evaluator, Metric, Missing, Plan, Prompt, Sampler, Scored
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
@@ -177,6 +177,7 @@ class Erased:
         self._lock = threading.RLock()  # shards are made side by side; the first that needs the model loads it
         self.turn = None if run.device == "cpu" else threading.Lock()  # a GPU samples one shard at a time
         self.judging = threading.Lock()
+        self.forecast: rates.Forecast | None = None  # of the images that are being made
         self.outdated: set[tuple[str, str]] = set()  # ("method", "judge" or "attack", its name): another source made it
         self._sources: dict[tuple[str, str], dict[str, str]] = {}
 
@@ -457,6 +458,7 @@ def images(erased: Erased) -> tuple[list[Shard], list[Shard]]:
         start = time.perf_counter()
         erased.fit()  # first, as what is wrong with a method or a checkpoint should be known before hours of sampling
         log.info("fit: %.1f s", time.perf_counter() - start)
+    erased.forecast = forecast(erased, parts, (base_identity, identity))
     originals = produce(erased, parts, "base", base_identity, "originals")
     if run.is_base:
         return originals, originals
@@ -492,6 +494,8 @@ def produce(
             except NotFinite as error:
                 who = f"base {here.run.source.name}" if state == "base" else f"method {here.run.method}"
                 raise NotFinite(f"{error} ({who})") from error
+            if made and here.forecast is not None:
+                here.forecast.correct(Shard(here.store.get("images", key(identity, sampler, part)), part).meta())
             for evaluator in judges if made else ():
                 if part[0].split in evaluator.splits:
                     with suppress(Exception):  # it is judged again when it is summed up, and fails there
@@ -510,6 +514,21 @@ def produce(
             f"{len(parts) - len(made)} shards were made and are not in the store: is it the same one for all?"
         )
     log.info("%s: %d shards in %.1f s", label, len(made), time.perf_counter() - start)
+    return made
+
+
+def forecast(erased: Erased, parts: Sequence[tuple[Prompt, ...]], identities: Sequence[dict]) -> rates.Forecast | None:
+    """What is left to sample, told at an assumed rate; nothing where all is in the store."""
+    run, sampler = erased.run, erased.run.sampler
+    asked_for = [(key(identity, sampler, part), len(part)) for identity in identities for part in parts]
+    missing = {digest(k): count for k, count in asked_for if not erased.store.has("images", k)}
+    images = sum(missing.values())
+    if not images:
+        return None
+    gpu = "" if run.device == "cpu" else provenance.device(run.device)
+    evaluations = images * sampler.steps * (2 if sampler.guidance > 1 else 1)
+    made = rates.Forecast(evaluations, *rates.assumed(run.source.name, run.speed, gpu))
+    made.begin()
     return made
 
 

@@ -126,6 +126,11 @@ class KPOP:
         with model.changed(processors=self.processors(model)):
             return model.eps(z, t, context, {"attention": {"key": key}})
 
+    def skip(self, model: Model) -> str:
+        if self.processors(model):
+            return ""
+        return f"the U-Net has no cross-attention in its {' or '.join(PLACES[self.place])}, where the key is read (method.place=inmidout reads everywhere)"
+
     def processors(self, model: Model) -> dict[str, Keyed]:
         """Of the layers that can read a key."""
         present = model.unet.attn_processors
