@@ -93,7 +93,7 @@ class Run:
     def plugins(self) -> list[Any]:
         """Whatever may need files that are not its own."""
         judges = [e.judge for e in self.plan.evaluators.values() if e is not None]
-        return [self.eraser, *self.plan.evaluators.values(), *judges, *self.attacks.values()]
+        return [self.eraser, *self.plan.evaluators.values(), *judges, *self.attacks.values(), self.second]
 
     def skips(self, evaluator: Evaluator | None) -> str:
         """Why an evaluator cannot be part of this run, or nothing."""
@@ -352,7 +352,7 @@ def execute(run: Run) -> list[Row]:
     try:
         if isinstance(run.executor, Local):
             check_device(run.device)  # of others, each worker asks where it is
-        if erased.fitted() is None:
+        if not run.is_base and erased.fitted() is None:
             needs.check(run.eraser)
         erased.check_fit()
         base_shards, our_shards = images(erased)

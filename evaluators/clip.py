@@ -18,7 +18,6 @@ from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 from erasebench.store import sha256_file
 
-
 SIZES = {"ViT-B-32-quickgelu": 605, "ViT-L-14-quickgelu": 1710}  # megabytes: parameters times four
 SET = "world.judges.clip.pretrained=, a method's with method.clip.pretrained="
 

@@ -169,9 +169,8 @@ def test_torchmetrics_inception_names_its_package(monkeypatch):
 
 
 def test_lpips_reads_alexnet_as_torchvision_publishes_it(tmp_path):
-    from torchvision.models import alexnet
-
     from erasebench.evaluators.quality import AlexNet, lpips
+    from torchvision.models import alexnet
 
     torch.manual_seed(0)
     network = alexnet()

@@ -20,7 +20,7 @@ FILES = {  # entries of scheduler_config.json, and the samplers that read them
 }
 READ = [(entries, name) for entries, (_, names) in FILES.items() for name in names]
 ALL = [(name, prediction, False) for name in sorted(SCHEDULERS) for prediction in ("epsilon", "v_prediction", "sample")]
-CANNOT = {("pndm", "sample"), ("euler", "sample")}  # diffusers' own schedulers raise
+CANNOT = {("pndm", "sample")}  # diffusers' own scheduler raises
 
 
 @pytest.fixture(scope="module")
