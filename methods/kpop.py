@@ -129,7 +129,8 @@ class KPOP:
     def skip(self, model: Model) -> str:
         if self.processors(model):
             return ""
-        return f"the U-Net has no cross-attention in its {' or '.join(PLACES[self.place])}, where the key is read (method.place=inmidout reads everywhere)"
+        where = " or ".join(PLACES[self.place])
+        return f"the U-Net has no cross-attention in its {where}, where the key is read (method.place=inmidout: everywhere)"
 
     def processors(self, model: Model) -> dict[str, Keyed]:
         """Of the layers that can read a key."""

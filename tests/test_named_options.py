@@ -42,7 +42,8 @@ def messages(file: Path) -> list[str]:
             return known.get(getattr(node.value, "id", ""), "\0")
         return "".join(map(text, node.values))
 
-    return [text(n) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) or (isinstance(n, ast.Constant) and isinstance(n.value, str))]
+    is_text = lambda node: isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return [text(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) or is_text(node)]
 
 
 def named() -> dict[str, Path]:

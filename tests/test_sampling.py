@@ -1,4 +1,4 @@
-"""Sampling against diffusers' own pipelines, in double precision: every sampler, prediction type and setting of a scheduler's file."""
+"""Sampling against diffusers' own pipelines, in double precision: every sampler, prediction type and setting of a file."""
 
 import pytest
 import torch
