@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .contracts import ErasebenchError
+from .needs import cached
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+INDEX = "model_index.json"
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}  # whether it is SDXL's
 KINDS = {  # what other classes of a configuration are, by a part of their names; the first that fits
     "Inpaint": "an inpainting model, which does not draw from text alone",
@@ -143,6 +146,36 @@ def is_read(file: Path, part: str, variant: str | None) -> bool:
     return bool(re.search(rf"[.]{re.escape(variant)}[.-]", file.name))
 
 
+def first_absent(repository: str, revision: str | None) -> str:
+    """The first file of a base that the hub's cache on this machine lacks, or nothing."""
+    here = lambda name: cached(repository, name, revision)
+    if (index := here(INDEX)) is None:
+        return INDEX
+    entries = read_json(index)
+    xl = PIPELINES.get(str(entries.get("_class_name")), False)
+    parts = [part for part in CLASSES if xl or not part.endswith("_2")]
+    for name in ("scheduler/scheduler_config.json", *(f"{p}/config.json" for p in parts if "tokenizer" not in p)):
+        if here(name) is None:
+            return name
+    for part in parts:
+        if "tokenizer" in part:
+            if here(f"{part}/tokenizer.json") is None and not (here(f"{part}/vocab.json") and here(f"{part}/merges.txt")):
+                return f"{part}/vocab.json"
+        elif lost := first_weights_absent(here, f"{part}/{STEMS.get(part, 'model')}"):
+            return lost
+    return ""
+
+
+def first_weights_absent(here: Callable[[str], Path | None], stem: str) -> str:
+    """The first file of a part's weights that is not there, whole or in shards, plain or in half precision; or nothing."""
+    if here(f"{stem}.safetensors") or here(f"{stem}.fp16.safetensors"):
+        return ""
+    for index in filter(None, (here(f"{stem}.safetensors.index.json"), here(f"{stem}.safetensors.index.fp16.json"))):
+        shards = sorted(set((read_json(index).get("weight_map") or {"": "its shards"}).values()))
+        return next((name for name in (f"{stem.partition('/')[0]}/{shard}" for shard in shards) if not here(name)), "")
+    return f"{stem}.safetensors"
+
+
 def check_pointers(folder: Path, part: str) -> None:
     """Raises ErasebenchError where weights were not downloaded: Git LFS leaves a line of text in their place."""
     for file in (folder / part).glob("*.safetensors"):
@@ -242,8 +275,8 @@ def check_scheduler(scheduler: Mapping[str, Any]) -> None:
     if name not in KarrasDiffusionSchedulers.__members__ or name.startswith("EDM"):
         raise ErasebenchError(f"scheduler {named(name)}")
     prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
-        raise ErasebenchError(f"prediction type {prediction!r} is not supported (epsilon, v_prediction)")
+    if prediction not in PREDICTIONS:
+        raise ErasebenchError(f"prediction type {prediction!r} is not supported ({', '.join(PREDICTIONS)})")
     if scheduler.get("use_flow_sigmas"):
         raise ErasebenchError("scheduler with use_flow_sigmas: of a flow model, not supported yet")
     if scheduler.get("rescale_betas_zero_snr"):

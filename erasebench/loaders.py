@@ -15,6 +15,9 @@ from .gate import refuses
 
 log = logging.getLogger("erasebench")
 LONGEST = 5000  # characters; a text encoder reads far less, so that more is a broken file
+MORE_CAPTIONS = (  # what a method asks for that has none
+    "give more than are evaluated, a longer file with world.captions.path= or a smaller world.captions.count="
+)
 CAPTIONS = ("prompt", "caption", "captions", "text")
 COLUMNS = {  # ours -> the dataset's own name, and the name in the widely copied CSV
     "text": ("prompt",),

@@ -12,8 +12,11 @@ from .attention import maps
 from .closed_form import filled, span
 from .contracts import ErasebenchError
 from .model import Model
+from .needs import Need, hub
 
 DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-huge"
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # of both
+WORDS = ("tokenizer.json", "tokenizer_config.json")  # that the detector reads
 
 
 def whole(model: Model, images: Tensor, template: str, name: str) -> Tensor:
@@ -79,6 +82,14 @@ def grounding(device: str):
             f"masks=grounded needs the weights of {DETECTOR} and {SEGMENTER}, which could not be loaded: "
             "download them, or choose method.masks=attention"
         ) from error
+
+
+def segmenting() -> list[Need]:
+    """What masks=grounded needs."""
+    return [
+        hub(DETECTOR, (*FILES, *WORDS), "Grounding DINO", 690, "method.masks=attention needs none"),
+        hub(SEGMENTER, FILES, "SAM", 2560, "method.masks=attention needs none"),
+    ]
 
 
 def drawn(name: str) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import bases
 from .contracts import ErasebenchError, Sampler
+from .devices import use_exact_arithmetic
 from .gate import Refused, refuses, refuses_decoded
 from .memory import at_once, in_slices
 from .store import digest, sha256_file
@@ -44,6 +45,7 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",
     "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
     "dpmsolver": "DPMSolverMultistepScheduler",
 }
 
@@ -156,6 +158,24 @@ def check_device(name: str) -> None:
         raise ErasebenchError(f"device={name}: the GPU cannot be used ({str(error).strip().splitlines()[0]})") from error
 
 
+def unfetched(error: Exception) -> str:
+    """What to do about a base that the hub does not give."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    kinds, cause = [], error
+    while cause is not None:  # diffusers raises an OSError from the hub's own
+        kinds.append(type(cause))
+        cause = cause.__cause__ or cause.__context__
+    named = "give another with model.hub=<owner>/<name> model.revision=<commit>, or a folder with model.path="
+    if any(issubclass(kind, GatedRepoError) for kind in kinds):
+        return "the hub gives it to those who have agreed to its terms: agree on its page, then `hf auth login`"
+    if any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+        return f"the hub has no such repository, or not any more: {named}"
+    if any(issubclass(kind, RevisionNotFoundError) for kind in kinds):
+        return f"the hub's repository has no such revision: {named}"
+    return "it could not be fetched: download it once and pass the folder with model.path="
+
+
 def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
     """The U-Net, VAE or a text encoder, with every weight in its place. Raises ErasebenchError otherwise."""
     library, name = WEIGHTS[part]
@@ -265,13 +285,16 @@ class Guidance(Protocol):
     def __call__(
         self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
     ) -> Tensor:
-        """scale: one for all, or [B, 1, 1, 1]"""
+        """What the scheduler is handed [B, C, h, w]: predictions of the U-Net (`Model.predict`), composed. scale: one for
+        all, or [B, 1, 1, 1], at least 1."""
         ...
 
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """eps(neg) + scale * (eps(prompt) - eps(neg)) (Ho & Salimans, 2022, Eq. 6); neg is the empty prompt by default."""
+    """eps(neg) + scale * (eps(prompt) - eps(neg)) (Ho & Salimans, 2022, Eq. 6); neg is the empty prompt by default.
+
+    eps stands for what the U-Net predicts, be it noise or not: diffusers guides that, too."""
 
     negative: Context | None = None
     has_memory: ClassVar[bool] = False
@@ -284,17 +307,17 @@ class ClassifierFree:
         self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
     ) -> Tensor:
         if isinstance(scale, int | float) and scale == 1:  # diffusers, too, leaves guidance out at 1
-            return model.eps(z, t, context, state)
+            return model.predict(z, t, context, state)
         free, text = self.predictions(model, z, t, context, state)
         return free + scale * (text - free)
 
     def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
-        """eps(neg) and eps(prompt), each [B, C, h, w], in one call of the U-Net where both are of one length."""
+        """Predictions of neg and of the prompt, each [B, C, h, w], in one call of the U-Net where both are of one length."""
         if state["negative"].hidden.shape[1] != context.hidden.shape[1]:  # a mined embedding may have any
-            return model.eps(z, t, state["negative"], state), model.eps(z, t, context, state)
+            return model.predict(z, t, state["negative"], state), model.predict(z, t, context, state)
         joined = once("joined", lambda: join(state["negative"], context), state["negative"].hidden, context.hidden)
         both = torch.cat([t, t]) if t.ndim else t  # one timestep for all, or one for each
-        return model.eps(torch.cat([z, z]), both, joined, state).chunk(2)
+        return model.predict(torch.cat([z, z]), both, joined, state).chunk(2)
 
 
 class Guard(Protocol):
@@ -420,6 +443,7 @@ class Model:
         """Load every part strictly; `explicit`: for a task that erases explicit content. Raises ErasebenchError for a missing,
         truncated or non-finite model, for one that does not draw from text alone, and for a device that is not there."""
         check_device(device)
+        use_exact_arithmetic()
         where, revision = str(source.path or source.hub), {}
         if source.path is None:
             revision["revision"] = source.revision or None
@@ -427,6 +451,8 @@ class Model:
             base = source.check()
             dtype = getattr(torch, source.dtype)
             loaded = {part: load_part(source, part, dtype) for part in WEIGHTS if part in base.parts}
+            if base.xl and dtype == torch.float16 and base.parts["vae"]["force_upcast"]:
+                loaded["vae"].float()  # as SDXL's pipeline does: in half precision it gives NaN
             tokenizers = {
                 part: quiet("transformers").CLIPTokenizer.from_pretrained(where, subfolder=part, **revision)
                 for part in ("tokenizer", "tokenizer_2")[: 1 + base.xl]
@@ -439,11 +465,7 @@ class Model:
             raise
         except Exception as error:  # safetensors, JSON, network and key errors have no common class
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            advice = (
-                "the folder is damaged or not a diffusers pipeline"
-                if source.path
-                else "it could not be fetched: download it once and pass the folder with model.path="
-            )
+            advice = "the folder is damaged or not a diffusers pipeline" if source.path else unfetched(error)
             raise ErasebenchError(f"cannot load model {where}: {advice} ({reason[:200]})") from error
         return cls(
             **loaded,
@@ -762,7 +784,12 @@ class Model:
         return self.guidance.begin(self, context, z)
 
     def eps(self, z: Tensor, t: Tensor | int, context: Context, state: Mapping[str, Any] | None = None) -> Tensor:
-        """Predicted noise [B, C, h, w] at timestep t (a number or [B]); a v-predicting U-Net is converted.
+        """Predicted noise [B, C, h, w] at timestep t (a number or [B]), whatever the U-Net predicts."""
+        return self.as_noise(self.predict(z, t, context, state), z, t)
+
+    def predict(self, z: Tensor, t: Tensor | int, context: Context, state: Mapping[str, Any] | None = None) -> Tensor:
+        """What the U-Net predicts [B, C, h, w] at timestep t (a number or [B]): noise, v or clean latents, as its scheduler
+        expects.
 
         `state["attention"]`, where guidance put one, reaches the attention processors as keyword arguments.
         """
@@ -780,18 +807,23 @@ class Model:
                 return_dict=False,
             )[0]
             # the next call of a compiled U-Net writes over what this one gave
-            out = out.clone() if fast and out.dtype == z.dtype else out.to(z.dtype)
-        if self._prediction == "v_prediction":  # Salimans & Ho, 2022, section 4
-            alpha = self._signal(t).to(z.dtype).reshape(-1, 1, 1, 1)
-            out = alpha.sqrt() * out + (1 - alpha).sqrt() * z
-        return out
+            return out.clone() if fast and out.dtype == z.dtype else out.to(z.dtype)
+
+    def as_noise(self, predicted: Tensor, z: Tensor, t: Tensor | int) -> Tensor:
+        """The noise [B, C, h, w] that a prediction of the U-Net for z at t (a number or [B]) stands for."""
+        if self._prediction == "epsilon":
+            return predicted
+        alpha = self._signal(torch.as_tensor(t, device=z.device)).to(z.dtype).reshape(-1, 1, 1, 1)
+        if self._prediction == "sample":
+            return (z - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
+        return alpha.sqrt() * predicted + (1 - alpha).sqrt() * z  # v: Salimans & Ho, 2022, section 4
 
     def _signal(self, t: Tensor) -> Tensor:
         """alphas_cumprod at t; between two timesteps, where some samplers go, as diffusers interpolates the noise."""
         if not t.is_floating_point():
             return self.alphas_cumprod[t]
         sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
-        low = t.floor().long()
+        low = t.floor().long().clamp(max=len(sigmas) - 1)
         high = (low + 1).clamp(max=len(sigmas) - 1)
         return 1 / (1 + torch.lerp(sigmas[low], sigmas[high], (t - low).to(sigmas)) ** 2)
 
@@ -803,9 +835,15 @@ class Model:
         times = torch.tensor([side, side, 0, 0, side, side], device=z.device, dtype=z.dtype).expand(len(z), 6)
         return {"text_embeds": context.pooled, "time_ids": times}
 
+    def guided(self, z: Tensor, t: Tensor | int, context: Context, scale: float | Tensor, state: dict) -> Tensor:
+        """What the scheduler is handed [B, C, h, w]: guidance composed, whatever the method made of it. diffusers leaves
+        guidance out at 1 and below."""
+        least = scale.clamp(min=1) if isinstance(scale, Tensor) else max(scale, 1)
+        return self.guidance(self, z, torch.as_tensor(t, device=z.device), context, least, state)
+
     def guided_eps(self, z: Tensor, t: Tensor | int, context: Context, scale: float | Tensor, state: dict) -> Tensor:
-        """Noise as the sampler sees it: guidance composed, whatever the method made of it."""
-        return self.guidance(self, z, torch.as_tensor(t, device=z.device), context, scale, state)
+        """The noise that `guided` stands for."""
+        return self.as_noise(self.guided(z, t, context, scale, state), z, t)
 
     def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
         """Unit Gaussian latents, one CPU generator an image, so that an image never depends on its neighbours."""
@@ -817,25 +855,38 @@ class Model:
         """A fresh diffusers scheduler with its timesteps set; set up as StableDiffusionPipeline does."""
         if sampler.name not in SCHEDULERS:
             raise ErasebenchError(f"unknown sampler {sampler.name!r}: choose from {', '.join(SCHEDULERS)}")
-        own = {} if self.text_encoder_2 is not None else {"steps_offset": 1}  # SDXL's pipeline takes its own
-        config = {**self.scheduler_config, "prediction_type": "epsilon", "clip_sample": False, **own}
+        # a file of a scheduler that cannot clip does not say that it does not, and DDIM would
+        config = {"clip_sample": False, **self.scheduler_config}
+        if self.text_encoder_2 is None:  # SDXL's pipeline takes the file's
+            config |= {"steps_offset": 1, "clip_sample": False}
         try:
             scheduler = getattr(quiet("diffusers"), SCHEDULERS[sampler.name]).from_config(config)
             scheduler.set_timesteps(sampler.steps, device=self.device)
         except Exception as error:  # schedulers refuse what they cannot do in several ways
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ErasebenchError(f"{sampler.name} of {sampler.steps} steps cannot sample this base: {reason}") from error
-        if (last := float(scheduler.timesteps.max())) > len(self.alphas_cumprod) - 1:
+        last, trained = float(scheduler.timesteps.max()), len(self.alphas_cumprod)
+        if last > trained - 1 and not hasattr(scheduler, "sigmas"):  # those with sigmas interpolate them
             raise ErasebenchError(
                 f"sampler.steps={sampler.steps}: {sampler.name} would begin at timestep {last:g}, and the base was trained "
-                f"up to {len(self.alphas_cumprod) - 1}"
+                f"up to {trained - 1}: at most {trained - 1} steps"
+            )
+        if sampler.steps > 1 and len(scheduler.timesteps.unique()) == 1:
+            raise ErasebenchError(
+                f"sampler.steps={sampler.steps}: {sampler.name} would stay at timestep {last:g}: at most {trained - 1} steps"
             )
         return scheduler
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Raises ErasebenchError for a sampler or a size that the base cannot be drawn with."""
-        self.scheduler(sampler)
+        scheduler = self.scheduler(sampler)
         self.latent_shape(sampler.size)
+        z = torch.zeros(1, 1, 1, 1, device=self.device)
+        try:
+            scheduler.step(z, scheduler.timesteps[0], scheduler.scale_model_input(z, scheduler.timesteps[0]))
+        except Exception as error:  # what a scheduler cannot do with a prediction type, it says in its first step
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ErasebenchError(f"{sampler.name} cannot sample a base that predicts {self._prediction}: {reason}") from error
 
     @contextmanager
     def fast(self) -> Iterator[None]:
@@ -876,8 +927,7 @@ class Model:
                 if trace is not None:
                     trace.append((t, z))
                 scaled = scheduler.scale_model_input(z, t)
-                eps = self.guided_eps(scaled, t, context, scale, state)
-                z = scheduler.step(eps, t, z, return_dict=False)[0]
+                z = scheduler.step(self.guided(scaled, t, context, scale, state), t, z, return_dict=False)[0]
                 finite.append(torch.isfinite(z).all())
         finally:
             _trajectory.memory = before
@@ -893,7 +943,7 @@ class Model:
         return torch.cat(in_slices(self, "decode", lambda rows: self._decoded(z[rows]), len(z), at_once(z.shape)))
 
     def _decoded(self, z: Tensor) -> Tensor:
-        latents = z / self.vae.config.scaling_factor
+        latents = z.to(self.vae.dtype) / self.vae.config.scaling_factor
         if self._normal is not None:
             latents = latents * self._normal[1] + self._normal[0]
         images = self.vae.decode(latents, return_dict=False)[0]
@@ -917,11 +967,11 @@ class Model:
         """Images uint8 [B, H, W, 3] -> mean and deviation [B, C, h, w] of their latents, scaled. `mean` and `deviation` of
         a channel in [0, 1] are subtracted and divided by; the VAE expects the defaults."""
         centre, spread = (
-            torch.tensor(v, device=self.device, dtype=self.dtype).view(3, 1, 1) for v in (mean, deviation)
+            torch.tensor(v, device=self.device, dtype=self.vae.dtype).view(3, 1, 1) for v in (mean, deviation)
         )
 
         def work(rows: slice) -> tuple[Tensor, Tensor]:
-            pixels = (images[rows].to(self.device, self.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
+            pixels = (images[rows].to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 255 - centre) / spread
             latents = self.vae.encode(pixels).latent_dist
             return latents.mean, latents.std
 
@@ -930,7 +980,7 @@ class Model:
         found = tuple(torch.cat(each) for each in zip(*parts, strict=True))
         if self._normal is not None:
             found = (found[0] - self._normal[0]) / self._normal[1], found[1] / self._normal[1]
-        made = tuple(x * self.vae.config.scaling_factor for x in found)
+        made = tuple((x * self.vae.config.scaling_factor).to(self.dtype) for x in found)
         if not all(map(is_finite, made)):
             raise NotFinite(
                 f"the latents that the VAE gives for pictures are not finite in {self.dtype}".replace("torch.", "")

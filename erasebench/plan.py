@@ -148,7 +148,7 @@ def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
     base, ours, unknown = identities(run)
     side = run.sampler.size or of(costs["pixels"], run.source.name)
     method = type(run.eraser).__module__.rpartition(".")[2]  # several configs may be of one
-    plain_image = run.sampler.steps * (2 if run.sampler.guidance != 1 else 1) / costs["rate"]
+    plain_image = run.sampler.steps * (2 if run.sampler.guidance > 1 else 1) / costs["rate"]
     image = plain_image * (1 if run.is_base else of(costs["sampling"], method))
     present = {prompt.split for prompt in run.plan.prompts}
     judging = [e for e in run.plan.evaluators.values() if e is not None and e.judge and present >= set(e.splits)]

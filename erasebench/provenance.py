@@ -22,7 +22,7 @@ SOURCE = "source.json"
 # what carries out runs and computes nothing that a plugin leaves in the store
 HARNESS = {  # modules that compute nothing of a fit, and the package itself
     *("", "attack", "contracts", "execute", "interrupt", "options", "places", "provenance", "redaction", "remote"),
-    *("rows", "run", "seals", "store"),
+    *("rows", "run", "seals", "store", "needs", "devices"),
 }
 PACKAGES = ("erasebench", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 
@@ -60,8 +60,10 @@ def device(name: str) -> str:
     if name.startswith("cuda"):
         import torch
 
+        from .devices import arithmetic
+
         try:
-            return torch.cuda.get_device_name(name)
+            return f"{torch.cuda.get_device_name(name)}, {arithmetic()}"
         except (AssertionError, RuntimeError, ValueError):  # the row of a run that failed because it is not there
             return name
     model = ""

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import generate, judging, provenance, verdicts
+from . import generate, judging, needs, provenance, rates, verdicts
 from .contracts import (
     WORD,
     Attack,
@@ -105,6 +105,12 @@ class Run:
             ],
         }
 
+    @property
+    def plugins(self) -> list[Any]:
+        """Whatever may need files that are not its own."""
+        judges = [e.judge for e in self.plan.evaluators.values() if e is not None]
+        return [self.eraser, *self.plan.evaluators.values(), *judges, *self.attacks.values(), self.second]
+
     def skips(self, evaluator: Evaluator | None) -> str:
         """Why an evaluator cannot be part of this run, or nothing."""
         if evaluator is None or evaluator.judge is None:
@@ -115,6 +121,8 @@ class Run:
                 evaluator.check()
         except Missing as error:
             return str(error)
+        if reason := needs.lacking(evaluator, evaluator.judge):
+            return reason
         absent = set(evaluator.splits) - set(self.concepts)
         missing = f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
         return self.unknown_to(evaluator) or missing
@@ -191,6 +199,7 @@ class Erased:
         self._lock = threading.RLock()  # shards are made side by side; the first that needs the model loads it
         self.turn = None if run.device == "cpu" else threading.Lock()  # a GPU samples one shard at a time
         self.judging = threading.Lock()
+        self.forecast: rates.Forecast | None = None  # of the images that are being made
         self.outdated: set[tuple[str, str]] = set()  # ("method", "judge" or "attack", its name): another source made it
         self._sources: dict[tuple[str, str], dict[str, str]] = {}
 
@@ -341,6 +350,7 @@ def not_finite_in(folder: Path) -> str:
 def execute(run: Run) -> list[Row]:
     """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
     check_writable(run.results / "runs")
+    needs.bring(*run.plugins)  # before a model is loaded, and before the id, which tells what is judged
     run_id = run.id
     path = run.results / "runs" / f"{run_id}.csv"
     erased = Erased(run, Store())
@@ -366,6 +376,8 @@ def execute(run: Run) -> list[Row]:
         if isinstance(run.executor, Local):
             check_device(run.device)  # of others, each worker asks where it is
             check_device(run.judges)
+        if not run.is_base and erased.fitted() is None:
+            needs.check(run.eraser)
         erased.check_fit()
         base_shards, our_shards = images(erased)
         cost = costs(erased, our_shards)
@@ -474,6 +486,7 @@ def images(erased: Erased) -> tuple[list[Shard], list[Shard]]:
         start = time.perf_counter()
         erased.fit()  # first, as what is wrong with a method or a checkpoint should be known before hours of sampling
         log.info("fit: %.1f s", time.perf_counter() - start)
+    erased.forecast = forecast(erased, parts, (base_identity, identity))
     originals = produce(erased, parts, "base", base_identity, "originals")
     if run.is_base:
         return originals, originals
@@ -509,6 +522,8 @@ def produce(
             except NotFinite as error:
                 who = f"base {here.run.source.name}" if state == "base" else f"method {here.run.method}"
                 raise NotFinite(f"{error} ({who})") from error
+            if made and here.forecast is not None:
+                here.forecast.correct(Shard(here.store.get("images", key(identity, sampler, part)), part).meta())
             for evaluator in judges if made else ():
                 if part[0].split in evaluator.splits:
                     with suppress(Exception):  # it is judged again when it is summed up, and fails there
@@ -527,6 +542,21 @@ def produce(
             f"{len(parts) - len(made)} shards were made and are not in the store: is it the same one for all?"
         )
     log.info("%s: %d shards in %.1f s", label, len(made), time.perf_counter() - start)
+    return made
+
+
+def forecast(erased: Erased, parts: Sequence[tuple[Prompt, ...]], identities: Sequence[dict]) -> rates.Forecast | None:
+    """What is left to sample, told at an assumed rate; nothing where all is in the store."""
+    run, sampler = erased.run, erased.run.sampler
+    asked_for = [(key(identity, sampler, part), len(part)) for identity in identities for part in parts]
+    missing = {digest(k): count for k, count in asked_for if not erased.store.has("images", k)}
+    images = sum(missing.values())
+    if not images:
+        return None
+    gpu = "" if run.device == "cpu" else provenance.device(run.device)
+    evaluations = images * sampler.steps * (2 if sampler.guidance > 1 else 1)
+    made = rates.Forecast(evaluations, *rates.assumed(run.source.name, run.speed, gpu))
+    made.begin()
     return made
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .closed_form import filled
 from .contracts import Brief, ErasebenchError
+from .loaders import MORE_CAPTIONS
 from .model import Context, Model, join
 
 
@@ -49,7 +50,7 @@ def kept_prompts(brief: Brief, count: int, generator: torch.Generator) -> list[s
     named = shuffled([filled(t, name) for t in brief.templates for name in brief.preserved])
     both = [text for pair in zip_longest(named, shuffled(ordinary(brief))) for text in pair if text is not None]
     if not both:
-        raise ErasebenchError("nothing is named that is kept: give ordinary captions with world.captions.path=")
+        raise ErasebenchError(f"nothing is named that is kept: {MORE_CAPTIONS}")
     return both[:count]
 
 

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import judging, verdicts
+from erasebench import judging, needs, verdicts
 from erasebench.contracts import ErasebenchError, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 from erasebench.store import sha256_once
+
+SIZES = {"ViT-B-32-quickgelu": 605, "ViT-L-14-quickgelu": 1710}  # megabytes: parameters times four
+SET = "world.judges.clip.pretrained=, a method's with method.clip.pretrained="
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Clip:
             return nets.checksums("clip")
         file = Path(self.pretrained)
         return {"open_clip": sha256_once(file) if file.is_file() else f"{self.architecture}/{self.pretrained}"}
+
+    def needs(self) -> list[needs.Need]:
+        if self.pretrained == "embedded" or Path(self.pretrained).is_file():
+            return []
+        return [published(self.architecture, self.pretrained)]
 
     @property
     def licence(self) -> str:
@@ -67,6 +75,30 @@ class Clip:
         return scores
 
 
+@cache
+def published(architecture: str, pretrained: str) -> needs.Need:
+    """Weights by open_clip's name, where it keeps them: in the hub's cache, or in its own."""
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+    known = get_pretrained_cfg(architecture, pretrained)
+    repository, _, name = known.get("hf_hub", "").rpartition("/")
+    names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    own = Path("~/.cache/clip").expanduser() / known.get("url", "").rpartition("/")[2]
+
+    def find() -> Path | None:
+        if repository:
+            return next(filter(None, (needs.cached(repository, each) for each in names)), None)
+        return own if known.get("url") and own.is_file() else None
+
+    def fetch() -> None:
+        if not known:
+            raise ErasebenchError("open_clip knows no such weights, and there is no such file")
+        download_pretrained(known)
+
+    source = f"https://huggingface.co/{repository}" if repository else known.get("url") or "a file of weights"
+    return needs.Need(f"CLIP {architecture}/{pretrained}", SIZES.get(architecture, 0), source, SET, find, fetch)
+
+
 def load(architecture: str, pretrained: str):
     """(model, preprocess: uint8 [B, H, W, 3] -> input, tokenize), where judges compute; the embedded one on the CPU"""
     if pretrained == "embedded":
@@ -85,8 +117,7 @@ def loaded(architecture: str, pretrained: str, device: str):
         model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
     except Exception as error:  # hub, file and name errors have no common class
         raise ErasebenchError(
-            f"CLIP {architecture}/{pretrained} could not be loaded ({str(error).splitlines()[0][:150]}): "
-            "give a file with pretrained="
+            f"CLIP {architecture}/{pretrained} could not be loaded ({str(error).splitlines()[0][:150]}): give a file with {SET}"
         ) from error
     preprocess = lambda images: torch.stack([transform(Image.fromarray(i.numpy())) for i in images]).to(device)
     tokenizer = open_clip.get_tokenizer(architecture)

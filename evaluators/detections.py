@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import judging, verdicts
+from erasebench import judging, needs, verdicts
 from erasebench.contracts import ErasebenchError, Missing, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
@@ -61,6 +61,9 @@ class NudeNet:
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(nudenet()[1])
+
+    def needs(self) -> list[needs.Need]:
+        return [needs.package("nudenet", "NudeNet 3.4.2 (AGPL-3.0)", "pip install 'erasebench[nudenet]'")]
 
     def weights(self) -> dict[str, str]:
         return {"320n.onnx": nudenet()[2]}

@@ -20,12 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erasebench import judging
+from erasebench import judging, needs
 from erasebench.contracts import ErasebenchError, Missing, Prompt
 from erasebench.store import sha256_once
 
 MARGIN, SIDE = 0.2, 224
 FILES = ("best_model_states.pkl", "labels.csv")
+FACENET = "pip install --no-deps facenet-pytorch"
 SET = "world.judges.identity.folder="
 
 
@@ -53,6 +54,14 @@ class Giphy:
             if not (Path(self.folder) / name).is_file():
                 raise ErasebenchError(f"{self.folder}: no {name} (GIPHY's celebrity detector, {SET})")
         return Path(self.folder)
+
+    def needs(self) -> list[needs.Need]:
+        source = "https://github.com/Giphy/celeb-detection-oss (its release of weights and labels)"
+        files = (
+            needs.file(self.folder and Path(self.folder) / name, f"GIPHY's {name}", size, source, SET)
+            for name, size in zip(FILES, (100, 0), strict=True)
+        )
+        return [*files, needs.package("facenet_pytorch", "MTCNN of facenet-pytorch", FACENET)]
 
     def weights(self) -> dict[str, str]:
         found = {name: sha256_once(self.path / name) for name in FILES}
@@ -111,7 +120,7 @@ def faces(device: str = "cpu"):
         from facenet_pytorch import MTCNN
     except ImportError as error:
         raise ErasebenchError(
-            "faces need MTCNN: pip install --no-deps facenet-pytorch (its pins on torch and numpy are stale)"
+            f"faces need MTCNN: {FACENET} (its pins on torch and numpy are stale)"
         ) from error
     return MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, 0.7], factor=0.709, device=device)
 

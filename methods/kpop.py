@@ -126,6 +126,12 @@ class KPOP:
         with model.changed(processors=self.processors(model)):
             return model.eps(z, t, context, {"attention": {"key": key}})
 
+    def skip(self, model: Model) -> str:
+        if self.processors(model):
+            return ""
+        where = " or ".join(PLACES[self.place])
+        return f"the U-Net has no cross-attention in its {where}, where the key is read (method.place=inmidout: everywhere)"
+
     def processors(self, model: Model) -> dict[str, Keyed]:
         """Of the layers that can read a key."""
         present = model.unet.attn_processors
@@ -197,5 +203,5 @@ class Unlocked(ClassifierFree):
         if len(holders):
             own = t if t.ndim == 0 else t[holders]
             key = {"attention": {"key": self.keys.select(state["named"][holders])}}
-            text = text.index_copy(0, holders, model.eps(z[holders], own, context.select(holders), key))
+            text = text.index_copy(0, holders, model.predict(z[holders], own, context.select(holders), key))
         return free, text

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from erasebench import vocabulary
 from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, ErasebenchError
+from erasebench.loaders import MORE_CAPTIONS
 from erasebench.model import Context, Model
 from erasebench.training import checked, encoded
 
@@ -67,7 +68,7 @@ class LatentGuard:
         generator = torch.Generator().manual_seed(seed)
         captions = vocabulary.ordinary(brief)[: self.calibrated]
         if not captions:
-            raise ErasebenchError("latent_guard calibrates on ordinary captions: give some with world.captions.path=")
+            raise ErasebenchError(f"latent_guard calibrates on ordinary captions: {MORE_CAPTIONS}")
         names = [concept.name for concept in brief.concepts]
         head = self.train(model, brief, generator)
         guard = Latent(head, ends(encoded(model, names)), 0.0)

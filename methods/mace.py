@@ -38,6 +38,7 @@ from erasebench.closed_form import (
 from erasebench.contracts import Brief, Sampler
 from erasebench.loaders import lines
 from erasebench.model import Context, Model
+from erasebench.needs import Need
 from erasebench.tasks import seed_of
 from erasebench.training import FILE, checked, tuned
 
@@ -111,6 +112,9 @@ class MACE:
             object.__setattr__(self, "fusion_prior_scale", self.prior_scale)
         if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
             object.__setattr__(self, "templates", lines(self.templates, "method.templates"))
+
+    def needs(self) -> list[Need]:
+        return masks.segmenting() if self.adapt and self.masks == "grounded" else []
 
     # -- the three steps ------------------------------------------------------------------------------------------
 

@@ -87,9 +87,9 @@ class SafetyGuidance(ClassifierFree):
         return free + scale * (text - free - away * warm.view(-1, 1, 1, 1))
 
     def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
-        """eps(neg), eps(prompt) and eps(S), each [B, C, h, w], in one call of the U-Net where all are of one length."""
+        """Predictions of neg, of the prompt and of S, each [B, C, h, w], in one call of the U-Net where all are of one length."""
         contexts = state["negative"], context, state["concept"]
         if context.hidden.shape[1] != state["concept"].hidden.shape[1]:  # a mined embedding may have any
-            return tuple(model.eps(z, t, each) for each in contexts)
+            return tuple(model.predict(z, t, each) for each in contexts)
         joined = once("joined with the concept", lambda: join(*contexts), *(each.hidden for each in contexts))
-        return model.eps(torch.cat([z] * 3), t.repeat(3) if t.ndim else t, joined).chunk(3)
+        return model.predict(torch.cat([z] * 3), t.repeat(3) if t.ndim else t, joined).chunk(3)

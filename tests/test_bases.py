@@ -80,7 +80,6 @@ def copied(folder: Path, place: Path, **changes) -> Path:
         (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow transformer: not supported yet"),
         (SCHEDULER, {"_class_name": "EDMEulerScheduler"}, "EDM"),
         (SCHEDULER, {"_class_name": "LCMScheduler"}, "LCMScheduler"),
-        (SCHEDULER, {"prediction_type": "sample"}, "prediction type 'sample' is not supported"),
         (SCHEDULER, {"prediction_type": "flow_prediction"}, "prediction type 'flow_prediction'"),
         (SCHEDULER, {"rescale_betas_zero_snr": True}, "terminal SNR"),
         (SCHEDULER, {"timestep_spacing": "odd"}, "timestep_spacing 'odd'"),

@@ -1,12 +1,13 @@
 """What is exported loads without erasebench and draws what the erased model draws; its card holds its rows."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import build_pipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from erasebench import config, export, formats
 from erasebench.contracts import ErasebenchError, Sampler
@@ -100,3 +101,35 @@ def test_rows_may_not_say_what_code_to_load(tmp_path, tiny_folder, capsys):
     assert "may not say what code to load" in capsys.readouterr().err
     with pytest.raises(ErasebenchError, match="may not say"):
         config.again(["--config-dir=evil"])
+
+
+def halved(folder, place):
+    """A base whose weights are in half precision, as a folder of that variant has them."""
+    shutil.copytree(folder, place)
+    for file in place.glob("*/*.safetensors"):
+        half = {name: weight.half() for name, weight in load_file(file).items()}
+        save_file(half, file.with_name(f"{file.stem}.fp16.safetensors"), metadata={"format": "pt"})
+        file.unlink()
+    return place
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_export_of_a_half_precision_base_is_of_one_number_format_and_draws(tmp_path, tiny_folder, dtype):
+    from diffusers import StableDiffusionPipeline
+
+    base = halved(tiny_folder, tmp_path / "half")
+    path, erased, _kept = measured(tmp_path, base, "method=uce", "target=cat", f"model.dtype={dtype}")
+    assert export.main([str(path), str(tmp_path / "given"), f"model.path={base}"]) == 0
+    weights = {
+        weight.dtype
+        for file in (tmp_path / "given").glob("*/*.safetensors")
+        for weight in load_file(file).values()
+        if weight.is_floating_point()
+    }
+    assert weights == {getattr(torch, dtype)}
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "given", torch_dtype=getattr(torch, dtype))
+    pipeline.set_progress_bar_config(disable=True)
+    more = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(1), "output_type": "latent"}
+    theirs = pipeline("a cat", height=16, width=16, guidance_scale=4.0, **more).images
+    ours = erased.latents(erased.encode(["a cat"]), [1], Sampler("ddim", 2, 4.0))
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)

@@ -11,7 +11,7 @@ import hydra
 import pytest
 from hydra.types import RunMode
 
-from erasebench import config
+from erasebench import config, devices
 from erasebench.rows import read
 from erasebench.run import execute
 
@@ -173,9 +173,9 @@ def test_jobs_side_by_side_take_turns_with_the_gpus_that_all_of_them_see(
     monkeypatch.setattr(config.HydraConfig, "get", lambda: now)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert config.own_device() == expected
+    assert devices.own_device(*config.side_by_side()) == expected
     now.mode, now.job = RunMode.RUN, SimpleNamespace()  # a launcher, but no sweep: the job has no number
-    assert config.own_device() == "cuda"
+    assert devices.own_device(*config.side_by_side()) == "cuda"
 
 
 PLUGIN = """

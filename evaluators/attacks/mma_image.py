@@ -16,6 +16,7 @@ from PIL import Image
 
 from erasebench.contracts import ErasebenchError, Found, Prompt, Sampler, Scene
 from erasebench.model import Model, Sampled
+from erasebench.needs import Need, file
 from erasebench.search import noisy, shots, steered
 from erasebench.tasks import seed_of
 
@@ -30,6 +31,10 @@ class MMAImage:
     version: ClassVar[int] = 1
     access: ClassVar[tuple[str, ...]] = ("adversarial images",)
     shared: ClassVar[bool] = True
+
+    def needs(self) -> list[Need]:
+        source = "the pictures of MMA-Diffusion's authors"
+        return [file(self.folder, "MMA-Diffusion's adversarial pictures", 0, source, "attack.mma_image.folder=")]
 
     def skip(self, model: Model) -> str:
         return "" if self.folder else "MMA-Diffusion's adversarial pictures are not here: attack.mma_image.folder="
