@@ -16,7 +16,6 @@ from erasebench.model import Model, Source, unfetched
 from erasebench.needs import Need
 from erasebench.run import execute
 
-
 FETCH = {}  # how Needy's weights are fetched
 
 
