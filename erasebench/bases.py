@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from .contracts import ErasebenchError
 from .needs import cached
 
@@ -108,10 +110,22 @@ def describe(folder: Path) -> str:
 
 def single_file(file: Path) -> str:
     """What to do with a base in one file."""
+    pipeline = next(name for name, xl in PIPELINES.items() if xl == has_second_encoder(file))
     return (
         f"{file} is a single file; a diffusers folder is needed: python -c \"from diffusers import "
-        f"StableDiffusionPipeline as P; P.from_single_file('{file}').save_pretrained('{file.with_suffix('')}')\""
+        f"{pipeline} as P; P.from_single_file('{file}').save_pretrained('{file.with_suffix('')}')\""
     )
+
+
+def has_second_encoder(file: Path) -> bool:
+    """Whether a single file is SDXL's; of a pickle that is not asked, as it may run code."""
+    if file.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(file, "pt") as tensors:
+            return any(name.startswith("conditioner.embedders.1.") for name in tensors.keys())  # noqa: SIM118
+    except Exception:  # not one, or damaged: whoever converts it is told
+        return False
 
 
 def variant_of(folder: Path, part: str) -> str | None:

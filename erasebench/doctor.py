@@ -19,14 +19,17 @@ import textwrap
 from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import config, needs
 from .contracts import ErasebenchError
-from .model import Source
 from .needs import Need, needs_of
 from .redaction import masked
-from .run import Run
 from .store import Store
+
+if TYPE_CHECKING:
+    from .model import Source
+    from .run import Run
 
 MODELS = ("mini", "sd14")  # a model of each world
 SIZES = {  # of the bases that the configuration names, in megabytes: parameters of the parts that are read, times four

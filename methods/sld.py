@@ -9,7 +9,8 @@ S: the names of the concepts; gamma is left out while the image warms up, and nu
 printed with max in the place of min; this is what the released code takes. The momentum nu is in the trajectory's state, one for
 each image. The warm-up ends at the noise at which that of `warmup` steps of fifty does: a sampler of fewer steps warms up over as
 much of the way, and whoever asks for a single t (an attack) knows where it is. Departs from the released code: a list of names too
-long for the context is split and the encodings averaged, there it is cut; and gamma works at w = 1 too, there it does not.
+long for the context is split and the encodings averaged, there it is cut; and gamma works at w = 1 too, there it does not. As there,
+eps is whatever the U-Net predicts: v, on a base that predicts it.
 """
 
 from __future__ import annotations

@@ -334,6 +334,13 @@ def test_folders_that_hold_no_base_say_what_they_hold(tiny_folder, tmp_path, dam
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key,kind", [("conditioner.embedders.1.x", "XL"), ("cond_stage_model.x", "")])
+def test_a_single_file_is_converted_by_the_pipeline_that_it_is_of(tmp_path, key, kind):
+    save_file({key: torch.zeros(1)}, file := tmp_path / "base.safetensors")
+    with pytest.raises(ErasebenchError, match=rf"import StableDiffusion{kind}Pipeline as P; P.from_single_file\('{file}'\)"):
+        Source("m", file).check()
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "half", "bf16", "torch.float16", "double", "banana", 16, None])
 def test_number_formats_have_one_name(tiny_folder, dtype):
     with pytest.raises(ErasebenchError, match=f"model.dtype={dtype}: choose from float32, float16, bfloat16"):

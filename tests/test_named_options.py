@@ -16,7 +16,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "
 SOURCES = [f for folder in ("erasebench", "methods", "evaluators") for f in sorted((ROOT / folder).rglob("*.py"))]
 # an option: dotted words before an equals sign, of one's own word and not of a longer one; with + it need not exist
 DOTTED = re.compile(r"(?<![\w.+/-])([a-z_]\w*(?:\.\w+)+)=(?!=)")
-PLAIN = re.compile(r"(?<![\w.+/~-])([a-z_]\w*)=(?!=)")
+PLAIN = re.compile(r'(?<![\w.+/~("-])([a-z_]\w*)=(?!=)')  # neither an argument of a call nor a name in quotes
 CHOSEN = re.compile(r"(?<![\w.+/-])(method|model|task|experiment|executor)=([\w,]+)")
 TOP = yaml.safe_load((CONF / "config.yaml").read_text())
 # words before an equals sign that are options of other commands, of code, or of a formula in a document
