@@ -50,7 +50,7 @@ def by_diffusers(parts, sampler: Sampler, xl=False, **file) -> torch.Tensor:
     """Latents of diffusers' pipeline."""
     import diffusers
 
-    own = SCHEDULERS[sampler.name].from_config(FILE | file)
+    own = getattr(diffusers, SCHEDULERS[sampler.name]).from_config(FILE | file)
     if xl:
         pipeline = diffusers.StableDiffusionXLPipeline(**parts[xl] | {"scheduler": own}, add_watermarker=False)
     else:
