@@ -20,6 +20,7 @@ from .evaluators.verification import ClipImages
 from .evaluators.wellformed import Wellformed
 from .evaluators.zero_shot import ZeroShotShare
 from .gate import Refused, refuses
+from .options import is_list
 from .store import digest
 from .tasks import OTHER_WORDS, OWN, capped, finder, gated, known, spread
 
@@ -120,7 +121,7 @@ def planned(
 def described(target: str, kind: str, asked: Asked) -> Own:
     """The concept with its names, each once; those of a file read."""
     keep = asked.keep
-    if keep is not None and len(keep) == 1 and keep[0].endswith(".txt"):
+    if keep is not None and len(keep) == 1 and is_list(keep[0]):
         keep = loaders.lines(keep[0], "keep")
     once = lambda names: None if names is None else tuple(dict.fromkeys(name.strip() for name in names))
     return Own(target.strip(), kind, once(keep), once(asked.synonyms))
@@ -227,10 +228,10 @@ def judged(run: Run, own: Own, clip: Clip, reference: References | None) -> Run:
     if reference and "target" not in names:
         raise ErasebenchError(f"reference.path: task={run.plan.task} draws no pictures of {own.name!r}")
     evaluators = {name: fitted(e, own, names) for name, e in run.plan.evaluators.items()}
-    run = replace(run, plan=replace(run.plan, evaluators=evaluators), second=None, own=identity(own, reference))
+    run = replace(run, plan=replace(run.plan, evaluators=dict(evaluators)), second=None, own=identity(own, reference))
     if reference:
         evaluators["references"] = ReferenceShare(reference, own.name, tuple(names))
-    if "target" in names and watcher(run) is None:
+    if "target" in names and watcher(run) is None:  # beside pictures too, which say nothing of what is kept
         share = zero_shot(run.plan, own, names, clip)
         evaluators["zero_shot"] = share
         if len(share.kept) >= Neighbours.parts:
