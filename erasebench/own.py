@@ -219,7 +219,7 @@ def with_phrase(own: Own, world: Mapping[str, Any]) -> dict[str, Any]:
     return {"explicit": {**spec, **changed}, "counts": {**counts, "explicit": count}}
 
 
-def judged(run: Run, own: Own, clip: Clip, reference: References | None) -> Run:
+def judged(run: Run, own: Own, clip: Clip | None, reference: References | None) -> Run:
     """The run with judges of the concept: reference pictures where there are some, zero-shot CLIP where no other judge of the
     task says of an image whether it shows it."""
     from .run import watcher
@@ -231,7 +231,7 @@ def judged(run: Run, own: Own, clip: Clip, reference: References | None) -> Run:
     run = replace(run, plan=replace(run.plan, evaluators=dict(evaluators)), second=None, own=identity(own, reference))
     if reference:
         evaluators["references"] = ReferenceShare(reference, own.name, tuple(names))
-    if "target" in names and watcher(run) is None:  # beside pictures too, which say nothing of what is kept
+    if clip is not None and "target" in names and watcher(run) is None:  # beside pictures too, which say nothing of what is kept
         share = zero_shot(run.plan, own, names, clip)
         evaluators["zero_shot"] = share
         if len(share.kept) >= Neighbours.parts:

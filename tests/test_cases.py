@@ -142,7 +142,7 @@ CASES = {
     "an alias of a number format": (["model.dtype=fp16", "target=cat"], 1, "choose from float32, float16, bfloat16"),
     "half precision alone": (["model.path=variant", "target=cat"], 0, "rows in"),
     "a single file as the base": (["model.path=esd-x.safetensors", "target=cat"], 1, "a diffusers folder is needed"),
-    "a concept of one's own": (["task=celebrity", "model=sd14", "target='Brad Pitt'"], 1, "world.people"),
+    "a concept of one's own": (["task=celebrity", "model=sd14", "target='Brad Pitt'"], 1, "kind= is needed"),
     "an object of one's own": (["+world.objects.unicorn={synonyms: [unicorns], surrogate: horse}", "target=unicorn"], 0, "does not know unicorn"),
 }
 # fmt: on
