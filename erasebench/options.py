@@ -39,6 +39,7 @@ ELSEWHERE = (
 CHOICES = (*GROUPS, "world", "part")
 # last words of options that may name a file, a folder or a repository, unless the configuration itself says the same
 PLACES = ("path", "folder", "hub", "pretrained", "architecture", "real", "templates", "vocabulary", "url", "address")
+LISTED = "keep"  # an option that is a list of names, or a text file of them
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 MOST_WORDS, MOST_CHARACTERS, MOST_BRACKETS = 200, 4000, 50  # of a row's command line, and of each of its words
 ALONE = ("hydra.mode=RUN", "table=null")  # of an experiment, the one run
@@ -70,7 +71,13 @@ def gives_place(word: str) -> bool:
     given = [
         text.strip("'\"") for text in strings(value) if not SCHEME.match(text)
     ]  # an address is nowhere on this disk
+    named |= key == LISTED and any(map(is_list, given))
     return any(is_absolute(text) or (("/" in text or named) and exists(text)) for text in given)
+
+
+def is_list(name: str) -> bool:
+    """Whether a name stands for a text file of names."""
+    return name.endswith(".txt")
 
 
 @cache
@@ -165,6 +172,7 @@ def refuse_foreign(word: str) -> None:
                 raise no(f"this: there is no {key} of that name here")
         return
     named = any(name in PLACES and text not in {"...", *own_words()[name]} for name, text in named_texts(key, value))
+    named |= key == LISTED and any(map(is_list, strings(value)))
     texts = [text for text in strings(value) if text != "..."]
     if named or any(is_place(text) or ("/" in text and exists(text)) for text in texts):
         raise no(f"where something lies: give {key}= if you trust it")

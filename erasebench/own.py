@@ -12,6 +12,7 @@ from typing import Any
 from . import loaders
 from .contracts import ErasebenchError, Plan, Unknown
 from .gate import Refused, refuses
+from .options import is_list
 from .store import digest
 from .tasks import OWN, capped, finder, gated, known, spread
 
@@ -102,7 +103,7 @@ def planned(
 def described(target: str, kind: str, asked: Asked) -> Own:
     """The concept with its names, each once; those of a file read."""
     keep = asked.keep
-    if keep is not None and len(keep) == 1 and keep[0].endswith(".txt"):
+    if keep is not None and len(keep) == 1 and is_list(keep[0]):
         keep = loaders.lines(keep[0], "keep")
     once = lambda names: None if names is None else tuple(dict.fromkeys(name.strip() for name in names))
     return Own(target.strip(), kind, once(keep), once(asked.synonyms))

@@ -28,17 +28,17 @@ LABELS = {  # how zero-shot CLIP reads a name of each kind
 ELSE = ("a photo of something else", "a photo")
 
 
-def judged(run: Run, own: Own, clip: Clip, reference: References | None) -> Run:
+def judged(run: Run, own: Own, clip: Clip | None, reference: References | None) -> Run:
     """The run with judges of the concept: reference pictures where there are some, zero-shot CLIP where no other judge of the
     task says of an image whether it shows it."""
     names = {split: of for split, of in run.concepts.items() if split in ("target", "retain", "synonym", *OTHER_WORDS)}
     if reference and "target" not in names:
         raise ErasebenchError(f"reference.path: task={run.plan.task} draws no pictures of {own.name!r}")
     evaluators = {name: fitted(e, own, names) for name, e in run.plan.evaluators.items()}
-    run = replace(run, plan=replace(run.plan, evaluators=evaluators), second=None, own=identity(own, reference))
+    run = replace(run, plan=replace(run.plan, evaluators=dict(evaluators)), second=None, own=identity(own, reference))
     if reference:
         evaluators["references"] = ReferenceShare(reference, own.name, tuple(names))
-    if "target" in names and watcher(run) is None:
+    if clip is not None and "target" in names and watcher(run) is None:  # beside pictures too, which say nothing of what is kept
         share = zero_shot(run.plan, own, names, clip)
         evaluators["zero_shot"] = share
         if len(share.kept) >= Neighbours.parts:

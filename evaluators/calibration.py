@@ -22,11 +22,11 @@ def check_drawn(concept: str, judge: str, own: np.ndarray, others: np.ndarray, p
     own, others = own[~np.isnan(own)], others[~np.isnan(others)]
     n, m, hits, false = len(own), len(others), int(own.sum()), int(others.sum())
     counts = f"{hits} of {n} of the base's pictures of it pass, and {false} of {m} of what is kept"
-    if not n or not m or 1 / math.comb(n + m, n) > CHANCE:
+    if not n or not m or 1 / math.comb(n + m, n) > CHANCE + 1e-9:
         raise Undrawn(f"{judge} cannot say whether the base draws {concept!r}: {counts} are too few (images=)")
     if p is None:
         p = float(fisher_exact([[hits, n - hits], [false, m - false]], alternative="greater").pvalue)
-    if p > CHANCE:
+    if p > CHANCE + 1e-9:  # of three against three it is 1 in 20, to rounding
         raise Undrawn(f"the base does not draw {concept!r}, as {judge} sees it: {counts} (p = {p:.2g}); no verdict")
 
 

@@ -53,7 +53,7 @@ def opened(file: Path) -> np.ndarray:
 @dataclass(frozen=True)
 class FaceImages:
     """The face in an image, as the world's judge of identity encodes it: the layer before GIPHY's names, or the embedded
-    judge's names. Scores: `features` [B, D], of length 1; NaN without a face."""
+    judge's logits of people, less their mean, which all have in common. Scores: `features` [B, D], of length 1; NaN without a face."""
 
     identity: Identity | Giphy
     name: str = "face-images"
@@ -80,8 +80,9 @@ class FaceImages:
         from erasebench.mini import nets
 
         out = nets.judged(images)
-        face = out["face"].sigmoid() >= self.identity.gate
-        return {"features": torch.where(face, normalize(out["people"], dim=1), torch.nan).numpy()}
+        known, face = out["people"][:, :-1], out["face"].sigmoid() >= self.identity.gate
+        features = normalize(known - known.mean(1, keepdim=True), dim=1)
+        return {"features": torch.where(face, features, torch.nan).numpy()}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from conftest import WORLD
 
-from erasebench.contracts import ErasebenchError
+from erasebench.contracts import ErasebenchError, Unknown
 from erasebench.tasks import (
     CaptionTask,
     CelebrityTask,
@@ -156,14 +156,8 @@ def test_an_object_of_one_s_own():
     for entry in ("horse", {"synonyms": ["x"]}, {"surrogate": 7}):
         with pytest.raises(ErasebenchError, match="world.objects.unicorn has no surrogate"):
             ObjectTask().plan(world(entry), None, "unicorn", None)
-    for task, word in (
-        (ObjectTask(), r"'\+world.objects.Newt=\{synonyms: \[...\], surrogate: ...\}'"),
-        (CelebrityTask(), r"'world.people.erase=\[Newt\]'"),
-        (StyleTask(), r"'world.artists.erase=\[Newt\]'"),
-        (ImagenetteTask(), r"'\+world.imagenette.Newt=\{surrogate: ...\}'"),
-        (CaptionTask(), r"'world.people.erase=\[Newt\]'"),
-    ):
-        with pytest.raises(ErasebenchError, match=word):
+    for task in (ObjectTask(), CelebrityTask(), StyleTask(), ImagenetteTask(), CaptionTask()):
+        with pytest.raises(Unknown, match="kind= is needed: object, person, style or explicit"):
             task.plan(WORLD, None, "Newt", None)
 
 
