@@ -184,8 +184,8 @@ def test_every_option_that_a_file_is_read_by_is_known_as_a_place():
                 *re.findall(r"\bPath\((?:self|spec|given|config|prompts|pictures)[.\[]\"?(\w+)", source.read_text())
             }
     assert (
-        named - {"results", "data", "out"} <= {*options.PLACES} and "path" in named
-    )  # data, out: a script's own arguments
+        named - {"results", "data", "out", "origin"} <= {*options.PLACES} and "path" in named
+    )  # data, out: a script's own arguments; origin: where a module lies
 
 
 def test_own_places_become_dots(tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from PIL import Image
 from erasebench import config, rows, stats
 from erasebench.contracts import Concept, ErasebenchError, Prompt, Scored, Undrawn
 from erasebench.gate import Refused
-from erasebench.own import Asked, Own, judged, kind_of, planned, reference_of
+from erasebench.own import Asked, Own, kind_of, planned
+from erasebench.own_judges import judged, reference_of
 from erasebench.run import execute
 from erasebench.store import canonical
 from erasebench.tasks import CaptionTask, CelebrityTask, ExplicitTask, ImagenetteTask, ObjectTask, StyleTask
