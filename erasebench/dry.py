@@ -17,7 +17,8 @@ from .store import Store, digest
 @dataclass(frozen=True)
 class Planned:
     """A run's images by shard key (digest -> how many, whether they are in the store), U-Net evaluations of single
-    latents for each, whether its fit is still to do, what weights are missing, and its judges with their licences."""
+    latents for each, whether its fit is still to do, what weights are missing, its judges with their licences, and the rate that is
+    assumed of it: evaluations a second, of what."""
 
     name: str
     images: dict[str, tuple[int, bool]]
@@ -37,7 +38,7 @@ def planned(run: Run) -> Planned:
         for part in generate.shards(run.plan.prompts):
             key = generate.key(identity, run.sampler, part)
             images[digest(key)] = len(part), store.has("images", key)
-    judges = {}
+    judges, able = {}, []
     for name, evaluator in run.plan.evaluators.items():
         if evaluator is None or evaluator.judge is None:
             continue
@@ -48,11 +49,10 @@ def planned(run: Run) -> Planned:
                 evaluator.check()
             if reason := run.unknown_to(evaluator):
                 missing.append(f"{name}: {reason}")
-            missing += [f"{name}: {what}" for what in absent(evaluator, evaluator.judge)]
+            able += [evaluator, evaluator.judge]
         except ErasebenchError as error:
             missing.append(f"{name}: {error}")
-    missing += [f"method {run.method}: {what}" for what in absent(run.eraser)]
-    missing += [f"attack {name}: {what}" for name, attack in run.attacks.items() for what in absent(attack)]
+    missing += absent(*able, run.eraser, *run.attacks.values())
     fit = not run.is_base and not unknown and not store.has("artifacts", run.fit_identity())
     what = run.target or f"n={len(run.plan.concepts)}"
     guided = run.sampler.guidance > 1

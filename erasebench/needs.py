@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from .contracts import ErasebenchError
 
 log = logging.getLogger("erasebench")
+PATIENCE = 30  # seconds without an answer
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,12 @@ def download(url: str, what: str, megabytes: float, option: str) -> Need:
 
         place().parent.mkdir(parents=True, exist_ok=True)
         begins = re.search(r"-([a-f0-9]{8,})\.", url)
-        torch.hub.download_url_to_file(url, str(place()), begins[1] if begins else None, progress=False)
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(PATIENCE)  # torch would wait for ever
+        try:
+            torch.hub.download_url_to_file(url, str(place()), begins[1] if begins else None, progress=False)
+        finally:
+            socket.setdefaulttimeout(before)
 
     return Need(what, megabytes, url, option, lambda: place() if place().is_file() else None, fetch)
 

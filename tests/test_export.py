@@ -132,4 +132,5 @@ def test_an_export_of_a_half_precision_base_is_of_one_number_format_and_draws(tm
     more = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(1), "output_type": "latent"}
     theirs = pipeline("a cat", height=16, width=16, guidance_scale=4.0, **more).images
     ours = erased.latents(erased.encode(["a cat"]), [1], Sampler("ddim", 2, 4.0))
-    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    near = 1e-3 if dtype == "float32" else 0.2  # of half precision, whose roundings depend on the order of sums
+    torch.testing.assert_close(ours, theirs, rtol=near, atol=near)

@@ -58,6 +58,25 @@ def test_weights_that_cannot_be_had_are_a_skipped_row_and_asked_for_before_a_mod
     assert done.count("fetch") == 1  # a hub that is not there is asked once
 
 
+def test_a_download_lies_where_torch_looks_and_a_host_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+    import hashlib
+    import socket
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "cache"))
+    content = b"weights"
+    begins = hashlib.sha256(content).hexdigest()[:8]
+    (tmp_path / f"net-{begins}.pth").write_bytes(content)
+    need = needs.download((tmp_path / f"net-{begins}.pth").as_uri(), "a net", 1, "")
+    assert need.find() is None
+    need.fetch()
+    assert need.find().read_bytes() == content and socket.getdefaulttimeout() is None
+    (tmp_path / "net-00000000.pth").write_bytes(content)
+    spoilt = needs.download((tmp_path / "net-00000000.pth").as_uri(), "a net", 1, "")
+    with pytest.raises(RuntimeError, match="invalid hash"):
+        spoilt.fetch()
+    assert spoilt.find() is None
+
+
 def test_weights_are_fetched_once_and_then_used(make_run, tmp_path):
     place, times = tmp_path / "weights", []
     FETCH["how"], judge = lambda: times.append(1) or place.touch(), Needy(place=str(place))

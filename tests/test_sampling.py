@@ -110,16 +110,16 @@ def test_sdxl_clips_where_its_file_says_so_and_only_there(parts):
     assert model.scheduler(sampler).config.clip_sample is False
 
 
-@pytest.mark.parametrize("guidance", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("guidance", [0.0, 0.6])
 def test_guidance_is_left_out_at_one_and_below(parts, guidance):
-    sampler = Sampler("ddim", 4, guidance)
+    sampler = Sampler("ddim", 2, guidance)
     close(by_us(parts, sampler), by_diffusers(parts, sampler))
     model = loaded(parts)
     context = model.encode(PROMPTS)
-    mixed = model.latents(context, SEEDS, Sampler("ddim", 4, 5.0), scales=[guidance, 3.0])
-    alone = [model.latents(context, SEEDS, Sampler("ddim", 4, scale)) for scale in (guidance, 3.0)]
+    mixed = model.latents(context, SEEDS, Sampler("ddim", 2, 5.0), scales=[guidance, 3.0])
+    alone = [model.latents(context, SEEDS, Sampler("ddim", 2, scale)) for scale in (guidance, 3.0)]
     torch.testing.assert_close(mixed, torch.stack([alone[0][0], alone[1][1]]))
-    assert generate.key({}, sampler, []) == generate.key({}, Sampler("ddim", 4, 1.0), [])
+    assert generate.key({}, sampler, []) == generate.key({}, Sampler("ddim", 2, 1.0), [])
     own = lambda scale: generate.asked([Prompt("i", "x", 0, "target", guidance=scale)])
     assert own(guidance) == own(1.0) != own(1.5)
 
