@@ -47,7 +47,7 @@ class SLD:
     threshold: float | None = None
     momentum_scale: float | None = None
     momentum: float | None = None
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for name, value in STRENGTHS.get(self.variant, {}).items():
