@@ -53,7 +53,8 @@ def opened(file: Path) -> np.ndarray:
 @dataclass(frozen=True)
 class FaceImages:
     """The face in an image, as the world's judge of identity encodes it: the layer before GIPHY's names, or the embedded
-    judge's logits of people, less their mean, which all have in common. Scores: `features` [B, D], of length 1; NaN without a face."""
+    judge's logits of people, less their mean, which all have in common. Scores: `features` [B, D], of length 1; NaN without a
+    face."""
 
     identity: Identity | Giphy
     name: str = "face-images"
