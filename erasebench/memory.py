@@ -1,8 +1,8 @@
 """As much at once as a GPU holds: work in slices, halved where memory is short, with the same result.
 
-Sizes are given for Stable Diffusion 1 at 512 pixels in fp32 and follow the number of places of a latent, so that every protocol fits
-into 20 GiB there (results/memory.csv) and nothing of the embedded world is ever cut. A size that proved too large is
-remembered for as long as the model lives.
+Sizes are given for Stable Diffusion 1 at 512 pixels in fp32, of which a protocol is to fit into 20 GiB, and follow the number of places
+of a latent, so that nothing of the embedded world is ever cut. A size that proved too large is remembered for as long as the
+model lives.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def add_gradients(
     At most `most` predictions (None: what fits) have their graph at the same time: of more, the gradients of micro-batches
     add up. `check` sees each loss before its backward pass."""
     weights, every = list(weights), sum(term.count * term.graphs for term in terms)
-    most = at_once(model.latent_shape()) if most is None else most
+    if most is None:
+        most = at_once(model.latent_shape()) if every > 1 else 1  # a base need not say how large its latents are
     while True:
         size = min(size_of(model, "graph", most), every)
         try:

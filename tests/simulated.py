@@ -35,7 +35,7 @@ def tensors(values: Iterable) -> list[Tensor]:
     return [x for x in flat if isinstance(x, Tensor)]
 
 
-RANDOM = {aten.empty.memory_format, aten.empty_strided.default, aten.rand.default, aten.randn.default}
+RANDOM = {aten.rand.default, aten.randn.default}
 
 
 class Gpu(TorchDispatchMode):
@@ -140,7 +140,7 @@ class Gpu(TorchDispatchMode):
         ]
         outs = tensors((out,))
         small = all(x.numel() <= (SMALL if x.is_floating_point() else LARGE) for x in outs)
-        if not known or not small or func is aten.empty_like.default:
+        if not known or not small:
             for x in written:
                 self._known.pop(x.untyped_storage()._cdata, None)
             return
