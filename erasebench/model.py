@@ -40,6 +40,7 @@ WEIGHTS = {  # the parts that have some -> library and class; neither library is
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
 }
+MANY, LEAST_NOISE = 100, 0.8  # more steps than that begin in the noisiest fifth of the timesteps
 LARGEST = 8  # times a base's own side: what `sampler.size` may be
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -874,6 +875,11 @@ class Model:
         if sampler.steps > 1 and len(scheduler.timesteps.unique()) == 1:
             raise ErasebenchError(
                 f"sampler.steps={sampler.steps}: {sampler.name} would stay at timestep {last:g}: at most {trained - 1} steps"
+            )
+        if sampler.steps > MANY and last < LEAST_NOISE * trained:  # diffusers spaces them by a whole number, rounded down
+            raise ErasebenchError(
+                f"sampler.steps={sampler.steps}: {sampler.name} would begin at timestep {last:g} of {trained}, with pure noise: "
+                f"{trained // 5} steps or fewer begin near the end"
             )
         return scheduler
 

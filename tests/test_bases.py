@@ -390,6 +390,14 @@ def test_every_sampler_draws_or_is_refused_in_one_line(tiny, name, prediction):
             assert str(steps) in str(error) and "\n" not in str(error)
 
 
+@pytest.mark.parametrize("name,steps", [("ddim", 600), ("lms", 350), ("dpmsolver", 500)])
+def test_many_steps_that_would_begin_halfway_are_refused(tiny, name, steps):
+    with pytest.raises(ErasebenchError, match=f"sampler.steps={steps}: {name} would begin at timestep .* with pure noise"):
+        tiny.scheduler(Sampler(name, steps, 4.0))
+    assert tiny.scheduler(Sampler(name, 200, 4.0)).timesteps.max() >= 800
+    assert tiny.scheduler(Sampler("ddim", 500, 4.0)).timesteps.max() > 990
+
+
 def test_every_import_has_a_dependency_or_an_extra():
     """A choice that is offered needs no package that nothing installs."""
     root = Path(bases.__file__).parent.parent
