@@ -872,7 +872,7 @@ class Model:
                 f"sampler.steps={sampler.steps}: {sampler.name} would begin at timestep {last:g}, and the base was trained "
                 f"up to {trained - 1}: at most {trained - 1} steps"
             )
-        if sampler.steps > 1 and len(scheduler.timesteps.unique()) == 1:
+        if sampler.steps > 1 and float(scheduler.timesteps.min()) == last:
             raise ErasebenchError(
                 f"sampler.steps={sampler.steps}: {sampler.name} would stay at timestep {last:g}: at most {trained - 1} steps"
             )

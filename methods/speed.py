@@ -87,15 +87,15 @@ class SPEED:
         write_notes(out, {"least_null_space": min(room), "most_null_space": max(room)})
 
     def retained(self, model: Model, brief: Brief) -> list[str]:
-        """Raises ErasebenchError where there is nothing to retain."""
+        """Preserved names and the words of the vocabulary; without either (as released for nudity) the invariants alone stay."""
         words = vocabulary.words(model, brief, self.vocabulary) if self.vocabulary is not None else []
-        if not (texts := list(dict.fromkeys([*brief.preserved, *words]))):
-            raise ErasebenchError("method.vocabulary=null: the task names nothing that is kept; give a vocabulary")
-        return texts
+        return list(dict.fromkeys([*brief.preserved, *words]))
 
     def refined(self, weight: Tensor, energy: Tensor, change: Tensor, retained: Tensor, generator) -> Tensor:
         """The retained embeddings [N, D] that the edit without constraints moves most, and their augmentations [*, D]."""
         shift = factor(energy, 1.0).solve(weight @ change)
+        if not len(retained):
+            return retained
         moved = lambda rows: (rows @ shift.T).norm(dim=1)
         most = lambda rows: rows[moved(rows) >= moved(rows).mean()]
         kept = most(retained) if self.filtered else retained
@@ -108,7 +108,7 @@ class SPEED:
     def null_space(self, kept: Tensor, invariants: Tensor) -> Tensor:
         """Orthonormal directions [D, m] in which the kept [N, D] hardly reach and, unless they are only penalised, the
         invariants [Q, D] do not at all."""
-        values, vectors = torch.linalg.eigh(gram(kept) / len(kept))
+        values, vectors = torch.linalg.eigh(gram(kept) / max(1, len(kept)))
         free = vectors[:, values.clamp(min=0) < self.threshold]  # below zero is rounding
         if self.invariant_ridge:
             return free
@@ -129,7 +129,8 @@ class SPEED:
 def last_tokens(model: Model, texts: Sequence[str], batch: int = 256) -> Tensor:
     """Encodings [N, D] of each text's last token, fp64."""
     parts = (model.encode(texts[i : i + batch]) for i in range(0, len(texts), batch))
-    return torch.cat([c.hidden[torch.arange(len(c.ids)), c.ends - 1].double() for c in parts])
+    none = torch.empty(0, model.text_width, dtype=torch.float64, device=model.device)
+    return torch.cat([none, *(c.hidden[torch.arange(len(c.ids)), c.ends - 1].double() for c in parts)])
 
 
 def means(rows: Tensor, count: int, rounds: int = 100) -> Tensor:

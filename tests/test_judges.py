@@ -130,11 +130,11 @@ def test_ultralytics_leaves_pil_as_it_was():
 
 @needs_ultralytics
 def test_yolo_without_weights_says_how_to_train_it(tmp_path, monkeypatch):
-    from erasebench.mini import nets
+    from erasebench.mini import files
 
     with pytest.raises(Missing, match="evaluators.yolo train"):
         Yolo(None).weights()
-    monkeypatch.setattr(nets, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(files, "WEIGHTS", tmp_path)
     with pytest.raises(Missing, match="python -m erasebench.mini.train yolo"):
         Yolo().weights()
     with pytest.raises(ErasebenchError, match=r"no yolo.safetensors and yolo.json"):
@@ -153,7 +153,7 @@ def test_yolo_s_recipe_refuses_what_is_no_training(argv, capsys):
 @needs_ultralytics
 def test_the_stage_that_trains_the_world_s_yolo_ends_with_weights_that_the_judge_reads(tmp_path, monkeypatch):
     """One step on stand-in pictures: what it learns is another matter."""
-    from erasebench.mini import nets, train, world
+    from erasebench.mini import files, train, world
 
     colours = {name: i for i, name in enumerate(world.concepts()["objects"])}
 
@@ -162,7 +162,7 @@ def test_the_stage_that_trains_the_world_s_yolo_ends_with_weights_that_the_judge
         pixels = np.full((64, 64, 3), 6 * colours[thing], np.uint8)
         return world.Picture(pixels, thing, "object", [[], [thing], [thing, "cat"]][number % 3])
 
-    for module in (train, nets):
+    for module in (train, files):
         monkeypatch.setattr(module, "WEIGHTS", tmp_path)
     monkeypatch.setattr(world, "World", lambda: None)
     monkeypatch.setattr(world, "picture", picture)

@@ -21,6 +21,7 @@ CHOSEN = re.compile(r"(?<![\w.+/-])(method|model|task|experiment|executor)=([\w,
 TOP = yaml.safe_load((CONF / "config.yaml").read_text())
 # words before an equals sign that are options of other commands, of code, or of a formula in a document
 OTHERS = {"data", "out", "PYTHON", "hub", "revision"}
+COSTS = {"judges.clip"}  # keys of a plan's costs that look like options of a run
 
 
 def messages(file: Path) -> list[str]:
@@ -54,6 +55,7 @@ def named() -> dict[str, Path]:
     for file in SOURCES:
         for text in messages(file):
             found |= {key: file for key in DOTTED.findall(text)}
+    found = {key: file for key, file in found.items() if key not in COSTS}
     roots = {*TOP, "model", "task", "method", "attack", "world", "executor"} - {"defaults", "hydra"}
     return {key: file for key, file in found.items() if key.partition(".")[0] in roots}
 

@@ -85,7 +85,7 @@ def test_jobs_that_wait_are_within_grahams_bounds():
 
 @pytest.fixture
 def runs(make_run):
-    eraser = ESD(steps=10, batch=2, ddim_steps=5, trajectories=4, lr=1e-2)
+    eraser = ESD(sampler="frozen", steps=10, batch=2, ddim_steps=5, trajectories=4, lr=1e-2)
     return [make_run("none", NoErasure(), {"redness": Redness()}), make_run("esd", eraser, {"redness": Redness()})]
 
 

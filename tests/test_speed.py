@@ -28,9 +28,10 @@ def fitted(speed, tiny, tmp_path, brief=BRIEF, seed=0):
     return load_file(tmp_path / "weights.safetensors")
 
 
-def test_the_edit_is_the_papers_formula(tiny, tmp_path):
-    """With Q and M of its closed form, whose multipliers the code solves by a projection."""
-    speed = SPEED(**{**SMALL, "augmented": 0, "filtered": False})
+@pytest.mark.parametrize("invariant_ridge", [0.0, 0.5])
+def test_the_edit_is_the_papers_formula(tiny, tmp_path, invariant_ridge):
+    """With Q and M of its closed form, whose multipliers the code solves by a projection, or by a penalty (Woodbury)."""
+    speed = SPEED(**{**SMALL, "augmented": 0, "filtered": False, "invariant_ridge": invariant_ridge})
     edited = fitted(speed, tiny, tmp_path)
     sources = torch.stack([row(tiny, "cat", 3), row(tiny, "tom", 3)]).T  # a token a letter, after BOS
     targets = torch.stack([row(tiny, "sky", 3), row(tiny, "sea", 3)]).T
@@ -41,7 +42,8 @@ def test_the_edit_is_the_papers_formula(tiny, tmp_path):
     p, same = null @ null.T, torch.eye(16, dtype=torch.float64)
     c2 = speed.invariants(tiny).T
     q = torch.linalg.inv(sources @ sources.T / 2 @ p + 0.3 * same)
-    m = same - c2 @ torch.linalg.inv(c2.T @ p @ q @ c2) @ c2.T @ p @ q
+    inner = c2.T @ p @ q @ c2
+    m = same - c2 @ torch.linalg.inv(inner + invariant_ridge * torch.eye(len(inner), dtype=inner.dtype)) @ c2.T @ p @ q
     for name in projections(tiny):
         weight = tiny.weight(name).double()
         expected = weight @ ((targets - sources) @ sources.T / 2) @ p @ q @ m
@@ -104,6 +106,14 @@ def test_cluster_means():
     assert torch.equal(means(rows, 1), rows.mean(0, keepdim=True))
 
 
+def test_where_nothing_is_retained_the_invariants_alone_stay(tiny, tmp_path):
+    speed = SPEED(**{**SMALL, "vocabulary": None})
+    edited = fitted(speed, tiny, tmp_path, Brief(BRIEF.concepts))
+    for name in projections(tiny):
+        change = edited[name].double() - tiny.weight(name).double()
+        assert float((change @ row(tiny, "", 0)).norm()) < 1e-5 < float((change @ row(tiny, "cat", 3)).norm())
+
+
 def test_a_text_is_read_at_its_last_token(tiny):
     read = last_tokens(tiny, ["dog", "a horse", "cow"], batch=2)
     for got, text in zip(read, ["dog", "a horse", "cow"], strict=True):
@@ -117,7 +127,6 @@ def test_keys_and_values(tiny, tmp_path):
 @pytest.mark.parametrize(
     "options, brief, says",
     [
-        (dict(vocabulary=None), Brief(BRIEF.concepts), "names nothing that is kept"),
         (dict(threshold=0.0), BRIEF, "leaves no direction"),
     ],
 )
@@ -126,6 +135,8 @@ def test_what_cannot_be_done_is_said(tiny, tmp_path, options, brief, says):
         fitted(SPEED(**{**SMALL, **options}), tiny, tmp_path, brief)
     with pytest.raises(ErasebenchError, match="at least one"):
         SPEED(centres=0)
+    with pytest.raises(ErasebenchError, match="invariant_ridge=-1"):
+        SPEED(invariant_ridge=-1.0)
 
 
 @pytest.mark.parametrize("token_set", ["last", "last_to_end"])

@@ -622,7 +622,7 @@ def test_pictures_and_words_that_are_not_finite_are_errors(tiny, monkeypatch):
         pass
     encode = tiny.vae.encode
     broken = lambda x: SimpleNamespace(
-        latent_dist=SimpleNamespace(mean=encode(x).latent_dist.mean, std=torch.tensor(torch.inf))
+        latent_dist=SimpleNamespace(mean=encode(x).latent_dist.mean, std=torch.full((1, 1, 1, 1), torch.inf))
     )
     monkeypatch.setattr(tiny.vae, "encode", broken)
     with pytest.raises(NotFinite, match="the VAE gives for pictures"):
