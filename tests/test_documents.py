@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # what a reader has and we have not: another model folder, a data set, ten minutes
 INSTEAD = {"/any/diffusers/folder": str(ROOT / "erasebench/mini/weights/sd")}
 MORE = {"erasebench.regress": ["--only", "object_none"]}
+FEWER = "method=none,uce"  # of the methods that an experiment sweeps (test_experiments.py)
 
 
 def blocks(document: str) -> list[tuple[str, str]]:
@@ -45,6 +46,8 @@ def run(line: str, capsys, monkeypatch) -> tuple[int, str]:
     ]
     if module.removeprefix("erasebench") in COMPOSES and arguments and "dry_run=true" not in arguments:
         arguments.append("dry_run=true")
+        if any(re.match("experiment=(attacks|mace_|darkminer_)", argument) for argument in arguments):
+            arguments.append(FEWER)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=False)
