@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import config, stats, verdicts
+from . import config, interrupt, stats, verdicts
 from .contracts import ErasebenchError, Prompt, Scored
 from .entry import breakage
 from .run import Erased, Run, calibrated, execute, images, score
@@ -228,4 +228,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupt.run(main))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import config, rows
+from . import config, interrupt, rows
 from .contracts import ErasebenchError, Metric, Undrawn
 from .entry import Run as Measured
 from .entry import told_apart
@@ -199,4 +199,4 @@ def line(found: rows.Difference) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupt.run(main))

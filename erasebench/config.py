@@ -109,6 +109,8 @@ def main(
                 lost += jobs.run()
             tables, measured, failed = outcomes.all()
     except KeyboardInterrupt as error:
+        if interrupt.is_within():
+            raise
         return interrupt.exit_code(error)
     if not jobs.composes:
         print(f"error: {lost[0]}", file=sys.stderr)

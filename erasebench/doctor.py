@@ -21,7 +21,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import config, needs
+from . import config, interrupt, needs
 from .contracts import ErasebenchError
 from .needs import Need, needs_of
 from .redaction import masked
@@ -204,4 +204,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interrupt.run(lambda: main(sys.argv[1:])))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save
 
-from . import bases, config
+from . import bases, config, interrupt
 from .contracts import ErasebenchError
 from .entry import Run as Measured
 from .entry import plain
@@ -191,4 +191,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interrupt.run(lambda: main(sys.argv[1:])))

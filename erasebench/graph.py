@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import config, vocabulary
+from . import config, interrupt, vocabulary
 from .contracts import ErasebenchError
 from .entry import plain
 from .inspect import change
@@ -159,4 +159,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interrupt.run(lambda: main(sys.argv[1:])))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_depth = [0]  # of commands within commands: regress carries out runs
 BY_DEFAULT = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
@@ -40,11 +41,18 @@ def stoppable() -> Iterator[None]:
     replaced = [number for number, usual in BY_DEFAULT.items() if ours and signal.getsignal(number) == usual]
     for number in replaced:
         signal.signal(number, stop)
+    _depth[0] += ours
     try:
         yield
     finally:
+        _depth[0] -= ours
         for number in replaced:
             signal.signal(number, BY_DEFAULT[number])
+
+
+def is_within() -> bool:
+    """Whether a command carries out this one, and is to stop with it."""
+    return _depth[0] > 0
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

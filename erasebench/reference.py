@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from . import compare, config, leaderboard, rows
+from . import compare, config, interrupt, leaderboard, rows
 from .contracts import ErasebenchError
 from .entry import plain
 
@@ -167,4 +167,4 @@ def main(argv: list[str] | None = None, path: Path = LIST, place: Path = PLACE) 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupt.run(main))

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from . import config, provenance
+from . import config, interrupt, provenance
 from .contracts import ErasebenchError
 from .entry import json_of, plain
 from .rows import Row, replace_file, text_of, write_table
@@ -362,4 +362,4 @@ def main(argv: list[str] | None = None, runs: Path = LIST, goldens: Path = GOLDE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupt.run(main))

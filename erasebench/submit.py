@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import config, provenance, regress, seals
+from . import config, interrupt, provenance, regress, seals
 from .contracts import ErasebenchError
 from .dry import planned
 from .entry import json_of, plain
@@ -137,4 +137,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interrupt.run(lambda: main(sys.argv[1:])))

@@ -26,6 +26,9 @@ def job(run):
 
 sys.exit(config.main(job, ["-m", "method=none,uce", "images=1", "sampler.steps=1"]))
 """
+SEVERAL = SWEEP.replace("sys.exit(config.main(", "sys.exit(interrupt.run(lambda: [config.main(").replace(
+    '"sampler.steps=1"]))', '"sampler.steps=1"]) for _ in range(2)][0]))'
+).replace("from erasebench import config\n", "from erasebench import config, interrupt\n")  # a command of several, as regress is
 LIST = """
 import sys, time
 from erasebench.store import Store
@@ -57,7 +60,7 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("script,number", [(SWEEP, signal.SIGINT), (LIST, signal.SIGINT), (LIST, signal.SIGTERM)])
+@pytest.mark.parametrize("script,number", [(SWEEP, signal.SIGINT), (SEVERAL, signal.SIGTERM), (LIST, signal.SIGINT), (LIST, signal.SIGTERM)])
 def test_a_signal_stops_a_command_with_one_line(script, number):
     process = subprocess.Popen(
         [sys.executable, "-c", script],
