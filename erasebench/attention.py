@@ -108,7 +108,7 @@ def maps(
             raise Enough
 
     processors = {name: Seeing(name, see, *(adapters or {}).get(name, ())) for name in names}
-    with model.changed(processors=processors), suppress(Enough):
+    with model.changed(processors=processors), model.without_checkpointing(), suppress(Enough):
         model.eps(z, t, context)
     return seen
 

@@ -673,6 +673,18 @@ class Model:
             self.unet.disable_gradient_checkpointing()
 
     @contextmanager
+    def without_checkpointing(self) -> Iterator[None]:
+        """Inside, what a backward pass needs is kept: it will run outside a change that the prediction runs in."""
+        if not self.unet.is_gradient_checkpointing:
+            yield
+            return
+        self.unet.disable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.unet.enable_gradient_checkpointing()
+
+    @contextmanager
     def teacher(self) -> Iterator[None]:
         """The base model, inside any changes, without a copy.
 

@@ -91,7 +91,7 @@ class SelectiveAmnesia:
         """F of every weight that is trained, over pictures as the model stands, on the CPU."""
         total, every = len(model.alphas_cumprod), self.fim == "full"
         with model.training(model.names(TRAINED[self.variant])) as weights, light(model, weights.values()):
-            found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            found = {name: torch.zeros_like(weight, device="cpu") for name, weight in weights.items()}
             for i in tqdm(range(len(pictures.z)), "fisher", disable=None, delay=2):
                 times = torch.arange(total) if every else torch.randperm(total, generator=generator)[: self.fim_steps]
                 one = pictures.select([i]).to(model.device)
@@ -102,9 +102,9 @@ class SelectiveAmnesia:
                     model, [Term(error, len(times))], weights.values(), partial(checked, title="sa"), self.fim_batch
                 )
                 for name, weight in weights.items():
-                    found[name] += (weight.grad * (total / len(times))).square() / len(pictures.z)
+                    found[name] += (weight.grad * (total / len(times))).square().cpu() / len(pictures.z)
                     weight.grad = None
-        return {name: value.cpu() for name, value in found.items()}
+        return found
 
     def error(self, model: Model, one: Pictures, t: Tensor, noise: Tensor, rows: slice) -> Tensor:
         """The errors of one picture at some of the timesteps t [T], with noise [T, C, h, w], summed."""

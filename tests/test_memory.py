@@ -1,5 +1,6 @@
 """Work in slices and micro-batches: the same as in one piece, and halved where memory is short."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from erasebench.methods.salun import SalUn, unlearning
 from safetensors.torch import load_file
 from test_attacks import make_scene
 
-from erasebench import judging, memory, provenance, store, training
+from erasebench import attention, judging, memory, provenance, store, training
 from erasebench.config import embedded_source
 from erasebench.contracts import Brief, Concept, ErasebenchError, Prompt, Sampler
 from erasebench.memory import Term, add_gradients, in_slices
@@ -262,3 +263,16 @@ def test_a_peak_belongs_to_its_stage():
     del large
     provenance.reset_peak_memory("cpu")
     assert provenance.peak_memory_mb("cpu") < with_it - 150
+
+
+def test_attention_maps_are_differentiable_where_activations_are_computed_again(tiny):
+    """Their processors are gone by the time of the backward pass, which would compute something else again."""
+    z, t, context = tiny.noise([1]), torch.tensor([500]), tiny.encode(["a cat"])
+    gradients = []
+    for light in (nullcontext, tiny.checkpointing):
+        with tiny.training(tiny.names(r"^unet\..*attn2\.to_k\.weight$")) as weights, light():
+            sum(probabilities.square().sum() for probabilities in attention.maps(tiny, z, t, context).values()).backward()
+            gradients.append([weight.grad.clone() for weight in weights.values() if weight.grad is not None])
+    assert gradients[0] and not tiny.unet.is_gradient_checkpointing
+    for whole, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, whole)
