@@ -4,15 +4,16 @@ ROWS are folders of runs, files of rows, or Parquet files that --keep wrote; ver
 with the package, stands beside them. An experiment (conf/experiment) says which table is its counterpart, and what methods,
 metrics and blocks are called there.
 
-    column  one metric of one block. Its methods are ranked by what was published and by what was measured, and Spearman's
-            rho (Spearman, 1904) compares the ranks; ties share their mean rank, as in scipy.stats.spearmanr. Fewer than
-            three methods in common, or one value for all of them, give no rank: the column is missing, and is not 0.
+    column  one metric of one block. Its methods are ranked by the published and by the measured values, and Spearman's rho
+            (Spearman, 1904) compares the ranks; ties share their mean rank, as in scipy.stats.spearmanr. Fewer than three
+            methods in common, or one value for all of them, give no rank: the column is missing, and does not count as 0.
     table   the mean of its columns' rho.
     mean    of the tables that have a value, each counted once.
 
 Intervals are percentile bootstraps over methods: each table draws its methods with replacement, one draw for all its columns,
 and the mean's interval is that of the mean of such draws. With three methods such an interval says next to nothing. The
 unerased base is no method of erasing and is left out; rho with it stands beside, and is higher, as the base is easy to place.
+Broken runs count, as papers count whatever images a method makes, and are named.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from .entry import BROKEN, SAME, json_of, plain
 from .rows import Row
 from .stats import interval
 
-LEAST = 3  # methods that a column must share with the rows
+LEAST = 3  # methods that a published column must share with the rows
 RESAMPLES = 2000
 BASE = "none"  # the method that erases nothing
 FRECHET = {"fd_mini": "fid_clean"}  # the embedded world's Frechet distance stands for that over Inception's features
-KEPT = ("run_id", "status", "method", "params", "base", "revision", "world", "task", "n_concepts", "target", "split")
-KEPT += ("attack", "subset", "metric", "value", "low", "high", "base_value", "change_low", "p_value", "n", "seed", "overrides")
+COLUMNS = ("run_id", "status", "method", "params", "base", "revision", "world", "task", "n_concepts", "target", "split")
+COLUMNS += ("attack", "subset", "metric", "value", "low", "high", "base_value", "change_low", "p_value", "n", "seed", "overrides")
 MOST_ROWS = 1_000_000  # of a Parquet file
 EMPTY = Row(**dict.fromkeys(rows.NAMES, ""))
 
@@ -56,6 +57,10 @@ class Column:
     metric: str
     published: Mapping[str, float]
     measured: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (self.block, self.metric)))
 
     def common(self, with_base: bool) -> list[str]:
         """Methods that have both values."""
@@ -70,9 +75,11 @@ class Column:
 
     def flaw(self, with_base: bool) -> str:
         """Reason why the column has no rank correlation; empty if it has one."""
+        if sum(with_base or m != BASE for m in self.published) < LEAST:
+            return "fewer than three methods published"
         methods = self.common(with_base)
         if len(methods) < LEAST:
-            return f"{len(methods)} methods in common" if methods else "not measured"
+            return f"only {', '.join(methods)} in common" if methods else "not measured"
         for name, side in (("published", self.published), ("measured", self.measured)):
             if len({side[m] for m in methods}) == 1:
                 return f"constant: every {name} value is {side[methods[0]]:g}"
@@ -98,8 +105,8 @@ class Table:
     measured_on: str  # task and concepts of the rows; empty where there are none
     is_stand_in: bool  # measured on another task, concept or number of concepts than the published one
     columns: tuple[Column, ...]
-    unknown: tuple[str, ...]  # published methods that have no name of ours
-    broken: tuple[str, ...]  # methods whose images are no pictures, left out
+    unlabelled: tuple[str, ...]  # published methods that have no name of ours
+    broken: tuple[str, ...]  # methods some of whose images are no pictures
 
     def usable(self, with_base: bool = False) -> list[Column]:
         return [column for column in self.columns if not column.flaw(with_base)]
@@ -126,7 +133,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(-1), spread, out=np.full(spread.shape, np.nan), where=spread > 1e-9)
 
 
-def mean_of_known(values: np.ndarray) -> np.ndarray:
+def average_known(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis [K, ...] of what is no NaN; NaN where nothing is."""
     known = np.isfinite(values)
     count = known.sum(0)
@@ -145,17 +152,17 @@ def correlate(table: Table, with_base: bool, seed: int = 0) -> Agreement | None:
     rng = np.random.default_rng([seed, zlib.crc32(table.name.encode())])
     drawn = rng.integers(len(methods), size=(RESAMPLES, len(methods)))
     # a draw of one method over and over has no ranks
-    draws = mean_of_known(np.stack([spearman(x[drawn], y[drawn]) for x, y in sides]))
+    draws = average_known(np.stack([spearman(x[drawn], y[drawn]) for x, y in sides]))
     sizes = tuple(len(column.common(with_base)) for column in columns)
     return Agreement(value, *interval(draws, value), draws, sizes)
 
 
-def mean(found: Iterable[Agreement | None]) -> Agreement | None:
+def average(found: Iterable[Agreement | None]) -> Agreement | None:
     """Mean over the tables that have a value; their draws are independent of one another."""
     known = [one for one in found if one is not None]
     if not known:
         return None
-    value, draws = float(np.mean([one.value for one in known])), mean_of_known(np.stack([one.draws for one in known]))
+    value, draws = float(np.mean([one.value for one in known])), average_known(np.stack([one.draws for one in known]))
     return Agreement(value, *interval(draws, value), draws)
 
 
@@ -166,7 +173,7 @@ def follows(protocol: tables.Protocol, row: Row) -> bool:
     return all(key in same or key.startswith("model.") for key in tables.options(row))
 
 
-def named(row: Row, labels: Mapping[str, str]) -> Row:
+def rename(row: Row, labels: Mapping[str, str]) -> Row:
     """The row under the names that the table's labels and metrics have for its method and its Frechet distance."""
     variant = f"{row.method} variant={json_of(row.params).get('variant')}"
     return replace(
@@ -201,13 +208,13 @@ def choose(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> 
     return (groups[key], key not in right or bool(across)) if key else ([], False)
 
 
-def measured_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> tuple[dict, str, bool, list[str]]:
-    """((block, metric) -> method -> value, what they were measured on, whether that stands in, methods left out as broken)."""
+def find_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> tuple[dict, str, bool, list[str]]:
+    """((block, metric) -> method -> value, what they were measured on, whether that stands in, methods of broken runs)."""
     spec, labels = protocol.spec, protocol.spec["labels"]
     # a run of the experiment itself counts before others, and a lower seed: what comes last counts in a layout
     order = lambda row: (tables.options(row).get("experiment") == protocol.name, -(row.seed or 0), row.split == spec.get("split"))
     for task in filter(None, (protocol.task, spec.get("stand_in"))):
-        own = [named(row, labels) for row in some if row.task == task and not row.subset and follows(protocol, row)]
+        own = [rename(row, labels) for row in some if row.task == task and not row.subset and follows(protocol, row)]
         chosen, stands = choose(protocol, [row for row in own if row.method in labels], blocks)
         if len({row.method for row in chosen} - {BASE}) >= LEAST:
             break
@@ -217,7 +224,7 @@ def measured_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[s
     found: dict[tuple[str, str], dict[str, float]] = {}
     broken = list(dict.fromkeys(cell["method"] for cell in laid if cell["broken"] and cell["value"] is not None))
     for cell in laid:
-        if cell["value"] is not None and math.isfinite(cell["value"]) and not cell["broken"]:
+        if cell["value"] is not None and math.isfinite(cell["value"]):
             for block in blocks if stands else [cell["block"].lower()]:
                 found.setdefault((block, cell["metric"]), {})[cell["method"]] = float(cell["value"])
     concepts = dict.fromkeys(row.target or f"{row.n_concepts} concepts" for row in chosen)
@@ -229,20 +236,18 @@ def compare(protocol: tables.Protocol, some: Sequence[Row]) -> Table:
     published: dict[tuple[str, str], dict[str, float]] = {}
     for (method, block, metric), value in tables.published(protocol.spec, "photo").items():
         published.setdefault((block, metric), {})[method] = value
-    cells, measured_on, stands, broken = measured_cells(protocol, some, {block for block, _ in published})
+    cells, measured_on, stands, broken = find_cells(protocol, some, {block for block, _ in published})
     columns = [Column(*key, values, cells.get(key, {})) for key, values in published.items()]
-    return Table(protocol.name, measured_on, stands, tuple(columns), unknown(protocol), tuple(broken))
+    return Table(protocol.name, measured_on, stands, tuple(columns), find_unlabelled(protocol.spec), tuple(broken))
 
 
-def unknown(protocol: tables.Protocol) -> tuple[str, ...]:
+def find_unlabelled(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Methods of a published table that no label names."""
-    path = resources.files("erasebench.results") / "published" / f"{protocol.spec['published']}.csv"
-    with path.open(encoding="utf-8") as file:
-        names = dict.fromkeys(line["method"] for line in tables.csv.DictReader(file))
-    return tuple(name for name in names if name and name not in protocol.spec["labels"].values())
+    names = dict.fromkeys(line["method"] for line in tables.printed_lines(spec))
+    return tuple(name for name in names if name and name not in spec["labels"].values())
 
 
-def agreements(some: Sequence[Row]) -> list[Table]:
+def compare_all(some: Sequence[Row]) -> list[Table]:
     """Every published table with an experiment that names its methods, beside these rows."""
     return [compare(protocol, some) for protocol in tables.published_tables() if protocol.spec.get("labels")]
 
@@ -250,7 +255,7 @@ def agreements(some: Sequence[Row]) -> list[Table]:
 # --- rows, as files
 
 
-def kept(some: Iterable[Row]) -> list[Row]:
+def select(some: Iterable[Row]) -> list[Row]:
     """Rows that a published table can be held against, and those that say whether their run is broken."""
     names = {name for protocol in tables.published_tables() for name in protocol.spec["metrics"]}
     methods = {label.split()[0] for one in tables.published_tables() for label in one.spec.get("labels", {})}
@@ -259,7 +264,7 @@ def kept(some: Iterable[Row]) -> list[Row]:
     return [row for row in some if row.status == "ok" and row.method in methods and (wanted(row) or flags(row))]
 
 
-def schema():
+def build_schema():
     """Columns of a Parquet file of kept rows."""
     import pyarrow
 
@@ -267,7 +272,7 @@ def schema():
     declared = {f.name: str(f.type) for f in fields(Row)}
     kind = lambda name: types.get(declared[name].split(" ")[0], pyarrow.string())
     return pyarrow.schema(
-        [pyarrow.field(name, kind(name), nullable="None" in declared[name]) for name in KEPT]
+        [pyarrow.field(name, kind(name), nullable="None" in declared[name]) for name in COLUMNS]
     )
 
 
@@ -276,7 +281,7 @@ def write_parquet(some: Sequence[Row], path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.Table.from_pylist([{name: getattr(row, name) for name in KEPT} for row in some], schema=schema())
+    table = pyarrow.Table.from_pylist([{name: getattr(row, name) for name in COLUMNS} for row in some], schema=build_schema())
     parquet.write_table(table, buffer := io.BytesIO(), compression="zstd")
     rows.check_writable(path.parent)
     rows.replace_file(path, buffer.getvalue(), option="--keep")
@@ -293,7 +298,7 @@ def read_parquet(path: Path) -> list[Row]:
             raise ErasebenchError(f"{path}: not a file of at most {rows.LARGEST >> 20} MiB")
         file = parquet.ParquetFile(path)
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        if not file.schema_arrow.remove_metadata().equals(schema()):
+        if not file.schema_arrow.remove_metadata().equals(build_schema()):
             raise ErasebenchError(f"{path}: not a Parquet file of kept rows (other columns){again}")
         if file.metadata.num_rows > MOST_ROWS or size > rows.LARGEST:
             raise ErasebenchError(f"{path}: larger than any file of rows")
@@ -301,7 +306,7 @@ def read_parquet(path: Path) -> list[Row]:
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ErasebenchError(f"{path}: not a Parquet file of rows ({plain(error)[:100]}){again}") from error
     for number, row in enumerate(found, start=1):
-        missing = [f.name for f in fields(Row) if f.name in KEPT and "None" not in f.type and getattr(row, f.name) is None]
+        missing = [f.name for f in fields(Row) if f.name in COLUMNS and "None" not in f.type and getattr(row, f.name) is None]
         flaw = f"no {missing[0]}" if missing else row.flaw()
         if flaw:
             raise ErasebenchError(f"{path}: row {number}: {plain(flaw)[:100]}{again}")
@@ -318,12 +323,13 @@ def read(path: Path) -> list[Row]:
         raise ErasebenchError(f"{path}: no rows")
     for row in found:
         words = json_of(row.overrides, list)
-        if not all(isinstance(word, str) for word in words) or (not words and row.overrides not in ("", "[]")):
-            raise ErasebenchError(f"{path}: run {plain(row.run_id)[:60]}: overrides hold {plain(row.overrides)[:60]}")
+        is_list = all(isinstance(word, str) for word in words) and (words or row.overrides in ("", "[]"))
+        if not is_list or not (json_of(row.params) or row.params in ("", "{}")):
+            raise ErasebenchError(f"{path}: run {plain(row.run_id)[:60]}: params or overrides are no JSON of ours")
     return found
 
 
-def by_base(name: str, some: Sequence[Row]) -> dict[str, list[Row]]:
+def split_by_base(name: str, some: Sequence[Row]) -> dict[str, list[Row]]:
     """Name -> rows of one base: several bases, or revisions of one, are several models."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in some:
@@ -336,20 +342,20 @@ def by_base(name: str, some: Sequence[Row]) -> dict[str, list[Row]]:
 # --- what is printed
 
 
-def number(found: Agreement | None) -> str:
+def show(found: Agreement | None) -> str:
     return "none" if found is None else f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
-def span(sizes: Sequence[int]) -> str:
+def show_sizes(sizes: Sequence[int]) -> str:
     if not sizes:
         return ""
     low, high = min(sizes), max(sizes)
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def markdown(sets: Mapping[str, Sequence[Table]]) -> str:
+def render(sets: Mapping[str, Sequence[Table]]) -> str:
     """Tables as lines, each set of rows with its number of methods, its rho and that with the base; then what is missing."""
-    lines = ["# Agreement with published tables", "", *SAID, ""]
+    lines = ["# Agreement with published tables", "", *NOTE, ""]
     head = ["table", *(f"{name}: {what}" for name in sets for what in ("methods", "rho", "with the base"))]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     names = [table.name for table in next(iter(sets.values()))]
@@ -357,101 +363,115 @@ def markdown(sets: Mapping[str, Sequence[Table]]) -> str:
     for name in names:
         found = [each[one][name] for one in sets]
         if any(table.agreement or table.with_base for table in found):
-            cells = [cell for table in found for cell in summary(table)]
+            cells = [cell for table in found for cell in summarize(table)]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    means = [cell for found in sets.values() for cell in mean_summary(found)]
+    means = [cell for found in sets.values() for cell in summarize_mean(found)]
     lines += [f"| mean | {' | '.join(means)} |", ""]
     for name, found in sets.items():
-        lines += [f"## {name}: columns", "", *columns_said(found), "", f"## {name}: missing", "", *missing_said(found), ""]
+        lines += [f"## {name}: columns", "", *list_columns(found), "", f"## {name}: missing", "", *list_missing(found), ""]
     return "\n".join(lines)
 
 
-SAID = (
+NOTE = (
     "Spearman's rank correlation of methods, published against measured: a table is the mean of its columns, a column one metric",
     "of one block; the mean is over tables. Brackets: 95 % percentile bootstrap over methods, drawn within each table; of three",
     "methods (‡) it says next to nothing. Without the unerased base, which is easy to place; with it, beside. † measured on another",
-    "task, concept or number of concepts than the published one. A broken run, a constant column and fewer than three methods give",
-    "no rank: they are missing, and count as nothing.",
+    "task, concept or number of concepts than the published one. A column with fewer than three methods in common, or with one",
+    "value for all of them, has no rank: it is missing, and does not count. Broken runs count, and are named at the end.",
 )
 
 
-def summary(table: Table) -> list[str]:
+def summarize(table: Table) -> list[str]:
     sizes = table.agreement.sizes if table.agreement else ()
     few = " ‡" if sizes and max(sizes) == LEAST else ""
     mark = " †" if table.is_stand_in and sizes else ""
-    return [span(sizes) + mark, number(table.agreement) + few, number(table.with_base)]
+    return [show_sizes(sizes) + mark, show(table.agreement) + few, show(table.with_base)]
 
 
-def mean_summary(found: Sequence[Table]) -> list[str]:
+def summarize_mean(found: Sequence[Table]) -> list[str]:
     count = sum(table.agreement is not None for table in found)
-    return [f"{count} tables", number(mean(t.agreement for t in found)), number(mean(t.with_base for t in found))]
+    return [f"{count} tables", show(average(t.agreement for t in found)), show(average(t.with_base for t in found))]
 
 
-def columns_said(found: Sequence[Table]) -> list[str]:
+def rho(column: Column, with_base: bool = False) -> float | None:
+    """Spearman's rho of one column, None where it has none."""
+    return None if column.flaw(with_base) else float(spearman(*column.values(column.common(with_base))))
+
+
+def list_columns(found: Sequence[Table]) -> list[str]:
     """A line for each table that has a value: what it was measured on, and each column's rho with its number of methods."""
     lines = []
     for table in found:
         each = [
-            f"{' '.join(filter(None, (column.block, column.metric)))} {float(spearman(*column.values(methods))):+.2f} ({len(methods)})"
-            for column in table.usable()
-            for methods in [column.common(with_base=False)]
+            f"{column.name} {rho(column):+.2f} ({len(column.common(with_base=False))})" for column in table.usable()
         ]
         if each:
             lines.append(plain(f"- {table.name} (measured on {table.measured_on}): {', '.join(each)}"))
     return lines
 
 
-def missing_said(found: Sequence[Table]) -> list[str]:
+def list_missing(found: Sequence[Table]) -> list[str]:
     """A line for each table that lacks something: columns without a rank, methods without a value, methods not ours."""
     lines = []
     for table in found:
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, list[Column]] = {}
         for column in table.columns:
-            name = " ".join(filter(None, (column.block, column.metric)))
-            if flaw := column.flaw(with_base=False):
-                reasons.setdefault(flaw, []).append(name)
-            elif absent := [m for m in column.published if m not in column.measured]:
-                reasons.setdefault(f"without {', '.join(absent)}", []).append(name)
-        said = [f"{', '.join(columns)} ({why})" for why, columns in reasons.items()]
+            absent = [method for method in column.published if method not in column.measured]
+            why = column.flaw(with_base=False) or (f"without {', '.join(absent)}" if absent else "")
+            reasons.setdefault(why, []).append(column)
+        said = [f"{name_all(some, table.columns)}: {why}" for why, some in reasons.items() if why]
         said += [f"broken: {', '.join(table.broken)}"] * bool(table.broken)
-        said += [f"published, no method of ours: {', '.join(table.unknown)}"] * bool(table.unknown)
+        said += [f"published, but no method of ours: {', '.join(table.unlabelled)}"] * bool(table.unlabelled)
         if said:
             lines.append(plain(f"- {table.name}: {'; '.join(said)}"))
     return lines
+
+
+def name_all(some: Sequence[Column], every: Sequence[Column]) -> str:
+    """Names of columns, those of several blocks together."""
+    if len(some) == len(every):
+        return "every column"
+    metrics: dict[str, list[str]] = {}
+    for column in some:
+        metrics.setdefault(column.block, []).append(column.metric)
+    blocks: dict[tuple[str, ...], list[str]] = {}
+    for block, names in metrics.items():
+        blocks.setdefault(tuple(names), []).append(block)
+    return ", ".join(
+        ", ".join(names) + (f" of {' and '.join(where)}" if any(where) else "") for names, where in blocks.items()
+    )
 
 
 HEAD = ("rows", "table", "block", "metric", "methods", "n", "rho", "low", "high", "rho_with_base", "measured_on")
 HEAD += ("stand_in", "missing", "why")
 
 
-def lines_of(name: str, found: Sequence[Table]) -> list[list[Any]]:
+def list_lines(name: str, found: Sequence[Table]) -> list[list[Any]]:
     """Lines of the CSV: each column, each table (no block and metric), and the mean (table `mean`)."""
     made: list[list[Any]] = []
     ends = lambda one: [one.value, one.low, one.high] if one else [None] * 3
     for table in found:
         for column in table.columns:
-            methods, why = column.common(with_base=False), column.flaw(with_base=False)
-            rho = None if why else float(spearman(*column.values(methods)))
-            everybody = column.common(with_base=True)
-            beside = None if column.flaw(with_base=True) else float(spearman(*column.values(everybody)))
-            absent = " ".join(m for m in column.published if m not in column.measured)
-            own = [name, table.name, column.block, column.metric, " ".join(methods), len(methods), rho, None, None, beside]
-            made.append([*own, table.measured_on, table.is_stand_in, absent, why])
+            methods = column.common(with_base=False)
+            absent = ", ".join(m for m in column.published if m not in column.measured)
+            own = [name, table.name, column.block, column.metric, ", ".join(methods), len(methods), rho(column), None, None]
+            own += [rho(column, with_base=True), table.measured_on, table.is_stand_in]
+            made.append([*own, absent, column.flaw(with_base=False)])
         beside = table.with_base.value if table.with_base else None
         size = max(table.agreement.sizes) if table.agreement else 0
         own = [name, table.name, "", "", "", size, *ends(table.agreement), beside]
         made.append([*own, table.measured_on, table.is_stand_in, "", "" if table.agreement else "no column with a rank"])
-    whole, beside = mean(t.agreement for t in found), mean(t.with_base for t in found)
+    whole, beside = average(t.agreement for t in found), average(t.with_base for t in found)
     made.append([name, "mean", *[""] * 3, None, *ends(whole), beside.value if beside else None, *[""] * 4])
     return made
 
 
 def write(sets: Mapping[str, Sequence[Table]], folder: Path) -> list[Path]:
     """Write agreement.md and agreement.csv. Raises ErasebenchError where the folder cannot be written."""
-    rows.write_table([HEAD, *(line for name, found in sets.items() for line in lines_of(name, found))], stream := io.StringIO())
+    rows.write_table([HEAD, *(line for name, found in sets.items() for line in list_lines(name, found))], stream := io.StringIO())
     rows.check_writable(folder)
     paths = [folder / "agreement.md", folder / "agreement.csv"]
-    for path, text in zip(paths, (markdown(sets), stream.getvalue()), strict=True):
+    for path, text in zip(paths, (render(sets), stream.getvalue()), strict=True):
         rows.replace_file(path, text.encode(), option="--folder")
     return paths
 
@@ -467,7 +487,7 @@ def main(argv: list[str] | None = None) -> int:
     first = Path(str(resources.files("erasebench.results") / "agreement" / "version1.parquet"))
     try:
         if args.keep:
-            some = kept(row for path in args.rows for row in read(path))
+            some = select(row for path in args.rows for row in read(path))
             if not some:
                 raise ErasebenchError("no row that a published table can be held against: nothing to keep")
             write_parquet(some, args.keep)
@@ -475,13 +495,14 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         sets: dict[str, list[Row]] = {}
         for path in dict.fromkeys([first, *args.rows]):
-            sets |= by_base(path.stem if path.suffix else str(path), read(path))
-        found = {name: agreements(own) for name, own in sets.items()}
+            name = path.stem if path.suffix and path.stem not in sets else str(path)
+            sets |= split_by_base(name, read(path))
+        found = {name: compare_all(own) for name, own in sets.items()}
         paths = write(found, args.folder)
     except ErasebenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(markdown(found), *paths, sep="\n")
+    print(render(found), *paths, sep="\n")
     return 0
 
 

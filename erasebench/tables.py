@@ -74,20 +74,25 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
 
 def published_lines(spec: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], float, dict[str, str]]]:
     """((method, block, metric), value as a fraction, the line of results/published), for what a table has beside its own."""
-    path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
     theirs = {name: ours for ours, name in spec["metrics"].items() if name}
     blocks = {theirs.lower(): str(ours) for ours, theirs in spec.get("blocks", {}).items()}
+    for line in printed_lines(spec):
+        setting = json.loads(line["setting"] or "{}")
+        block = str(setting.get(spec.get("setting")) or line.get(spec.get("setting")) or "").lower()
+        block = blocks.get(block, block)
+        name = line["method"] or str(setting.get("config", ""))
+        for method, label in spec.get("labels", {}).items():
+            if label == name and line["metric"] in theirs and line["value"]:
+                whole = block.startswith("average") or (spec.get("average") and not block)
+                key = (method, AVERAGE if whole else block, theirs[line["metric"]])
+                yield key, float(line["value"]) / UNITS.get(line["unit"], 1), line
+
+
+def printed_lines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Lines of the published table, as printed."""
+    path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
     with path.open(encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            setting = json.loads(line["setting"] or "{}")
-            block = str(setting.get(spec.get("setting")) or line.get(spec.get("setting")) or "").lower()
-            block = blocks.get(block, block)
-            name = line["method"] or str(setting.get("config", ""))
-            for method, label in spec.get("labels", {}).items():
-                if label == name and line["metric"] in theirs and line["value"]:
-                    whole = block.startswith("average") or (spec.get("average") and not block)
-                    key = (method, AVERAGE if whole else block, theirs[line["metric"]])
-                    yield key, float(line["value"]) / UNITS.get(line["unit"], 1), line
+        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)
