@@ -9,6 +9,7 @@ An experiment (conf/experiment) sweeps runs and says in `table` how their rows a
     published  file in results/published, or nothing; `setting` names the key or column that `across` is called there,
                `blocks` what its values are called
     concepts   how many are erased in the published one, where `across` does not say it
+    stand_in   task whose rows stand for it, where agreement with it is measured and its own task's were not
     n          metric -> number of images without which it does not compare with the published one (Frechet distances)
     average    true adds a block with the mean and deviation over the others
     raw        metrics that are shown as they stand; others are percent
@@ -40,6 +41,7 @@ log = logging.getLogger("erasebench")
 AVERAGE = "average"
 BROKEN = "†"  # marks numbers of a broken run
 SWEPT = {"n_concepts": "n", "base": "model"}  # field of a row -> the option that a sweep varies it by
+UNITS = {"%": 100, "100*score": 100, "cos": 0.01}  # of a published table -> divisor that makes it ours
 # options that say which run of a protocol it is, and change nothing of how it is measured
 PROTOCOL = frozenset(("experiment", "part", "model", "task", "method", "seed", "attack", "other_words"))
 
@@ -72,35 +74,41 @@ def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str],
 
 def published_lines(spec: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], float, dict[str, str]]]:
     """((method, block, metric), value as a fraction, the line of results/published), for what a table has beside its own."""
-    path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
     theirs = {name: ours for ours, name in spec["metrics"].items() if name}
     blocks = {theirs.lower(): str(ours) for ours, theirs in spec.get("blocks", {}).items()}
+    for line in printed_lines(spec):
+        setting = json.loads(line["setting"] or "{}")
+        block = str(setting.get(spec.get("setting")) or line.get(spec.get("setting")) or "").lower()
+        block = blocks.get(block, block)
+        name = line["method"] or str(setting.get("config", ""))
+        for method, label in spec.get("labels", {}).items():
+            if label == name and line["metric"] in theirs and line["value"]:
+                whole = block.startswith("average") or (spec.get("average") and not block)
+                key = (method, AVERAGE if whole else block, theirs[line["metric"]])
+                yield key, float(line["value"]) / UNITS.get(line["unit"], 1), line
+
+
+def printed_lines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Lines of the published table, as printed."""
+    path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
     with path.open(encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            setting = json.loads(line["setting"] or "{}")
-            block = str(setting.get(spec.get("setting")) or line.get(spec.get("setting")) or "").lower()
-            block = blocks.get(block, block)
-            name = line["method"] or str(setting.get("config", ""))
-            for method, label in spec.get("labels", {}).items():
-                if label == name and line["metric"] in theirs and line["value"]:
-                    whole = block.startswith("average") or (spec.get("average") and not block)
-                    key = (method, AVERAGE if whole else block, theirs[line["metric"]])
-                    yield key, float(line["value"]) / (100 if line["unit"] in ("%", "100*score") else 1), line
+        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What an experiment measures that a paper has published: its table, the task, and how many concepts where it says so."""
+    """An experiment beside a published table: its task, and how many concepts where the table is of one number."""
 
     name: str
-    task: str
+    task: str | None
     n: int | None
     spec: Mapping[str, Any]
+    is_single: bool  # the published numbers are of single runs, not of the mean over several
 
 
 @cache
-def protocols() -> tuple[Protocol, ...]:
-    """Of the experiments whose published numbers are of single runs, and not of the mean over several."""
+def published_tables() -> tuple[Protocol, ...]:
+    """Experiments that have a published table, by name."""
     found = []
     for path in sorted(Path(str(resources.files("erasebench.conf"))).glob("experiment/*.yaml")):
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -110,17 +118,28 @@ def protocols() -> tuple[Protocol, ...]:
         )
         field = SWEPT.get(spec.get("across"), spec.get("across"))
         swept = {*given.get("hydra", {}).get("sweeper", {}).get("params", {})}
-        if spec.get("published") and task and swept <= {"method", field}:
-            found.append(Protocol(path.stem, task, spec.get("concepts", given.get("n")), spec))
+        if spec.get("published"):
+            single = swept <= {"method", field}
+            found.append(Protocol(path.stem, task, spec.get("concepts", given.get("n")), spec, single))
     return tuple(found)
+
+
+def protocols() -> tuple[Protocol, ...]:
+    """Published tables whose numbers a single row may be held against."""
+    return tuple(one for one in published_tables() if one.task and one.is_single)
+
+
+def options(row: Row) -> dict[str, str]:
+    """Option -> value on the command line that makes the row again."""
+    words = json.loads(row.overrides or "[]")
+    return {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
 
 
 def with_published(row: Row) -> Row:
     """The row with what a paper has published of the same world, task, method, number of concepts and metric, if one has."""
     if row.world != "photo" or row.status != "ok" or row.value is None or row.subset:
         return row
-    words = json.loads(row.overrides or "[]")
-    said = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
+    said = options(row)
     # the experiment that made it first
     for protocol in sorted(protocols(), key=lambda one: one.name != said.get("experiment")):
         if (found := counterpart(protocol, row, said)) is not None:
