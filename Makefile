@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test regress reference bench chaos mini mini-report lint clean
+.PHONY: demo test rehearse regress reference bench chaos mini mini-report lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,7 +18,10 @@ demo: $(INSTALLED)
 	$(BIN)/python -m erasebench.leaderboard
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/rehearsal
+
+rehearse: $(INSTALLED)   # the photo world in small
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/rehearsal
 
 regress: $(INSTALLED)
 	$(BIN)/python -m erasebench.regress --results build/regress

@@ -148,8 +148,13 @@ def files_of(words: Sequence[str]) -> tuple[list[str], bool]:
         lines.append(f"absent   prompts of task {task} on {model}: {why}")
     said = " ".join(lines)
     for run in runs:
-        left_out = {name: reason for name, e in run.plan.evaluators.items() if (reason := run.skips(e))}
-        lines += [f"skipped  {name}: {reason}" for name, reason in left_out.items() if reason.partition(" (")[0] not in said]
+        for name, evaluator in run.plan.evaluators.items():
+            try:
+                reason, fate = run.skips(evaluator), "skipped "
+            except ErasebenchError as error:  # what is given and is not there would end the run
+                reason, fate, brought = str(error), "absent  ", True
+            if reason and reason.partition(" (")[0] not in said:
+                lines.append(f"{fate} {name}: {reason}")
     return list(dict.fromkeys(lines)), brought or bool(prompts)
 
 

@@ -18,6 +18,7 @@ LONGEST = 5000  # characters; a text encoder reads far less, so that more is a b
 MORE_CAPTIONS = (  # what a method asks for that has none
     "give more than are evaluated, a longer file with world.captions.path= or a smaller world.captions.count="
 )
+I2P = "world.explicit.prompts.path="
 CAPTIONS = ("prompt", "caption", "captions", "text")
 COLUMNS = {  # ours -> the dataset's own name, and the name in the widely copied CSV
     "text": ("prompt",),
@@ -40,14 +41,16 @@ class PromptRow(NamedTuple):
     type: str | None = None
 
 
-def prompts(spec: Mapping[str, Any], needed: Sequence[str] = ("text", "seed")) -> tuple[list[PromptRow], int]:
+def prompts(
+    spec: Mapping[str, Any], needed: Sequence[str] = ("text", "seed"), option: str = I2P
+) -> tuple[list[PromptRow], int]:
     """(rows of I2P or of a table like it, how many the safety gate dropped). `spec`: path (see records), or hub id and
-    revision. Empty prompts and duplicates stay: published counts hold them.
+    revision; `option` gives the path. Empty prompts and duplicates stay: published counts hold them.
 
     Raises ErasebenchError for a missing file or column, and naming the row for a seed or guidance that is none, and
     for a prompt beyond all reason.
     """
-    made, where = table(spec)
+    made, where = table(spec, option)
     names = columns(made[0] if made else {}, COLUMNS)
     for ours in needed:
         if names[ours] is None:
@@ -112,19 +115,20 @@ def integer(where: str, number: int, name: str, value: Any) -> int:
     return int(made)
 
 
-def table(spec: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+def table(spec: Mapping[str, Any], option: str = I2P) -> tuple[list[dict[str, Any]], str]:
     """(records, where they are from) of a table, or of a dataset on the hub."""
     if spec.get("path"):
+        records.check_file(Path(str(spec["path"])), option)
         return records.read(Path(str(spec["path"])), NAMES), str(spec["path"])
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise Missing("datasets is not installed: pip install 'erasebench[data]', or give a file") from error
+        raise Missing(f"datasets is not installed: pip install 'erasebench[data]', or give a file with {option}") from error
     try:
         return list(load_dataset(spec["hub"], revision=spec.get("revision"), split="train")), spec["hub"]
     except Exception as error:  # hub, network and schema errors have no common class
         raise Missing(
-            f"{spec['hub']} could not be loaded ({str(error).splitlines()[0][:150]}): give a file with a path"
+            f"{spec['hub']} could not be loaded ({str(error).splitlines()[0][:150]}): give a file with {option}"
         ) from error
 
 
@@ -152,6 +156,7 @@ def captions_of(path: Path) -> list[PromptRow]:
     """Captions of a text file, one a line; of a table, by its column, perhaps with seeds; or of COCO's annotations, one of
     each image, of the lowest id. Empty ones are left out, and counted where they are rows of a table."""
     hint = "world.captions.path=: a text file, one caption a line, a table, or COCO's annotations"
+    records.check_file(path, hint)
     if not records.is_table(path):
         lines = records.text(path, hint).splitlines()
         return [PromptRow(i, line.strip(), None, None) for i, line in enumerate(lines) if line.strip()]

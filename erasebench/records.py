@@ -34,8 +34,8 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or content(path)[:4] == PARQUET
 
 
-def content(path: Path, hint: str = "") -> bytes:
-    """Bytes of a regular file. Raises ErasebenchError where there is none, with the hint."""
+def check_file(path: Path, hint: str = "") -> None:
+    """Raises ErasebenchError where there is no regular file, with the hint."""
     said = f" ({hint})" if hint else ""
     try:
         if path.is_dir():
@@ -44,6 +44,14 @@ def content(path: Path, hint: str = "") -> bytes:
             raise ErasebenchError(f"{path}: no such file{said}")
         if not path.is_file():
             raise ErasebenchError(f"{path}: not a regular file{said}")
+    except (OSError, ValueError) as error:  # a name may be too long, or hold a NUL
+        raise ErasebenchError(f"{str(path)[:200]!r}: cannot be read ({str(error)[:150]})") from error
+
+
+def content(path: Path, hint: str = "") -> bytes:
+    """Bytes of a regular file. Raises ErasebenchError where there is none, with the hint."""
+    check_file(path, hint)
+    try:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a name may be too long, or hold a NUL
         raise ErasebenchError(f"{str(path)[:200]!r}: cannot be read ({str(error)[:150]})") from error

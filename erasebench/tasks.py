@@ -372,7 +372,7 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
         raise ErasebenchError(f"prompts.each={each}: a whole number, at least 1, is needed")
     if guided not in ("fixed", "row"):
         raise ErasebenchError(f"prompts.guidance={guided}: choose from fixed, row")
-    rows, dropped = loaders.prompts(spec, ("text",))
+    rows, dropped = loaders.prompts(spec, ("text",), "prompts.path=")
     if not rows:
         raise ErasebenchError(f"{spec['path']}: the safety gate refuses all of its {dropped} prompts")
     if guided == "row" and rows[0].guidance is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -42,11 +43,20 @@ class Clip:
 
             return nets.checksums("clip")
         file = Path(self.pretrained)
+        if self.names_file and not file.is_file():
+            raise ErasebenchError(f"{self.pretrained}: no such file (the weights of a CLIP, {SET})")
         return {"open_clip": sha256_once(file) if file.is_file() else f"{self.architecture}/{self.pretrained}"}
+
+    @property
+    def names_file(self) -> bool:
+        """Whether `pretrained` can only be a file: open_clip's names are single words."""
+        return bool(Path(self.pretrained).suffix) or len(Path(self.pretrained).parts) > 1
 
     def needs(self) -> list[needs.Need]:
         if self.pretrained == "embedded" or Path(self.pretrained).is_file():
             return []
+        if self.names_file:
+            return [needs.file(self.pretrained, f"CLIP {self.pretrained}", 0, "open_clip's weights, or OpenAI's", SET)]
         return [published(self.architecture, self.pretrained)]
 
     @property
@@ -114,7 +124,10 @@ def loaded(architecture: str, pretrained: str, device: str):
     from PIL import Image
 
     try:
-        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+        program = is_program(Path(pretrained))
+        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=None if program else pretrained)
+        if program:
+            model.load_state_dict(weights_of_program(Path(pretrained)))
     except Exception as error:  # hub, file and name errors have no common class
         raise ErasebenchError(
             f"CLIP {architecture}/{pretrained} could not be loaded ({str(error).splitlines()[0][:150]}): give a file with {SET}"
@@ -122,6 +135,20 @@ def loaded(architecture: str, pretrained: str, device: str):
     preprocess = lambda images: torch.stack([transform(Image.fromarray(i.numpy())) for i in images]).to(device)
     tokenizer = open_clip.get_tokenizer(architecture)
     return model.eval().to(device), preprocess, lambda texts: tokenizer(texts).to(device)
+
+
+def is_program(file: Path) -> bool:
+    """Whether a file is TorchScript, as OpenAI publishes its CLIPs; open_clip reads such a file under its own name alone."""
+    if not file.is_file() or not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def weights_of_program(file: Path) -> dict[str, Tensor]:
+    """The weights of such a file, in float32; nothing of it is run, and its three sizes are left out."""
+    state = torch.jit.load(str(file), map_location="cpu").state_dict()
+    return {name: weight.float() for name, weight in state.items() if name not in ("input_resolution", "context_length", "vocab_size")}
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ class AlexNet:
     def weights(self) -> dict[str, str]:
         if self.path:
             if not Path(self.path).is_file():
-                raise ErasebenchError(f"{self.path}: no such file (the weights {Path(alexnet().url).name})")
-            return {"alexnet": sha256_file(Path(self.path))}
+                raise ErasebenchError(f"{self.path}: no such file (the weights {Path(alexnet().url).name}, {LPIPS})")
+            return {"alexnet": sha256_once(Path(self.path))}
         return {"alexnet": Path(alexnet().url).name}  # the name holds the beginning of its hash
 
     def needs(self) -> list[needs.Need]:
@@ -202,7 +202,7 @@ class Inception:
         if self.tool == "torchmetrics" and importlib.util.find_spec("torch_fidelity") is None:
             raise Missing("torchmetrics' Inception needs torch-fidelity: pip install 'erasebench[fid]'")
         if self.path and not Path(self.path).is_file():
-            raise ErasebenchError(f"{self.path}: no such file (inception-2015-12-05.pt)")
+            raise ErasebenchError(f"{self.path}: no such file (inception-2015-12-05.pt, {SET}.judge.path=)")
         return {"inception": sha256_once(Path(self.path)) if self.path else self.tool}
 
     def needs(self) -> list[needs.Need]:
@@ -260,6 +260,8 @@ class Fid:
     def check(self) -> None:
         if self.real is None:
             raise Missing(f"the real images are not here: a folder is needed ({SET}.real=)")
+        if not Path(self.real).is_dir():
+            raise ErasebenchError(f"{self.real}: no such folder (of real images, {SET}.real=)")
 
     def needs(self) -> list[needs.Need]:
         return [needs.file(self.real, "real images", 0, "a folder of them, COCO's as a rule", f"{SET}.real=")]

@@ -16,6 +16,8 @@ from erasebench import judging, needs
 from erasebench.contracts import ErasebenchError, Prompt
 from erasebench.store import sha256_once
 
+SET = "world.judges.objects.path="
+
 
 @dataclass(frozen=True)
 class ResNet50:
@@ -33,7 +35,7 @@ class ResNet50:
     def weights(self) -> dict[str, str]:
         if self.path:
             if not Path(self.path).is_file():
-                raise ErasebenchError(f"{self.path}: no such file (the weights {Path(published().url).name})")
+                raise ErasebenchError(f"{self.path}: no such file (the weights {Path(published().url).name}, {SET})")
             return {"resnet50": sha256_once(Path(self.path))}
         return {"resnet50": Path(published().url).name}  # the name holds the beginning of its hash
 
@@ -41,7 +43,7 @@ class ResNet50:
         if self.path:
             return []
         size = published().meta["_file_size"]
-        return [needs.download(published().url, "ResNet-50 (torchvision, ImageNet, V2)", size, "world.judges.objects.path=")]
+        return [needs.download(published().url, "ResNet-50 (torchvision, ImageNet, V2)", size, SET)]
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
@@ -69,7 +71,6 @@ def load(path: str | None, device: str = "cpu"):
         network.load_state_dict(state)
     except Exception as error:  # network, file and key errors have no common class
         raise ErasebenchError(
-            f"ResNet-50 could not be loaded ({str(error).splitlines()[0][:150]}): give its weights with "
-            "world.judges.objects.path="
+            f"ResNet-50 could not be loaded ({str(error).splitlines()[0][:150]}): give its weights with {SET}"
         ) from error
     return network.eval().to(device), published().transforms()

@@ -66,7 +66,7 @@ class OpenNsfw:
 
     def weights(self) -> dict[str, str]:
         if not Path(self.path).is_file():
-            raise ErasebenchError(f"{self.path}: no such file (open-nsfw.onnx)")
+            raise ErasebenchError(f"{self.path}: no such file (open-nsfw.onnx, world.second.explicit.path=)")
         return {"open-nsfw.onnx": sha256_once(Path(self.path))}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:

@@ -110,6 +110,27 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl:
     return folder
 
 
+def as_program(state: dict[str, torch.Tensor], sizes: dict[str, int]) -> torch.nn.Module:
+    """A module whose state dict has these keys: OpenAI publishes its CLIPs as TorchScript, of which the weights alone are read."""
+
+    class Branch(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    root = Branch()
+    for key, value in state.items():
+        *path, leaf = key.split(".")
+        place = root
+        for name in path:
+            if name not in place._modules:
+                place.add_module(name, Branch())
+            place = place._modules[name]
+        place.register_parameter(leaf, torch.nn.Parameter(value, requires_grad=False))
+    for name, size in sizes.items():
+        root.register_buffer(name, torch.tensor(size))
+    return root
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     return build_pipeline(tmp_path_factory.mktemp("tiny") / "model")

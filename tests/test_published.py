@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -97,3 +98,27 @@ def test_both_tables_of_the_slides_print_the_same_doubtful_row():
     assert first["UCE", ""]["psr1"] == 23.4
     deviations = {key: np.array([row[f"{m}_std"] for m in metrics]) for key, row in first.items()}
     assert all((d >= 0).all() for d in deviations.values())
+
+
+FIRST = re.compile(r"^\| (.+?) \| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| `(\w+)\.csv`, (.+) \|$", re.MULTILINE)
+IMAGES = {"acc_e_prob": 200, "acc_s_prob": 1800, "acc_g_prob": 600, "acc_e": 2500, "acc_s": 2500, "psr1": 10000}
+MORE = {"darkminer_table3_objects": 500, "darkminer_table4_styles": 250}
+
+
+def test_what_to_check_first_on_a_gpu_is_what_the_files_hold_and_no_closer_than_chance():
+    """docs/tables.md: each value is a cell of its file, each tolerance of a share or a count two standard errors of a difference."""
+    document = (FOLDER.parents[1] / "docs" / "tables.md").read_text(encoding="utf-8")
+    lines = FIRST.findall(document.partition("<!-- first -->")[2].partition("<!-- end -->")[0])
+    assert len(lines) == 12
+    for _, ours, value, within, name, which in lines:
+        *row, metric = which.split(", ")
+        with (FOLDER / f"{name}.csv").open(encoding="utf-8") as file:
+            cells = [line for line in csv.DictReader(file) if line["metric"] == metric]
+        said = lambda cell: {cell["method"], *map(str, json.loads(cell["setting"] or "{}").values())}
+        (cell,) = [cell for cell in cells if set(row) <= said(cell)]
+        assert float(cell["value"]) == float(value)
+        share = float(value) / 100
+        if (count := MORE.get(name) or IMAGES.get(ours)) is not None:
+            assert float(within) == round(200 * (2 * share * (1 - share) / count) ** 0.5, 1), ours
+        elif ours == "mace_total":
+            assert float(within) == round(2 * (2 * float(value)) ** 0.5)
