@@ -120,8 +120,13 @@ def add_gradients(
     At most `most` predictions (None: what fits) have their graph at the same time: of more, the gradients of micro-batches
     add up. `check` sees each loss before its backward pass."""
     weights, every = list(weights), sum(term.count * term.graphs for term in terms)
-    if most is None:
-        most = at_once(model.latent_shape()) if every > 1 else 1  # a base need not say how large its latents are
+    if every > 1:  # a base need not say how large its latents are
+        fits = at_once(model.latent_shape())
+        if model.unet.is_gradient_checkpointing:  # the weights that are trained leave less room
+            fits = max(1, fits // 2)
+        most = fits if most is None else min(most, fits)
+    else:
+        most = 1
     while True:
         size = min(size_of(model, "graph", most), every)
         try:

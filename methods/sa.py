@@ -91,7 +91,7 @@ class SelectiveAmnesia:
         """F of every weight that is trained, over pictures as the model stands, on the CPU."""
         total, every = len(model.alphas_cumprod), self.fim == "full"
         with model.training(model.names(TRAINED[self.variant])) as weights, light(model, weights.values()):
-            found = {name: torch.zeros_like(weight, device="cpu") for name, weight in weights.items()}
+            found = {name: torch.zeros(weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
             for i in tqdm(range(len(pictures.z)), "fisher", disable=None, delay=2):
                 times = torch.arange(total) if every else torch.randperm(total, generator=generator)[: self.fim_steps]
                 one = pictures.select([i]).to(model.device)
