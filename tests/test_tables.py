@@ -168,7 +168,7 @@ COUNTERPARTS = [
     (of_photo("mace", "acc_e", task="celebrity", n_concepts=100, overrides='["experiment=mace_table4"]'), 0.0431, "Table 4"),
     (of_photo("mace", "acc_e", task="celebrity", n_concepts=10, overrides='["n=10"]'), 0.0285, "Figure 7"),
     (of_photo("mace", "acc_e", task="celebrity", n_concepts=20, overrides='["n=20"]'), None, ""),
-    (of_photo("spm", "clip_score", attack="", split="caption", task="explicit"), 31.0, "UnlearnDiffAtk"),  # a cosine of 0.310
+    (of_photo("spm", "clip_score", split="caption", task="explicit", group="quality"), 31.0, "UnlearnDiffAtk"),  # a cosine of 0.310
     (of_photo("uce", "clip_e", task="style", n_concepts=1), None, ""),
     (of_photo("uce", "ner_0.5", **EXPLICIT), 0.0342, "Mitigating unethical content"),
     (of_photo("uce", "ner_0.5", task="explicit", split="implicit"), None, ""),
