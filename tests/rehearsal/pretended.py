@@ -88,6 +88,8 @@ class Pretended(TorchFunctionMode):
             return place_of(function, args[0])
         if function in TO_NUMPY and is_marked(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        if function == Tensor.cuda:
+            function, args, kwargs = Tensor.to, (args[0], GPU), {}
         wanted, args, kwargs = device_asked_for(function, args, kwargs)
         given = list(tensors_in(args[:1] if function in ALONE else [args, kwargs]))
         if wanted is None:
@@ -105,7 +107,7 @@ class Pretended(TorchFunctionMode):
         elif wanted is not None and any(made is x and is_marked(x) != on_gpu for x in given):
             return mark(made.clone(), on_gpu)  # the tensor itself was given back; a GPU would have copied it
         elif not unknown:
-            mark(made, on_gpu)
+            mark([x for x in tensors_in(made) if all(x is not own for own in given)], on_gpu)
         return made
 
 
@@ -119,8 +121,6 @@ def device_asked_for(function: Callable, args: tuple, kwargs: dict) -> tuple[tor
     """(the device that a call names, the call with the CPU in its place)."""
     if function == Tensor.cpu:
         return CPU, args, kwargs
-    if function == Tensor.cuda:
-        return GPU, (args[0], CPU), {}
     if kwargs.get("device") is not None:
         return torch.device(kwargs["device"]), args, {**kwargs, "device": CPU}
     if function == Tensor.to and len(args) > 1:
@@ -182,6 +182,7 @@ def pretended_gpu() -> Iterator[None]:
         put(torch.nn.Parameter, "__new__", parameter)
         put(concurrent.futures.ThreadPoolExecutor, "submit", lambda pool, work, *a, **o: submit(pool, entering(work), *a, **o))
         put(torch.utils.checkpoint, "checkpoint", lambda work, *a, **o: checkpoint(entering(work), *a, **o))
+        put(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
         put(torch.jit, "load", lambda file, map_location=None, **o: load(file, map_location="cpu", **o))
         for name, answer in MEMORY.items():
             put(torch.cuda, name, functools.partial(lambda given, *_, **__: given, answer))
