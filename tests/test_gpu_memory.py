@@ -1,6 +1,6 @@
 """Every method and attack at its published values on Stable Diffusion 1.4 needs at most 20 GiB, as counted by simulated.py.
 
-Counting all takes ten minutes: here some are counted anew, and results/memory.csv must have every other. ERASEBENCH_MEMORY=all counts all.
+Counting all takes ten minutes: here some are counted anew, and results/reference/memory.csv must have every other. ERASEBENCH_MEMORY=all counts all.
 """
 
 import importlib.util

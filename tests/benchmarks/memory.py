@@ -1,6 +1,6 @@
 """Peak memory of every method and attack at its published values on Stable Diffusion 1.4 (512 px, fp32), counted without a GPU.
 
-    python tests/benchmarks/memory.py                        writes results/memory.csv
+    python tests/benchmarks/memory.py                        writes results/reference/memory.csv
     python tests/benchmarks/memory.py --plugins sa,cce       measures some, and leaves the other lines as they are
     python tests/benchmarks/memory.py --before               writes the column of the code before (PYTHONPATH says which)
 
@@ -43,7 +43,7 @@ from erasebench import model as model_module
 from erasebench.contracts import Brief, Concept, Prompt, Sampler, Scene
 from erasebench.model import Context, Model
 
-CSV = Path("results/memory.csv")
+CSV = Path("results/reference/memory.csv")
 COLUMNS = ("plugin", "task", "stage", "before_gib", "after_gib")
 NOT_THIS = {
     "retrained": "of the embedded world alone",
