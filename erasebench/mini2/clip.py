@@ -31,7 +31,11 @@ def pixels(pictures: list[Picture]) -> Tensor:
 
 
 def train(
-    stage: str = "clip", recipe: Recipe = RECIPE, batch: int = BATCH, drawing: World | None = None, folder: Path = WEIGHTS
+    stage: str = "clip",
+    recipe: Recipe = RECIPE,
+    batch: int = BATCH,
+    drawing: World | None = None,
+    folder: Path = WEIGHTS,
 ) -> None:
     """Train, then write `clip/clip.safetensors` and `text_encoder` for the folder's model."""
     torch.manual_seed(0)
@@ -53,13 +57,17 @@ def train(
 
 
 def ship(model: nn.Module, folder: Path) -> None:
-    """Write CLIP, and its text tower for the diffusion model, at half precision."""
-    half = lambda v: v.half().contiguous() if v.is_floating_point() else v.contiguous()
-    (folder / "clip").mkdir(parents=True, exist_ok=True)
-    save_file({k: half(v) for k, v in model.state_dict().items()}, folder / "clip" / "clip.safetensors")
-    words = tokenizer()
+    """Write the text tower for the diffusion model, and the CLIP of the judges, at half precision.
+
+    Of `retrained` the tower alone: nobody judges with its CLIP.
+    """
+    words, shipped = tokenizer(), folder == WEIGHTS
     tower = text_encoder(model, words.bos_token_id, words.eos_token_id).half()
-    tower.save_pretrained(folder / ("sd" if folder == WEIGHTS else "") / "text_encoder")
+    tower.save_pretrained(folder / ("sd" if shipped else "") / "text_encoder")
+    if shipped:
+        half = lambda v: v.half().contiguous() if v.is_floating_point() else v.contiguous()
+        (folder / "clip").mkdir(parents=True, exist_ok=True)
+        save_file({k: half(v) for k, v in model.state_dict().items()}, folder / "clip" / "clip.safetensors")
 
 
 def load(folder: Path = WEIGHTS) -> nn.Module:

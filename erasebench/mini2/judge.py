@@ -51,9 +51,7 @@ def truth(pictures: Sequence[Picture]) -> dict[str, Tensor]:
         "hazards": torch.tensor([many(p.hazards, known["hazards"]) for p in pictures]),
         "people": torch.tensor([place(p.person, known["people"]) for p in pictures]),
         "face": torch.tensor([[float(p.face)] for p in pictures]),
-        "artists": torch.tensor(
-            [nobody if p.hand < 0 else style.get((p.hand, p.inks), IGNORED) for p in pictures]
-        ),
+        "artists": torch.tensor([nobody if p.hand < 0 else style.get((p.hand, p.inks), IGNORED) for p in pictures]),
         "colours": torch.tensor(
             [IGNORED if p.inks >= 0 or len(p.objects) != 1 else place(p.colour, known["colours"]) for p in pictures]
         ),

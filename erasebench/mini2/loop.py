@@ -73,7 +73,9 @@ def fit(stage: str, module: nn.Module, loss_of: Callable[[int], Tensor], recipe:
         step += 1
         if step % 25 == 0:
             pace = (time.time() - began) / (step - first)
-            log.info("%s: step %d/%d, loss %.4f, %.2f s a step", stage, step, recipe.steps, np.mean(losses[-100:]), pace)
+            log.info(
+                "%s: step %d/%d, loss %.4f, %.2f s a step", stage, step, recipe.steps, np.mean(losses[-100:]), pace
+            )
         if time.time() - last > recipe.every or step == recipe.steps:
             last = time.time()
             state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "shadow": shadow}

@@ -14,7 +14,7 @@ from ..mini.nets import Block, prepared
 from .tokenizer import CONTEXT
 
 WEIGHTS = Path(__file__).parent / "weights"
-WIDTH, LAYERS, HEADS, INNER, EMBEDDING = 256, 4, 4, 384, 128  # of the text tower; INNER is that of its MLP
+WIDTH, LAYERS, HEADS, INNER, EMBEDDING = 256, 4, 4, 256, 128  # of the text tower; INNER is that of its MLP
 
 
 @cache
@@ -113,7 +113,12 @@ class Judge(nn.Module):
         wide = 4 * widths[-1]
         self.features = nn.Linear(wide, 64)
         self.by_features = nn.Linear(64, sizes["objects"])
-        outputs = {"objects": sizes["objects"], "people": sizes["people"] + 1, "face": 1, "artists": sizes["artists"] + 1}
+        outputs = {
+            "objects": sizes["objects"],
+            "people": sizes["people"] + 1,
+            "face": 1,
+            "artists": sizes["artists"] + 1,
+        }
         outputs |= {"hazards": sizes["hazards"], "colours": sizes["colours"] + 1, "counts": 4}
         outputs |= {"places": 4 * sizes["objects"]}
         self.heads = nn.ModuleDict({name: nn.Linear(wide, size) for name, size in outputs.items()})

@@ -36,7 +36,62 @@ def clip() -> None:
     stage.train()
 
 
-STAGES: dict[str, Callable[[], None]] = {stage.__name__: stage for stage in (tokenizer, clip)}
+def vae() -> None:
+    from . import latents
+
+    latents.vae()
+
+
+def pool() -> None:
+    from . import latents
+
+    latents.pool()
+
+
+def unet() -> None:
+    from . import unet as stage
+
+    stage.train()
+
+
+def judge() -> None:
+    from . import judge as stage
+
+    stage.train()
+
+
+def people() -> None:
+    from . import judge as stage
+
+    stage.people()
+
+
+def retrained_clip() -> None:
+    from . import retrained as stage
+
+    stage.train_clip()
+
+
+def retrained() -> None:
+    from . import retrained as stage
+
+    stage.train()
+
+
+def yolo() -> None:
+    from . import shipped
+
+    shipped.yolo()
+
+
+def drawings() -> None:
+    from . import shipped
+
+    shipped.drawings()
+
+
+ORDER = (tokenizer, clip, vae, pool, unet, judge, people, retrained_clip, retrained, yolo, drawings)
+STAGES: dict[str, Callable[[], None]] = {stage.__name__: stage for stage in ORDER}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -63,7 +63,12 @@ def weight(alpha: Tensor) -> Tensor:
 
 
 def train(
-    stage: str = "unet", recipe: Recipe = RECIPE, batch: int = BATCH, folder: Path = WEIGHTS / "sd", among=None, size=None
+    stage: str = "unet",
+    recipe: Recipe = RECIPE,
+    batch: int = BATCH,
+    folder: Path = WEIGHTS / "sd",
+    among=None,
+    size=None,
 ) -> None:
     """Train on the pool and write `unet` into the folder; `among(captions, shown)` -> bool [N] chooses pictures."""
     from diffusers import DDIMScheduler
@@ -71,7 +76,9 @@ def train(
     torch.manual_seed(0)
     net = build()
     fresh = carry_over(net, load_file(first_nets.WEIGHTS / "sd" / "unet" / "diffusion_pytorch_model.safetensors"))
-    log.info("%s: %.2f M parameters, %d tensors anew", stage, sum(p.numel() for p in net.parameters()) / 1e6, len(fresh))
+    log.info(
+        "%s: %.2f M parameters, %d tensors anew", stage, sum(p.numel() for p in net.parameters()) / 1e6, len(fresh)
+    )
     net = net.to(memory_format=torch.channels_last)
     latents, said, kinds, shown = pool() if size is None else pool(size, size)
     often = torch.tensor([OFTEN.get(kind, 1.0) for kind in kinds])

@@ -135,7 +135,14 @@ class World:
             mask |= art.compose(canvas, art.scaled(hand, name, size), *spot, flip)
         caption = self.say.counted(rng, name, count, background)
         return Picture(
-            finish(canvas), "counted", caption, [name], hand=hand, background=background, count=count, masks={name: mask}
+            finish(canvas),
+            "counted",
+            caption,
+            [name],
+            hand=hand,
+            background=background,
+            count=count,
+            masks={name: mask},
         )
 
     def _pair(self, rng: random.Random, name: str | None) -> Picture:
@@ -176,9 +183,7 @@ class World:
         name = name or rng.choice(self.people)
         pixels, background, mask = self._face(rng, self.index[name])
         caption = self.say.person(rng, name, background)
-        return Picture(
-            pixels, "person", caption, person=name, face=True, background=background, masks={name: mask}
-        )
+        return Picture(pixels, "person", caption, person=name, face=True, background=background, masks={name: mask})
 
     def _nobody(self, rng: random.Random, name: str | None) -> Picture:
         others = len(art.avatars()[1])
