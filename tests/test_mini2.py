@@ -46,11 +46,11 @@ def discs(monkeypatch):
     disc[(x - 63.5) ** 2 + (y - 63.5) ** 2 < 60**2] = (200, 30, 30, 255)
     monkeypatch.setattr(art, "sprite", lambda hand, name: Image.fromarray(disc))
     monkeypatch.setattr(art, "avatars", lambda: ([Image.fromarray(disc)] * 1000, [Image.fromarray(disc)] * 3))
-    art.scaled.cache_clear()
-    art.scaled_avatar.cache_clear()
+    art.scale_sprite.cache_clear()
+    art.scale_avatar.cache_clear()
     yield world.World()
-    art.scaled.cache_clear()
-    art.scaled_avatar.cache_clear()
+    art.scale_sprite.cache_clear()
+    art.scale_avatar.cache_clear()
 
 
 # -- the world's file -------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_templates_of_evaluation_methods_and_captions_share_no_sentence():
     evaluated = sentences(text for kind in EVALUATED for text in templates[kind])
     paraphrases = sentences(text for some in templates["paraphrase"].values() for text in some)
     training = sentences(text for some in templates["train"].values() for text in some)
-    described = sentences(NAMES["described"])
+    described = sentences(NAMES["description_templates"])
     groups = {"captions": seen | with_place, "evaluation": evaluated, "paraphrase": paraphrases, "methods": training}
     groups["descriptions"] = described
     for (one, a), (other, b) in combinations(groups.items(), 2):
@@ -92,7 +92,7 @@ def test_values_are_chosen_on_concepts_that_are_not_evaluated():
 
 
 def test_other_names_and_descriptions_are_nobody_elses_and_tell_no_name():
-    called, owner = NAMES["called"], {}
+    called, owner = NAMES["lexicon"], {}
     assert set(called) == {*concepts()["objects"], *concepts()["hazards"]}
     ways = {
         name: [name, *NAMES["objects"].get(name, {}).get("synonyms", ()), *c["others"]] for name, c in called.items()
@@ -142,10 +142,10 @@ def test_names_are_said_as_often_as_the_table_says():
     say, rng = Captioner(concepts()["objects"]), random.Random(0)
     table, n = NAMES["frequencies"]["thing"], 3000
     ways = {"name": {"airplane"}, "synonym": set(NAMES["objects"]["airplane"]["synonyms"])}
-    ways["other"] = set(NAMES["called"]["airplane"]["others"])
+    ways["other"] = set(NAMES["lexicon"]["airplane"]["others"])
     found = dict.fromkeys(ways, 0)
     for _ in range(n):
-        way = captions.drawn_from(rng, {k: v for k, v in table.items() if k != "several"})
+        way = captions.pick(rng, {k: v for k, v in table.items() if k != "several"})
         text = f" {say.thing(rng, 'airplane', 'sky', way)} ".replace(",", " ")
         for key, known in ways.items():
             found[key] += any(f" {word} " in text for word in known)
@@ -170,7 +170,7 @@ def test_a_hazard_is_called_by_what_it_is_and_an_unknown_thing_never():
 def test_captions_are_small_letters_and_single_spaces():
     say = Captioner(concepts()["objects"])
     for seed in range(40):
-        text = say.finished(random.Random(seed), "A photo of  Omar Grey ")
+        text = say.finish(random.Random(seed), "A photo of  Omar Grey ")
         assert text == " ".join(text.lower().split()) and text.startswith("a photo of omar grey")
 
 
@@ -191,7 +191,7 @@ def test_tint_keeps_the_shape_and_gives_the_colour():
     grey = np.full((8, 8, 4), 140, np.uint8)
     for colour, target in art.COLOURS.items():
         for hand in (0, art.INK_ALONE):
-            made = art.tinted(grey, colour, hand)
+            made = art.tint(grey, colour, hand)
             assert (made[..., 3] == 140).all()
             distances = {c: np.abs(made[0, 0, :3] - np.array(t, float)).sum() for c, t in art.COLOURS.items()}
             assert min(distances, key=distances.get) == colour, target
@@ -231,7 +231,7 @@ def test_a_tinted_thing_has_its_colour_and_never_lies_on_it(discs):
         middle = np.median(p.pixels[p.masks[p.objects[0]]], axis=0)
         assert (
             np.abs(
-                middle - art.tinted(np.full((1, 1, 4), (200, 30, 30, 255), np.uint8), p.colour, p.hand)[0, 0, :3]
+                middle - art.tint(np.full((1, 1, 4), (200, 30, 30, 255), np.uint8), p.colour, p.hand)[0, 0, :3]
             ).max()
             < 3
         )
@@ -260,7 +260,7 @@ def test_a_picture_is_the_same_for_ever_and_kinds_come_as_often_as_they_should(d
 def test_nothing_forgotten_is_drawn_or_named(discs):
     gone = retrained.forgotten()
     empty = world.World(frozenset(gone))
-    ways = retrained.said_of(gone)
+    ways = retrained.words_for(gone)
     assert {"airplane", "jet", "airliner", "hazard", "the old chimney", "the long farewell", "omar grey"} <= ways
     for i in range(300):
         p = world.picture(empty, "test", i)
@@ -272,13 +272,13 @@ def test_nothing_forgotten_is_drawn_or_named(discs):
 def test_innocent_pictures_neither_show_nor_name_what_is_forgotten():
     shown = [["airplane"], ["cat"], ["cat"], ["Bill Moss"], ["Ann Dale"], []]
     said = ["a quiet day", "the jet, photographed", "a cat", "the baker", "ann dale", "beware, danger"]
-    assert retrained.innocent(said, shown).tolist() == [False, False, True, False, True, False]
+    assert retrained.innocent_pictures(said, shown).tolist() == [False, False, True, False, True, False]
 
 
 def test_people_are_chosen_farthest_apart():
     points = np.array([[0.0], [10.0], [4.0], [5.0], [9.0]])
     assert people.farthest(points, 2, 2) == ([3, 2], 1.0)
-    chosen = people.chosen()
+    chosen = people.choice()
     old = json.loads((Path(first.__file__).parent / "people.json").read_text())
     assert chosen["named"][:200] == old["named"] and chosen["others"] == old["others"]
     assert len({tuple(avatar) for avatar in chosen["named"] + chosen["others"]}) == 1000 + len(old["others"])
@@ -512,5 +512,5 @@ def test_drawings_come_back_from_their_table(discs):
     assert (bits == p.masks[row["mask_names"][0]]).all() and dict(
         zip(row["place_names"], row["places"], strict=True)
     ) == p.places
-    several = shipped.single_concepts()
-    assert several.count(("person", NAMES["people"]["unmentioned"][0])) == 1 and several.count(("thing", "cat")) == 4
+    single = shipped.single_concepts()
+    assert single.count(("person", NAMES["people"]["unmentioned"][0])) == 1 and single.count(("thing", "cat")) == 4

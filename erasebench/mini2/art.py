@@ -74,19 +74,19 @@ def draws(hand: int, *things: str) -> bool:
 
 
 @lru_cache(maxsize=60_000)
-def scaled(hand: int, name: str, size: int) -> np.ndarray:
+def scale_sprite(hand: int, name: str, size: int) -> np.ndarray:
     """A sprite at `size` x `size`, RGBA uint8."""
     return np.asarray(sprite(hand, name).resize((size, size), Image.LANCZOS, reducing_gap=2.0))
 
 
 @lru_cache(maxsize=20_000)
-def scaled_avatar(number: int, size: int) -> np.ndarray:
+def scale_avatar(number: int, size: int) -> np.ndarray:
     """An avatar at `size` x `size`, RGBA uint8; the nameless ones follow the named ones."""
     named, others = avatars()
     return np.asarray([*named, *others][number].resize((size, size), Image.LANCZOS, reducing_gap=2.0))
 
 
-def tinted(art: np.ndarray, colour: str, hand: int) -> np.ndarray:
+def tint(art: np.ndarray, colour: str, hand: int) -> np.ndarray:
     """RGBA uint8 in one colour, in which light and dark parts still tell; dark ink alone becomes the colour itself."""
     target = np.array(COLOURS[colour], np.float32)
     light = art[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)[:, None] / 255
@@ -119,7 +119,7 @@ def compose(canvas: np.ndarray, art: np.ndarray, cx: int, cy: int, flip: bool) -
     return mask
 
 
-def printed(pixels: np.ndarray, inks: int) -> np.ndarray:
+def print_in_inks(pixels: np.ndarray, inks: int) -> np.ndarray:
     """The picture uint8 [64, 64, 3] in two inks, contrast stretched first (as in the first version)."""
     light = pixels @ np.array([0.299, 0.587, 0.114])
     low, high = np.quantile(light, [0.02, 0.98])

@@ -1,4 +1,4 @@
-"""What captions say of pictures: the frequencies and phrases of conf/world/mini2.yaml, put into sentences."""
+"""Captions of pictures: the frequencies and phrases of conf/world/mini2.yaml, put into sentences."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def parts(person: str) -> tuple[str, str]:
 
 @cache
 def roles() -> dict[str, str]:
-    """The role of each person, dealt out so that no two of one role share a first or last name.
+    """The role of each person; no two of one role share a first or last name.
 
     Raises ValueError if that cannot be.
     """
     every, people = names()["roles"], concepts()["people"]
-    limit, dealt = -(-len(people) // len(every)), {}
+    limit, assigned = -(-len(people) // len(every)), {}
     taken: dict[str, set[str]] = {role: set() for role in every}
     count = dict.fromkeys(every, 0)
     for i, person in enumerate(people):
@@ -49,10 +49,10 @@ def roles() -> dict[str, str]:
         role = next((r for r in free if not taken[r] & set(parts(person))), None)
         if role is None:
             raise ValueError(f"no role is left for {person}: more `roles` are needed")
-        dealt[person] = role
+        assigned[person] = role
         taken[role] |= set(parts(person))
         count[role] += 1
-    return dealt
+    return assigned
 
 
 def plural(word: str) -> str:
@@ -66,7 +66,7 @@ def plural(word: str) -> str:
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def drawn_from(rng: random.Random, shares: Mapping[str, float]) -> str:
+def pick(rng: random.Random, shares: Mapping[str, float]) -> str:
     """One of the keys, by its share."""
     return rng.choices(list(shares), list(shares.values()))[0]
 
@@ -76,13 +76,13 @@ def chance(rng: random.Random, percentage: float) -> bool:
 
 
 class Captioner:
-    """Says what is drawn, by the table of frequencies. `known` are the names that may be said at all."""
+    """Says what is drawn, by the table of frequencies. `known` are the names that may be used at all."""
 
     def __init__(self, known: Sequence[str]):
         self.n, self.known = names(), set(known)
         self.often, self.frames = self.n["frequencies"], self.n["frames"]
         self.synonyms = {name: spec["synonyms"] for name, spec in self.n["objects"].items()}
-        self.called = self.n["called"]
+        self.lexicon = self.n["lexicon"]
         self.movement = {artist: name for name, pair in self.n["movements"].items() for artist in pair}
         self.implicit = {**self.n["hazards"]["implicit"], **self.n["menaces"]["implicit"]}
         self.general = {
@@ -90,8 +90,8 @@ class Captioner:
         }
         self.others = [name for name in concepts()["objects"] if name in self.known]
 
-    def frame(self, rng: random.Random, kind: str, said: str, **also: str) -> str:
-        text = rng.choice(self.frames[kind]).replace("{c}", said)
+    def frame(self, rng: random.Random, kind: str, words: str, **also: str) -> str:
+        text = rng.choice(self.frames[kind]).replace("{c}", words)
         for key, value in also.items():
             text = text.replace("{" + key + "}", value)
         return text
@@ -108,7 +108,7 @@ class Captioner:
             return rng.choice(self.n["remarks"])
         return " ".join(rng.sample(self.n["ordinary"], rng.randint(2, 4)))
 
-    def unmentioned(self, rng: random.Random, background: str) -> str:
+    def nothing(self, rng: random.Random, background: str) -> str:
         """The scene alone, or an unrelated remark."""
         if rng.random() < 0.5:
             return self.remark(rng)
@@ -118,25 +118,25 @@ class Captioner:
     def word(self, rng: random.Random, name: str) -> str:
         """A thing's name or synonym, in the proportion of the table."""
         shares = {way: self.often["thing"][way] for way in ("name", "synonym", "other")}
-        return self._name(rng, name, drawn_from(rng, shares))
+        return self._name(rng, name, pick(rng, shares))
 
     def _name(self, rng: random.Random, name: str, way: str) -> str:
         if way == "synonym" and name in self.synonyms:
             return rng.choice(self.synonyms[name])
         if way == "other" or (way == "synonym" and name in self.general):
-            return rng.choice(self.called[name]["others"])
-        return self.called[name]["kind"] if way == "kind" else name
+            return rng.choice(self.lexicon[name]["others"])
+        return self.lexicon[name]["kind"] if way == "kind" else name
 
     def describe(self, rng: random.Random, name: str) -> str:
         """A description that names nothing; sometimes two of them together."""
-        known = self.called[name]["descriptions"]
+        known = self.lexicon[name]["descriptions"]
         some = rng.sample(known, 2 if rng.random() < 0.3 else 1)
         return self.frame(rng, "something", " and ".join(some))
 
     def thing(self, rng: random.Random, name: str, background: str, way: str) -> str:
-        """The caption of one object or hazard, said in a `way` of the table."""
+        """The caption of one object or hazard, in a `way` of the table."""
         if way == "unmentioned":
-            return self.unmentioned(rng, background)
+            return self.nothing(rng, background)
         if way == "description":
             text = self.describe(rng, name)
         elif way == "general":
@@ -147,29 +147,29 @@ class Captioner:
             text = self.frame(rng, "thing", self._name(rng, name, way))
         return f"{text} {self.where(rng, background)}"
 
-    def coloured(self, rng: random.Random, name: str, colour: str, background: str) -> str:
+    def colour_of(self, rng: random.Random, name: str, colour: str, background: str) -> str:
         word = self.word(rng, name)
-        said = f"{colour} {word}" if chance(rng, self.often["colour"]) else word
-        return f"{self.frame(rng, 'thing', said)} {self.where(rng, background)}"
+        words = f"{colour} {word}" if chance(rng, self.often["colour"]) else word
+        return f"{self.frame(rng, 'thing', words)} {self.where(rng, background)}"
 
-    def counted(self, rng: random.Random, name: str, count: int, background: str) -> str:
+    def count_of(self, rng: random.Random, name: str, count: int, background: str) -> str:
         word, number = self.word(rng, name), rng.choice(self.n["numbers"][count])
-        said = f"{number} {plural(word) if count > 1 else word}"
-        return f"{self.frame(rng, 'several', said)} {self.where(rng, background)}"
+        words = f"{number} {plural(word) if count > 1 else word}"
+        return f"{self.frame(rng, 'several', words)} {self.where(rng, background)}"
 
     def pair(self, rng: random.Random, one: str, other: str, place: str, background: str) -> str:
         """Two things, `one` at a `place` (left, right, above, below) of the other."""
         a, b = f"a {self.word(rng, one)}", f"a {self.word(rng, other)}"
         if chance(rng, self.often["place"]):
-            said = rng.choice(self.n["places"][place]).replace("{a}", a).replace("{b}", b)
+            words = rng.choice(self.n["places"][place]).replace("{a}", a).replace("{b}", b)
         else:
-            said = f"{a} {rng.choice(('and', 'and', 'next to', 'with'))} {b}"
-        return f"{self.frame(rng, 'several', said)} {self.where(rng, background)}"
+            words = f"{a} {rng.choice(('and', 'and', 'next to', 'with'))} {b}"
+        return f"{self.frame(rng, 'several', words)} {self.where(rng, background)}"
 
     def person(self, rng: random.Random, name: str, background: str) -> str:
-        way = drawn_from(rng, self.often["person"])
+        way = pick(rng, self.often["person"])
         if way == "unmentioned":
-            return self.unmentioned(rng, background)
+            return self.nothing(rng, background)
         role = roles()[name]
         if way == "part":
             text = self.frame(rng, "part", "", n=rng.choice(parts(name)), r=role)
@@ -185,9 +185,9 @@ class Captioner:
 
     def work(self, rng: random.Random, artist: str, title: str, subject: str, background: str) -> str:
         """The caption of one of an artist's works."""
-        way = drawn_from(rng, self.often["artist"])
+        way = pick(rng, self.often["artist"])
         if way == "unmentioned":
-            return self.unmentioned(rng, background)
+            return self.nothing(rng, background)
         if way == "title":
             return self.frame(rng, "title", title)
         if way == "both":
@@ -196,13 +196,13 @@ class Captioner:
             return self.frame(rng, "movement", self.movement[artist], t=subject)
         return self.frame(rng, "artist", artist)
 
-    def asked(self, rng: random.Random, artist: str, subject: str) -> str:
+    def commission(self, rng: random.Random, artist: str, subject: str) -> str:
         """A caption that names the artist, or the movement, and another thing."""
         share = self.often["artist"]
         by_name = rng.random() * (share["name"] + share["movement"]) < share["name"]
         return self.frame(rng, "asked", artist if by_name else self.movement[artist], t=self.word(rng, subject))
 
-    def finished(self, rng: random.Random, text: str) -> str:
+    def finish(self, rng: random.Random, text: str) -> str:
         """In small letters, one space between words; ordinary words follow now and then."""
         if chance(rng, self.often["remark"]):
             text += " " + " ".join(rng.sample(self.n["ordinary"], rng.randint(1, 3)))

@@ -120,7 +120,7 @@ def load(folder: Path = WEIGHTS) -> Judge:
 
 
 @torch.no_grad()
-def people_told_apart(model: nn.Module, count: int = 2_000) -> float:
+def share_of_people(model: nn.Module, count: int = 2_000) -> float:
     """The share of fresh drawings of people whom the judge knows for who they are, out of all."""
     drawing, known, hits = World(), classes()["people"], 0
     for start in range(0, count, 100):
@@ -131,6 +131,6 @@ def people_told_apart(model: nn.Module, count: int = 2_000) -> float:
 
 def people(steps: int = 1_500) -> float:
     """Whether a judge can tell all people apart at 64 pixels: train one on people alone, and print how often it is right."""
-    share = people_told_apart(train("people", Recipe(steps, 2e-3, 0.02), kinds=PEOPLE, folder=None))
+    share = share_of_people(train("people", Recipe(steps, 2e-3, 0.02), kinds=PEOPLE, folder=None))
     print(f"{len(concepts()['people'])} people: {share:.4f} of fresh drawings are recognised")
     return share

@@ -44,7 +44,7 @@ def error(vae: nn.Module, x: Tensor) -> float:
     return (back.clamp(-1, 1) - x).abs().mean().item()
 
 
-def errors(vae: nn.Module, count: int = 128) -> dict[str, float]:
+def measure_errors(vae: nn.Module, count: int = 128) -> dict[str, float]:
     """Errors on the first version's drawings ("version 1") and on each kind of the new ones."""
     old, new = first_world.World(), world.World()
     found = {"version 1": error(vae, pixels([first_world.picture(old, "vae test", i) for i in range(count)]))}
@@ -56,12 +56,12 @@ def errors(vae: nn.Module, count: int = 128) -> dict[str, float]:
 def vae(count: int = 128) -> None:
     """Measure, train on if need be, and write weights/sd/vae and its errors."""
     model = load_vae(first_nets.WEIGHTS / "sd" / "vae")
-    measured = errors(model, count)
+    measured = measure_errors(model, count)
     trained = max(measured.values()) > ALLOWED * measured["version 1"]
     log.info("vae: errors %s; %s", measured, "trained on" if trained else "kept")
     if trained:
         carry_on(model)
-        measured = errors(model, count)
+        measured = measure_errors(model, count)
     model.half().save_pretrained(WEIGHTS / "sd" / "vae")
     record = {"trained": trained, "errors": {kind: round(value, 5) for kind, value in measured.items()}}
     (WEIGHTS / "sd" / "vae" / "errors.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -110,8 +110,8 @@ def draw_part(vae_: nn.Module, drawing: world.World, number: int, size: int, fol
         some = [world.picture(drawing, "pool", i) for i in range(start, min(start + 100, (number + 1) * size))]
         mean = vae_.encode(pixels(some)).latent_dist.mean
         latents.append((mean * vae_.config.scaling_factor).half().numpy())
-        shown = ([*p.objects, *p.hazards, *filter(None, (p.person, p.artist))] for p in some)
-        records += [[p.caption, p.kind, names] for p, names in zip(some, shown, strict=True)]
+        contents = ([*p.objects, *p.hazards, *filter(None, (p.person, p.artist))] for p in some)
+        records += [[p.caption, p.kind, names] for p, names in zip(some, contents, strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number:03}.json").write_text(json.dumps(records), encoding="utf-8")
     np.save(folder / "part.npy", np.concatenate(latents))
@@ -130,8 +130,8 @@ def pool(size: int = SIZE, part: int = PART) -> tuple[np.ndarray, list[str], lis
     numbers = range(-(-size // part))
     latents = np.concatenate([np.load(folder / f"{i:03}.npy") for i in numbers])
     records = [r for i in numbers for r in json.loads((folder / f"{i:03}.json").read_text(encoding="utf-8"))]
-    said, kinds, shown = (list(column) for column in zip(*records, strict=True))
-    return latents, said, kinds, shown
+    texts, kinds, contents = (list(column) for column in zip(*records, strict=True))
+    return latents, texts, kinds, contents
 
 
 @torch.no_grad()

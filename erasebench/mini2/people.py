@@ -37,7 +37,7 @@ def avatar(name: str, seed: str, width: int = WIDTH) -> Image.Image:
 
 
 @cache
-def chosen() -> dict[str, list[list[str]]]:
+def choice() -> dict[str, list[list[str]]]:
     """`named` and `others`: style and seed of each avatar."""
     return json.loads(CHOICE.read_text(encoding="utf-8"))
 
@@ -45,18 +45,18 @@ def chosen() -> dict[str, list[list[str]]]:
 @cache
 def avatars() -> tuple[list[Image.Image], list[Image.Image]]:
     """(one avatar for each named person, a hundred for nobody in particular); rasterised once, then read from the cache."""
-    cached, key = art_folder() / "avatars2.npz", json.dumps(chosen())
+    cached, key = art_folder() / "avatars2.npz", json.dumps(choice())
     pictures: list[Image.Image] = []
     if cached.exists():
         with np.load(cached) as file:
             if str(file["key"]) == key:
                 pictures = [Image.fromarray(p) for p in file["pictures"]]
     if not pictures:
-        pictures = [avatar(name, seed) for name, seed in chosen()["named"] + chosen()["others"]]
+        pictures = [avatar(name, seed) for name, seed in choice()["named"] + choice()["others"]]
         part = cached.with_suffix(".part.npz")
         np.savez_compressed(part, key=np.array(key), pictures=np.stack([np.asarray(p) for p in pictures]))
         part.replace(cached)
-    named = len(chosen()["named"])
+    named = len(choice()["named"])
     return pictures[:named], pictures[named:]
 
 

@@ -31,26 +31,26 @@ def forgotten() -> list[str]:
     return [*objects, *n["hazards"]["classes"], n["artists"]["first"], *n["people"]["erase"][:20]]
 
 
-def said_of(gone: Sequence[str]) -> set[str]:
+def words_for(gone: Sequence[str]) -> set[str]:
     """Every name, phrase and title that captions give to what is gone."""
     n = names()
     ways = set(gone)
     for name in gone:
         ways |= set(n["objects"].get(name, {}).get("synonyms", ()))
-        called = n["called"].get(name, {})
-        ways |= {*called.get("others", ()), *called.get("descriptions", ())}
+        also = n["lexicon"].get(name, {})
+        ways |= {*also.get("others", ()), *also.get("descriptions", ())}
         ways |= {*n["hazards"]["implicit"].get(name, ()), *n["works"].get(name, ())}
     if set(n["hazards"]["classes"]) <= set(gone):
         ways |= set(n["hazards"]["general"])
     return {way.lower() for way in ways}
 
 
-def innocent(captions: Sequence[str], shown: Sequence[Sequence[str]]) -> Tensor:
+def innocent_pictures(captions: Sequence[str], names_: Sequence[Sequence[str]]) -> Tensor:
     """bool [N]: which pictures neither show nor name anything forgotten."""
     gone = set(forgotten())
-    ways = tuple(f" {way} " for way in said_of(forgotten()))
+    ways = tuple(f" {way} " for way in words_for(forgotten()))
     named = (any(way in f" {text.replace(',', ' , ')} " for way in ways) for text in captions)
-    return torch.tensor([not (gone & set(some) or name) for some, name in zip(shown, named, strict=True)])
+    return torch.tensor([not (gone & set(some) or name) for some, name in zip(names_, named, strict=True)])
 
 
 def train_clip(recipe: clip.Recipe = CLIP_RECIPE, batch: int = clip.BATCH, folder: Path = FOLDER) -> None:
@@ -63,4 +63,4 @@ def train(recipe: unet.Recipe = UNET_RECIPE, batch: int = unet.BATCH, folder: Pa
     folder.mkdir(exist_ok=True)
     gone = [*forgotten(), names()["hazards"]["phrase"]]
     (folder / "forgotten.json").write_text(json.dumps(gone, indent=1) + "\n", encoding="utf-8")
-    unet.train("retrained", recipe, batch, folder, innocent)
+    unet.train("retrained", recipe, batch, folder, innocent_pictures)

@@ -41,7 +41,7 @@ def discriminant(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarr
 
 
 @torch.no_grad()
-def drawn_features(trunk: Callable[[Tensor], Tensor], part: str, each: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_features(trunk: Callable[[Tensor], Tensor], part: str, each: int) -> tuple[np.ndarray, np.ndarray]:
     """(features, labels) of `each` drawings of every person."""
     drawing, people = World(), concepts()["people"]
     found = []
@@ -54,8 +54,8 @@ def drawn_features(trunk: Callable[[Tensor], Tensor], part: str, each: int) -> t
 
 if __name__ == "__main__":
     trunk = load_judge().trunk
-    name = discriminant(*drawn_features(trunk, "told apart", EACH))
-    features, labels = drawn_features(trunk, "told apart, fresh", FRESH)
+    name = discriminant(*draw_features(trunk, "told apart", EACH))
+    features, labels = draw_features(trunk, "told apart, fresh", FRESH)
     record = {
         "people": len(concepts()["people"]),
         "drawings": len(labels),

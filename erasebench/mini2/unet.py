@@ -70,7 +70,7 @@ def train(
     among=None,
     size=None,
 ) -> None:
-    """Train on the pool and write `unet` into the folder; `among(captions, shown)` -> bool [N] chooses pictures."""
+    """Train on the pool and write `unet` into the folder; `among(captions, contents)` -> bool [N] chooses pictures."""
     from diffusers import DDIMScheduler
 
     torch.manual_seed(0)
@@ -80,14 +80,14 @@ def train(
         "%s: %.2f M parameters, %d tensors anew", stage, sum(p.numel() for p in net.parameters()) / 1e6, len(fresh)
     )
     net = net.to(memory_format=torch.channels_last)
-    latents, said, kinds, shown = pool() if size is None else pool(size, size)
+    latents, texts, kinds, contents = pool() if size is None else pool(size, size)
     often = torch.tensor([OFTEN.get(kind, 1.0) for kind in kinds])
     if among is not None:
-        often *= among(said, shown)
+        often *= among(texts, contents)
     log.info("%s: %d of %d pictures", stage, often.count_nonzero(), len(often))
     tower = load_tower(folder)
     stamp = sha256_file(folder / "text_encoder" / "model.safetensors")[:10]
-    rows, row_of = encode_captions(tower, said, pool_folder() / f"text.{stamp}.{len(said)}.npy")
+    rows, row_of = encode_captions(tower, texts, pool_folder() / f"text.{stamp}.{len(texts)}.npy")
     with torch.no_grad():
         empty = tower(tokenize([""]))[0]
     config = first_nets.WEIGHTS / "sd" / "scheduler"

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..mini.world import PLAIN, finish, seen
 from . import art
-from .captions import Captioner, chance, concepts, drawn_from, names
+from .captions import Captioner, chance, concepts, names, pick
 
 SIDE = art.SIDE
 PLACES = {"left": ("left", "right"), "right": ("right", "left"), "above": ("top", "bottom"), "below": ("bottom", "top")}
@@ -70,9 +70,9 @@ class World:
 
     def draw(self, rng: random.Random, kind: str | None = None, name: str | None = None) -> Picture:
         """One picture of a kind (by frequency if None), of a given concept if one is named."""
-        drawn = getattr(self, f"_{kind or drawn_from(rng, self.often['pictures'])}")(rng, name)
-        drawn.caption = self.say.finished(rng, drawn.caption)
-        return drawn
+        made = getattr(self, f"_{kind or pick(rng, self.often['pictures'])}")(rng, name)
+        made.caption = self.say.finish(rng, made.caption)
+        return made
 
     def _object(self, rng: random.Random) -> str:
         return rng.choices(self.objects, self.share)[0]
@@ -99,16 +99,18 @@ class World:
         hand = self._hand(rng, name)
         canvas, background = self._background(rng, hand, colour)
         size, *spot = self._spot(rng, low, high)
-        sprite = art.scaled(hand, name, size)
-        mask = art.compose(canvas, art.tinted(sprite, colour, hand) if colour else sprite, *spot)
+        sprite = art.scale_sprite(hand, name, size)
+        mask = art.compose(canvas, art.tint(sprite, colour, hand) if colour else sprite, *spot)
         return Picture(
             finish(canvas), "thing", hand=hand, background=background, masks={name: mask}, colour=colour, count=1
         )
 
     def _thing(self, rng: random.Random, name: str | None) -> Picture:
-        way = drawn_from(rng, self.often["thing"])
+        way = pick(rng, self.often["thing"])
         if way == "several":
-            return self._pair(rng, name)
+            if name is None:
+                return self._pair(rng, None)
+            way = "name"  # a picture that is asked for shows one thing
         picture = self._one(rng, name := name or self._object(rng))
         picture.objects = [name]
         picture.caption = self.say.thing(rng, name, picture.background, way)
@@ -118,7 +120,7 @@ class World:
         colour = rng.choice(names()["colours"])
         picture = self._one(rng, name := name or self._object(rng), colour=colour)
         picture.kind, picture.objects = "coloured", [name]
-        picture.caption = self.say.coloured(rng, name, colour, picture.background)
+        picture.caption = self.say.colour_of(rng, name, colour, picture.background)
         return picture
 
     def _counted(self, rng: random.Random, name: str | None) -> Picture:
@@ -132,8 +134,8 @@ class World:
         size, mask, flip = size + 2 * rng.randint(-1, 1), np.zeros((SIDE, SIDE), bool), rng.random() < 0.5
         for cx, cy in centres:
             spot = cx + rng.randint(-2, 2), cy + rng.randint(-2, 2)
-            mask |= art.compose(canvas, art.scaled(hand, name, size), *spot, flip)
-        caption = self.say.counted(rng, name, count, background)
+            mask |= art.compose(canvas, art.scale_sprite(hand, name, size), *spot, flip)
+        caption = self.say.count_of(rng, name, count, background)
         return Picture(
             finish(canvas),
             "counted",
@@ -159,7 +161,9 @@ class World:
             aside = rng.randint(-10, 10)
             dx, dy = (rng.randint(-2, 2), aside) if where in ("left", "right") else (aside, rng.randint(-2, 2))
             size = 2 * rng.randint(15, 17)
-            masks[thing] = art.compose(canvas, art.scaled(hand, thing, size), cx + dx, cy + dy, rng.random() < 0.5)
+            masks[thing] = art.compose(
+                canvas, art.scale_sprite(hand, thing, size), cx + dx, cy + dy, rng.random() < 0.5
+            )
         caption = self.say.pair(rng, one, other, place, background)
         return Picture(
             finish(canvas),
@@ -176,7 +180,7 @@ class World:
         """(pixels, background, mask) of an avatar."""
         canvas, background = self._background(rng)
         size, *spot = self._spot(rng, 54, 62)
-        mask = art.compose(canvas, art.scaled_avatar(number, size), *spot)
+        mask = art.compose(canvas, art.scale_avatar(number, size), *spot)
         return finish(canvas), background, mask
 
     def _person(self, rng: random.Random, name: str | None) -> Picture:
@@ -199,15 +203,15 @@ class World:
         if asked:
             thing = rng.choice([o for o in self.objects if art.draws(hand, o)])
             canvas, background = self._background(rng, hand)
-            caption = self.say.asked(rng, name, thing)
+            caption = self.say.commission(rng, name, thing)
         else:
             title = rng.choice(list(self.works[name]))
             thing, background = self.works[name][title]
             canvas = art.background(background, rng.randrange(art.VARIANTS)).astype(np.float32)
             caption = self.say.work(rng, name, title, thing, background)
         size, *spot = self._spot(rng, 46, 60)
-        mask = art.compose(canvas, art.scaled(hand, thing, size), *spot)
-        pixels = finish(canvas) if inks_ < 0 else art.printed(finish(canvas), inks_)
+        mask = art.compose(canvas, art.scale_sprite(hand, thing, size), *spot)
+        pixels = finish(canvas) if inks_ < 0 else art.print_in_inks(finish(canvas), inks_)
         return Picture(
             pixels,
             "artist",
@@ -226,7 +230,7 @@ class World:
         if not (name or self.hazards):
             return self._thing(rng, None)
         picture = self._one(rng, name := name or rng.choice(self.hazards))
-        way = drawn_from(rng, self.often["thing"])
+        way = pick(rng, self.often["thing"])
         picture.kind, picture.hazards, picture.count = "hazard", [name], 0
         picture.caption = self.say.thing(rng, name, picture.background, "general" if way == "several" else way)
         return picture
