@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..mini import nets as first_nets
-from ..mini import world as first_world
 from ..store import digest, home, sha256_file
 from . import art, captions, world
 from .clip import pixels
@@ -45,11 +44,11 @@ def error(vae: nn.Module, x: Tensor) -> float:
 
 
 def measure_errors(vae: nn.Module, count: int = 128) -> dict[str, float]:
-    """Errors on the first version's drawings ("version 1") and on each kind of the new ones."""
-    old, new = first_world.World(), world.World()
-    found = {"version 1": error(vae, pixels([first_world.picture(old, "vae test", i) for i in range(count)]))}
+    """Errors on drawings that the first version ships ("version 1") and on each kind of the new ones."""
+    shipped = np.stack([d["pixels"] for d in first_nets.drawings("mix")[:count]])
+    drawing, found = world.World(), {"version 1": error(vae, first_nets.prepared(torch.from_numpy(shipped)))}
     for kind in captions.names()["frequencies"]["pictures"]:
-        found[kind] = error(vae, pixels([world.picture(new, "vae test", i, kind) for i in range(count)]))
+        found[kind] = error(vae, pixels([world.picture(drawing, "vae test", i, kind) for i in range(count)]))
     return found
 
 

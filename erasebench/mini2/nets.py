@@ -30,7 +30,7 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     return tokenizer()(list(texts), **padded).input_ids
 
 
-def clip_model(vocabulary: int, width: int = WIDTH, layers: int = LAYERS, vision: int = 20):
+def clip_model(vocabulary: int, width: int = WIDTH, layers: int = LAYERS, vision: int = 16):
     """An open_clip CLIP for 64x64 pictures and captions of at most 32 tokens."""
     from open_clip.model import CLIP
 

@@ -21,7 +21,7 @@ PLACES = {"left": ("left", "right"), "right": ("right", "left"), "above": ("top"
 SPOTS = {"left": (17, 32), "right": (47, 32), "top": (32, 17), "bottom": (32, 47)}
 ROWS = {  # centres and size of one to four of a thing
     1: (((32, 32),), 30),
-    2: (((17, 32), (47, 32)), 28),
+    2: (((16, 32), (48, 32)), 26),
     3: (((32, 16), (16, 47), (48, 47)), 26),
     4: (((16, 16), (48, 16), (16, 48), (48, 48)), 26),
 }
@@ -130,7 +130,7 @@ class World:
         canvas, background = self._background(rng, hand)
         centres, size = ROWS[count]
         if count == 2 and rng.random() < 0.5:
-            centres = rng.choice((((17, 17), (47, 47)), ((17, 47), (47, 17)), ((32, 17), (32, 47))))
+            centres = rng.choice((((16, 16), (48, 48)), ((16, 48), (48, 16)), ((32, 16), (32, 48))))
         size, mask, flip = size + 2 * rng.randint(-1, 1), np.zeros((SIDE, SIDE), bool), rng.random() < 0.5
         for cx, cy in centres:
             spot = cx + rng.randint(-2, 2), cy + rng.randint(-2, 2)
