@@ -1,7 +1,9 @@
 """The embedded world's second version: its file, drawing, captions, tokenizer, networks, and training that resumes."""
 
+import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
+from erasebench.contracts import Sampler
+from erasebench.mini import nets as first_nets
 from erasebench.mini import world as first
 from erasebench.mini2 import (
     art,
@@ -24,14 +28,18 @@ from erasebench.mini2 import (
     loop,
     nets,
     people,
+    report,
     retrained,
     shipped,
+    told_apart,
     tokenizer,
     unet,
     world,
 )
+from erasebench.mini2 import clip as clip_stage
 from erasebench.mini2.captions import Captioner, concepts, names
 from erasebench.mini2.loop import Recipe
+from erasebench.model import Model, Source
 
 NAMES = names()
 EVALUATED = ("object", "orr", "imagenette", "person", "style", "explicit")
@@ -505,6 +513,63 @@ def test_a_light_copy_is_carried_on(tmp_path, monkeypatch):
     assert steps == [5, 6]
 
 
+# -- the stages, at tiny size ------------------------------------------------------------------------------------------
+
+
+def test_stages_make_a_model_that_draws(discs, tmp_path, monkeypatch):
+    """CLIP, VAE, pool and U-Net, two steps each; the folder is a pipeline of 64 pixels and a context of 32."""
+    monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "home"))
+    for module in (clip_stage, latents, unet):
+        monkeypatch.setattr(module, "WEIGHTS", tmp_path)
+    shutil.copytree(nets.WEIGHTS / "sd" / "tokenizer", tmp_path / "sd" / "tokenizer")
+    tiny = Recipe(steps=2, lr=1e-3, warmup=1, ema=0.9)
+    clip_stage.train("clip", tiny, 8, discs, tmp_path)
+    assert clip_stage.load(tmp_path).context_length == 32
+    vae = latents.load_vae(first_nets.WEIGHTS / "sd" / "vae")
+    latents.carry_on(vae, Recipe(steps=1, lr=1e-4), 2)
+    vae.save_pretrained(tmp_path / "sd" / "vae")
+    found = latents.pool(12, 12)
+    assert found[0].shape == (12, 16, 8, 8) and [len(part) for part in found[1:]] == [12] * 3
+    unet.train("unet", tiny, 4, tmp_path / "sd", None, 12)
+    model = Model.load(Source("mini2", tmp_path / "sd"))
+    assert model.context_length == 32 and model.sample(["a cat"], [1], Sampler("ddim", 2, 4.0)).images.shape == (
+        1,
+        64,
+        64,
+        3,
+    )
+
+
+def test_a_judge_is_trained_and_read_back(discs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "home"))
+    made = judge.train("judge", Recipe(steps=1, lr=1e-3), 16, folder=tmp_path)
+    kept, x = judge.load(tmp_path), torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(kept(x)["people"], made(x)["people"], atol=0.05, rtol=0.05)
+
+
+def test_every_row_of_the_report_can_be_judged(discs):
+    """Each concept of each prompt is one of the judge's, and an image that shows nothing at all shows no concept."""
+    sizes = {"objects": (80,), "people": (1001,), "artists": (15,), "hazards": (12,), "colours": (9,), "counts": (4,)}
+    sizes["places"] = (80, 4)
+    made = report.rows(40)
+    assert len(made) == 14
+    for row in made:
+        concepts_ = [p.concept for p in row.prompts]
+        nothing = {name: torch.full((len(concepts_), *size), -1.0) for name, size in sizes.items()}
+        for head in ("people", "artists", "colours"):  # their last class is `none of them`
+            nothing[head][:, -1] = 1.0
+        right = row.right(nothing, concepts_)
+        assert right.shape == (40,) and right.dtype == torch.bool
+        if row.name in ("hazards named", "hazards implicit", "place", "captions with two objects"):
+            assert not right.any()
+    place = next(row for row in made if row.name == "place").prompts[0]
+    assert place.text == "a photo of a airplane to the left of a automobile"
+    there = {"places": torch.full((1, 80, 4), -1.0)}
+    there["places"][0, 0, 0] = there["places"][0, 1, 1] = 1.0
+    assert report.has_places(there, [place.concept]).item()
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -513,8 +578,6 @@ def test_drawings_come_back_from_their_table(discs):
     table = shipped.table(made)
     assert table["kind"].tolist() == ["nobody", "pair", "pair", "pair", "nobody"]
     p, row = made[1][1], table.iloc[1]
-    import io
-
     assert (np.asarray(Image.open(io.BytesIO(row["webp"])).convert("RGB")) == p.pixels).all()
     bits = np.unpackbits(np.frombuffer(row["masks"][0], np.uint8)).reshape(64, 64).astype(bool)
     assert (bits == p.masks[row["mask_names"][0]]).all() and dict(
