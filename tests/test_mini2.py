@@ -31,8 +31,8 @@ from erasebench.mini2 import (
     report,
     retrained,
     shipped,
-    told_apart,
     tokenizer,
+    told_apart,
     unet,
     world,
 )
