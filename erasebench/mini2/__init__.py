@@ -1,0 +1,1 @@
+"""The embedded world, second version: drawing, captions, training, judges and report."""
