@@ -1,4 +1,4 @@
-"""Captions of pictures: the frequencies and phrases of conf/world/mini2.yaml, put into sentences."""
+"""Captions of pictures: the frequencies and phrases of world.yaml, put into sentences."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import yaml
 
 @cache
 def names() -> dict:
-    """conf/world/mini2.yaml, the single source of every name, phrase and frequency. References are resolved in `people`."""
-    return yaml.safe_load(resources.files("erasebench.conf").joinpath("world/mini2.yaml").read_text(encoding="utf-8"))
+    """world.yaml, the single source of every name, phrase and frequency. References are resolved in `people`."""
+    return yaml.safe_load(resources.files("erasebench.mini2").joinpath("world.yaml").read_text(encoding="utf-8"))
 
 
 @cache
