@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import nn
 
 from erasebench.contracts import Sampler
-from erasebench.mini import nets as first_nets
+from erasebench.mini import files as first_files
 from erasebench.mini import world as first
 from erasebench.mini2 import (
     art,
@@ -416,7 +416,7 @@ def test_weights_carry_over_where_shapes_do():
 def test_the_first_versions_unet_is_a_start():
     from safetensors.torch import load_file
 
-    from erasebench.mini.nets import WEIGHTS
+    from erasebench.mini.files import WEIGHTS
 
     state = load_file(WEIGHTS / "sd" / "unet" / "diffusion_pytorch_model.safetensors")
     anew = unet.carry_over(unet.build(), state)
@@ -525,7 +525,7 @@ def test_stages_make_a_model_that_draws(discs, tmp_path, monkeypatch):
     tiny = Recipe(steps=2, lr=1e-3, warmup=1, ema=0.9)
     clip_stage.train("clip", tiny, 8, discs, tmp_path)
     assert clip_stage.load(tmp_path).context_length == 32
-    vae = latents.load_vae(first_nets.WEIGHTS / "sd" / "vae")
+    vae = latents.load_vae(first_files.WEIGHTS / "sd" / "vae")
     latents.carry_on(vae, Recipe(steps=1, lr=1e-4), 2)
     vae.save_pretrained(tmp_path / "sd" / "vae")
     found = latents.pool(12, 12)

@@ -106,7 +106,7 @@ def train(
     if folder:
         (folder / "judge").mkdir(parents=True, exist_ok=True)
         (folder / "judge" / "classes.json").write_text(json.dumps(classes()), encoding="utf-8")
-        half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+        half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
         save_file(half, folder / "judge" / "judge.safetensors")
     return model
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..mini import files as first_files
 from ..mini import nets as first_nets
 from ..store import digest, home, sha256_file
 from . import art, captions, world
@@ -68,7 +69,7 @@ def measure_errors(vae: nn.Module, count: int = 128) -> dict[str, tuple[float, f
 
 def vae(count: int = 128) -> None:
     """Measure, train on if need be, and write weights/sd/vae and its errors."""
-    model = load_vae(first_nets.WEIGHTS / "sd" / "vae")
+    model = load_vae(first_files.WEIGHTS / "sd" / "vae")
     measured = measure_errors(model, count)
     trained = any(new > ALLOWED * old for new, old in measured.values())
     log.info("vae: errors %s; %s", measured, "trained on" if trained else "kept")
@@ -88,7 +89,7 @@ def carry_on(model: nn.Module, recipe: Recipe = RECIPE, batch: int = BATCH) -> N
     """
     torch.manual_seed(0)
     drawing, scale = world.World(), model.config.scaling_factor
-    before = load_vae(first_nets.WEIGHTS / "sd" / "vae")
+    before = load_vae(first_files.WEIGHTS / "sd" / "vae")
     model.requires_grad_(True).train()
 
     def loss_of(step: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..mini import nets as first_nets
+from ..mini import files as first_files
 from . import clip, judge, latents, retrained, shipped, unet
 from .nets import WIDTH, Judge, clip_model, text_features, tokenize, tokenizer
 from .tokenizer import CONTEXT
@@ -60,7 +60,7 @@ def measure() -> list[list[object]]:
     add("clip", clip.RECIPE.steps, step)
     add("retrained_clip", retrained.CLIP_RECIPE.steps, step)
 
-    vae = latents.load_vae(first_nets.WEIGHTS / "sd" / "vae")
+    vae = latents.load_vae(first_files.WEIGHTS / "sd" / "vae")
     with torch.no_grad():
         encode = seconds(lambda: vae.encode(x[:64]).latent_dist.mean) / 64
     add("pool, one picture", latents.SIZE, encode + draw)

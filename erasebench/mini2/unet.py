@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..mini import nets as first_nets
+from ..mini import files as first_files
 from ..mini.train import INDEX
 from ..store import sha256_file
 from .latents import encode_captions, pool, pool_folder
@@ -38,7 +38,7 @@ def build(width: int = WIDTH) -> nn.Module:
     """UNet2DConditionModel of the first version's shape, for a text encoder of `width`."""
     from diffusers import UNet2DConditionModel
 
-    shape = UNet2DConditionModel.load_config(first_nets.WEIGHTS / "sd" / "unet")
+    shape = UNet2DConditionModel.load_config(first_files.WEIGHTS / "sd" / "unet")
     return UNet2DConditionModel.from_config({**shape, "cross_attention_dim": width})
 
 
@@ -75,7 +75,7 @@ def train(
 
     torch.manual_seed(0)
     net = build()
-    fresh = carry_over(net, load_file(first_nets.WEIGHTS / "sd" / "unet" / "diffusion_pytorch_model.safetensors"))
+    fresh = carry_over(net, load_file(first_files.WEIGHTS / "sd" / "unet" / "diffusion_pytorch_model.safetensors"))
     log.info(
         "%s: %.2f M parameters, %d tensors anew", stage, sum(p.numel() for p in net.parameters()) / 1e6, len(fresh)
     )
@@ -90,7 +90,7 @@ def train(
     rows, row_of = encode_captions(tower, texts, pool_folder() / f"text.{stamp}.{len(texts)}.npy")
     with torch.no_grad():
         empty = tower(tokenize([""]))[0]
-    config = first_nets.WEIGHTS / "sd" / "scheduler"
+    config = first_files.WEIGHTS / "sd" / "scheduler"
     alphas = DDIMScheduler.from_pretrained(config).alphas_cumprod
 
     def loss_of(step: int) -> Tensor:
