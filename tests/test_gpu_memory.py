@@ -42,7 +42,7 @@ def test_bytes_are_counted_as_they_come_and_go():
 
 def test_small_numbers_keep_their_values():
     with gpu():
-        t = torch.tensor([3, 1, 2], device=META)
+        t = torch.tensor([3, 1, 2]).to(META)
         t[0] = 7
         assert (t * 2).tolist() == [14, 2, 4] and int(t.max()) == 7 and bool((t > 6).any())
         x = torch.empty(3, 5, device=META)
