@@ -273,6 +273,8 @@ def test_writers_of_one_process_id_never_tear_a_file(tmp_path, monkeypatch):
 
 
 def test_a_seal_is_this_installations_and_of_what_was_sealed(tmp_path, monkeypatch):
+    installation = [tmp_path / "fresh"]  # other tests may have sealed in theirs before
+    monkeypatch.setattr(seals, "place", lambda: installation[0] / "seal.key")
     found = {"rows_sha256": "x", "identical": 3, "packages": {"torch": "2"}}
     assert not seals.is_sealed(found | {"seal": "0" * 64}) and not seals.place().exists()  # reading makes no secret
     made = seals.sealed(found)
@@ -287,7 +289,7 @@ def test_a_seal_is_this_installations_and_of_what_was_sealed(tmp_path, monkeypat
         None,
     ):
         assert not seals.is_sealed(forged)
-    monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "another"))
+    installation[0] = tmp_path / "another"
     assert not seals.is_sealed(made)
     (tmp_path / "another").write_text("no folder")
     with pytest.raises(ErasebenchError, match=r"seal\.key: verified rows cannot be sealed"):
