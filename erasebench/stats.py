@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -215,16 +216,38 @@ def harmonic(*rates: np.ndarray | float) -> np.ndarray | float:
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance between Gaussians fitted to features [N, D] and [M, D] (Heusel et al., 2017, Eq. 6).
+    """Frechet distance between Gaussians fitted to features [N, D] and [M, D] (Heusel et al., 2017, Eq. 6)."""
+    return frechet_to(b)(a)
 
-    The trace of (S1 S2)^1/2 comes from the eigenvalues of S1^1/2 S2 S1^1/2 in fp64, which are real.
+
+def frechet_to(b: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Frechet distance of features [N, D] from those of `b` [M, D], whose own part is computed once.
+
+    The trace of (S1 S2)^1/2 comes in fp64 from the eigenvalues of S2^1/2 S1 S2^1/2, which are real; where there are fewer
+    images than features, from those of the centred features' products X Y' Y X', which are the same and fewer.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    s1, s2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    w, v = np.linalg.eigh(s1)
-    root = (v * np.sqrt(np.clip(w, 0, None))) @ v.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ s2 @ root), 0, None)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross)
+    b = np.asarray(b, np.float64)
+    mean, centred = b.mean(0), (b - b.mean(0)) / math.sqrt(len(b) - 1)
+    trace = float((centred**2).sum())
+
+    @cache
+    def root() -> np.ndarray:
+        w, v = np.linalg.eigh(centred.T @ centred)
+        return (v * np.sqrt(np.clip(w, 0, None))) @ v.T
+
+    def distance(a: np.ndarray) -> float:
+        a = np.asarray(a, np.float64)
+        x = (a - a.mean(0)) / math.sqrt(len(a) - 1)
+        if min(len(a), len(b)) < a.shape[1]:
+            product = x @ centred.T
+            product = product if len(a) <= len(b) else product.T
+            square = product @ product.T
+        else:
+            square = root() @ (x.T @ x) @ root()
+        cross = np.sqrt(np.clip(np.linalg.eigvalsh(square), 0, None)).sum()
+        return float(((a.mean(0) - mean) ** 2).sum() + (x**2).sum() + trace - 2 * cross)
+
+    return distance
 
 
 def bootstrap_se(statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, times: int = 200) -> float:

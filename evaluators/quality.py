@@ -80,8 +80,9 @@ def distance(name: str, ours: np.ndarray, real: np.ndarray, times: int = 200) ->
         return empty
     if not np.isfinite(real).all() or real.shape[1] != ours.shape[1]:
         raise ErasebenchError(f"{name}: the real images' features are {list(real.shape)}, or not finite")
-    value, rng = stats.frechet(ours, real), np.random.default_rng(0)
-    half = 1.96 * stats.bootstrap_se(lambda index: stats.frechet(ours[index], real), len(ours), rng, times=times)
+    from_real, rng = stats.frechet_to(real), np.random.default_rng(0)
+    value = from_real(ours)
+    half = 1.96 * stats.bootstrap_se(lambda index: from_real(ours[index]), len(ours), rng, times=times)
     return replace(empty, value=value, low=value - half, high=value + half, ci_method="bootstrap-se")
 
 

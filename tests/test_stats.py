@@ -124,9 +124,14 @@ def test_frechet_of_known_gaussians():
     assert stats.frechet(a, b) == pytest.approx(1 + 0 + 4)
 
 
-def test_frechet_of_fewer_images_than_features_is_finite():
+@pytest.mark.parametrize("n, m", [(5, 7), (7, 5), (40, 7), (7, 40), (40, 50)])
+def test_frechet_is_the_definition_s_with_fewer_or_more_images_than_features(n, m):
     rng = np.random.default_rng(0)
-    assert 0 < stats.frechet(rng.normal(size=(5, 16)), rng.normal(size=(7, 16))) < 100
+    a, b = rng.normal(size=(n, 16)), 2 * rng.normal(size=(m, 16)) + 1
+    s1, s2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cross = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real.sum()
+    wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross
+    assert stats.frechet(a, b) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_intervals_hold_their_value():

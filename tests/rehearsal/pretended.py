@@ -121,6 +121,8 @@ def device_asked_for(function: Callable, args: tuple, kwargs: dict) -> tuple[tor
     """(the device that a call names, the call with the CPU in its place)."""
     if function == Tensor.cpu:
         return CPU, args, kwargs
+    if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
+        return None, args, kwargs
     if kwargs.get("device") is not None:
         return torch.device(kwargs["device"]), args, {**kwargs, "device": CPU}
     if function == Tensor.to and len(args) > 1:
@@ -132,13 +134,14 @@ def device_asked_for(function: Callable, args: tuple, kwargs: dict) -> tuple[tor
 
 
 def check(function: Callable, args: tuple, given: list[Tensor]) -> None:
-    """Raises MixedDevices where CUDA would. On the CPU may lie what has no dimension, and an index of numbers."""
+    """Raises MixedDevices where CUDA would. On the CPU may lie what has no dimension, and an index of numbers; an
+    index without a dimension is read as a number, wherever it lies."""
     if function in ONTO:
         return
     if function in INDEXING:
         index, rest = list(tensors_in(args[1:2])), list(tensors_in(args[2:]))
-        given = [args[0], *filter(is_marked, index), *(x for x in rest if index and x.ndim)]
-    if function not in STRICT:
+        given = [args[0], *(x for x in index if x.ndim and is_marked(x)), *(x for x in rest if index and x.ndim)]
+    elif function not in STRICT:
         given = [x for x in given if x.ndim or is_marked(x)]
     if in_backward():
         given = list(filter(is_known, given))
@@ -166,6 +169,7 @@ def pretended_gpu() -> Iterator[None]:
     new, submit, load = torch.nn.Parameter.__new__, concurrent.futures.ThreadPoolExecutor.submit, torch.jit.load
 
     def parameter(cls: type, data: Any = None, *rest: Any, **options: Any) -> torch.nn.Parameter:
+        options.pop("pretended", None)  # accelerate hands over all that the parameter before has in its __dict__
         return mark(new(cls, data, *rest, **options), data is not None and is_marked(data))
 
     def entering(work: Callable) -> Callable:
