@@ -25,16 +25,26 @@ from . import generate, judging, needs, provenance, rates, verdicts
 from .contracts import (
     WORD,
     Attack,
+    Calibrates,
+    ChecksItself,
+    DecidesSuccess,
     ErasebenchError,
     Eraser,
     Evaluator,
+    HasWeights,
+    IsBase,
+    IsPretrained,
     Metric,
     Missing,
     Plan,
     Prompt,
+    Recognises,
     Sampler,
     Scored,
+    SecondOpinion,
+    Skips,
     Undrawn,
+    Unlocks,
 )
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
@@ -71,7 +81,7 @@ class Run:
     device: str = "cpu"
     judges: str = "cpu"  # the device of their networks
     results: Path = Path("results")
-    second: Any = None  # another judge's opinion on the target images, for audits
+    second: SecondOpinion | None = None  # another judge's opinion on the target images, for audits
     given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     attacked: int = 20  # prompts under attack: the first of the target split
@@ -83,7 +93,7 @@ class Run:
 
     @property
     def is_base(self) -> bool:
-        return getattr(self.eraser, "is_base", False)
+        return isinstance(self.eraser, IsBase) and self.eraser.is_base
 
     def identity(self) -> dict[str, Any]:
         under = {"attacks": [(n, a, type(a).version) for n, a in self.attacks.items()], "attacked": self.attacked}
@@ -117,7 +127,7 @@ class Run:
             return f"world {self.world} has no judge for it"
         try:
             evaluator.judge.weights()
-            if hasattr(evaluator, "check"):
+            if isinstance(evaluator, ChecksItself):
                 evaluator.check()
         except Missing as error:
             return str(error)
@@ -137,7 +147,7 @@ class Run:
 
     def unknown_to(self, evaluator: Evaluator) -> str:
         """Why an evaluator has no verdict on some of the concepts, or nothing."""
-        if not hasattr(evaluator, "recognises"):
+        if not isinstance(evaluator, Recognises):
             return ""
         asked_for = dict.fromkeys(name for split in evaluator.splits for name in self.concepts.get(split, ()))
         unknown = [name for name in asked_for if not evaluator.recognises(name)]
@@ -153,9 +163,10 @@ class Run:
         )
 
     def fit_identity(self) -> dict[str, Any]:
-        judges = {name: judge for name, judge in vars(self.eraser).items() if hasattr(judge, "weights")}
+        judges = {name: judge for name, judge in vars(self.eraser).items() if isinstance(judge, HasWeights)}
         # where they lie says nothing of what they are; those of the package go with its models
-        outside = {n: j.weights() for n, j in judges.items() if getattr(j, "pretrained", "") != "embedded"}
+        embedded = lambda judge: isinstance(judge, IsPretrained) and judge.pretrained == "embedded"
+        outside = {name: judge.weights() for name, judge in judges.items() if not embedded(judge)}
         return {
             **({"weights": outside} if outside else {}),
             "eraser": self.eraser,
@@ -170,13 +181,13 @@ class Run:
 
 def watcher(run: Run) -> Evaluator | None:
     """The first evaluator that says of an image whether it shows the concept."""
-    every = (e for e in run.plan.evaluators.values() if hasattr(e, "shows") and not run.skips(e))
+    every = (e for e in run.plan.evaluators.values() if isinstance(e, DecidesSuccess) and not run.skips(e))
     return next(every, None)
 
 
 def calibrated(erased: Erased, evaluator: Evaluator, originals: Sequence[Shard]) -> Evaluator:
     """The evaluator as the base's pictures set it, where it asks for them. Raises Undrawn."""
-    if not hasattr(evaluator, "calibrated"):
+    if not isinstance(evaluator, Calibrates):
         return evaluator
     return evaluator.calibrated({split: score(erased, evaluator, originals, split) for split in evaluator.splits})
 
@@ -223,7 +234,7 @@ class Erased:
 
     def check_fit(self) -> None:
         """Raises Unfit before any image is made. What was fitted once fits, so that a repeated run loads no model."""
-        if not hasattr(self.run.eraser, "skip") or self.fitted():
+        if not isinstance(self.run.eraser, Skips) or self.fitted():
             return
         (reason,) = self.map(lambda here, _, beside: here.run.eraser.skip(here.base()), [None], "check")
         if reason:
@@ -385,7 +396,7 @@ def execute(run: Run) -> list[Row]:
             from .attack import attack_all
 
             attacked = attack_all(erased, base_shards, our_shards)
-        if hasattr(run.eraser, "unlock") and (watch := watcher(run)):
+        if isinstance(run.eraser, Unlocks) and (watch := watcher(run)):
             metrics += [("", watch, metric) for metric in recovered(erased, watch, base_shards)]
     except Unfit as error:
         log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
