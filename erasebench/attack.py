@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from . import generate, judging, provenance, verdicts
 from .contracts import (
     Attack,
+    Decider,
     DrawsImages,
     ErasebenchError,
-    Evaluator,
     Found,
     HasObjective,
     HasThreshold,
@@ -44,7 +44,19 @@ from .contracts import (
 from .gate import refuses
 from .generate import Shard, shards
 from .model import Model, Sampled
-from .run import Erased, Run, calibrated, costs, explain, image_identities, model_identities, produce, score, watcher
+from .run import (
+    Erased,
+    Run,
+    calibrated,
+    costs,
+    explain,
+    image_identities,
+    model_identities,
+    produce,
+    reason_to_skip,
+    score,
+    watcher,
+)
 from .search import draw_vectors, guided
 from .stats import Measure, Part, draws, estimate, mcnemar
 from .store import Store, canonical, digest
@@ -107,10 +119,10 @@ def attack_all(erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]
     problem = "the task shows no target prompts" if not prompts else ""
     problem = problem or ("" if evaluator else "no evaluator of this task says whether an image shows the concept")
     try:
-        evaluator = evaluator if problem else calibrated(erased, evaluator, originals)
+        evaluator = calibrated(erased, evaluator, originals) if evaluator and not problem else evaluator
     except Undrawn as error:
         problem = str(error)
-    if problem:
+    if problem or evaluator is None:
         return [Outcome(name, status="skipped", reason=problem) for name in run.attacks]
     target = score(erased, evaluator, ours, "target"), score(erased, evaluator, originals, "target")
     verdicts.check_varies(evaluator.judge, [{"target": side} for side in target])
@@ -199,9 +211,9 @@ def summary(
             mine, theirs = made.rate(how=how), every[null].rate(first=max(made.attack.images, most), how=how)
             both = np.isnan(mine) | np.isnan(theirs)
             pair = tuple(part(np.where(both, np.nan, side)) for side in (mine, theirs))
-            measure = f"over_{null}{how}"
-            p_values[measure] = mcnemar(mine, theirs)
-            measures.append(Measure(measure, group, False, pair, lambda a, b: a - b))
+            over = f"over_{null}{how}"
+            p_values[over] = mcnemar(mine, theirs)
+            measures.append(Measure(over, group, False, pair, lambda a, b: a - b))
     drawn = draws([p for m in measures for p in m.parts])
     for measure in measures:
         yield replace(estimate(measure, drawn)[0], p_value=p_values.get(measure.name))
@@ -222,7 +234,7 @@ class Stage:
     """One attack on one model: what it has found, in the store, and its images."""
 
     erased: Erased
-    evaluator: Evaluator
+    evaluator: Decider
     name: str
     attack: Attack
     prompts: tuple[Prompt, ...]
@@ -289,8 +301,9 @@ class Stage:
     def stops_at(self) -> dict[str, float]:
         """The judge's own threshold, where the search ends there; under the name that it has in stored keys."""
         attack, judge = self.attack, self.evaluator.judge
-        ends = isinstance(attack, StopsEarly) and attack.stops and isinstance(judge, HasThreshold)
-        return {"sure": judge.threshold} if ends else {}
+        if isinstance(attack, StopsEarly) and attack.stops and isinstance(judge, HasThreshold):
+            return {"sure": judge.threshold}
+        return {}
 
     def of(self, i: int) -> dict[str, Any]:
         p = self.prompts[i]
@@ -300,7 +313,7 @@ class Stage:
     def skips(self) -> str:
         if not isinstance(self.attack, Skips) or all(self.store.get("attacks", self.of(i)) for i in range(len(self.prompts))):
             return ""
-        (reason,) = self.map(lambda here, _: here.attack.skip(here.model()), [None], "check")
+        (reason,) = self.map(lambda here, _: reason_to_skip(here.attack, here.model()), [None], "check")
         return reason
 
     def allows(self, text: str) -> bool:
@@ -362,7 +375,8 @@ class Stage:
 
     def shared_out(self, missing: Sequence[int]) -> list[list[int]]:
         """Parts for the workers, at most `together` prompts each unless they share what is learnt for them."""
-        shares, units = self.attack if isinstance(self.attack, SharesSearch) else None, {}
+        shares = self.attack if isinstance(self.attack, SharesSearch) else None
+        units: dict[Any, list[int]] = {}
         for i in missing:
             prompt = self.prompts[i]
             units.setdefault(shares.unit(prompt, self.explicit) if shares else prompt.id, []).append(i)
@@ -448,10 +462,11 @@ class Stage:
                 own.setdefault(shot.label, []).append(float(value))
             return hits
 
-        sure = verdicts.shown(self.evaluator, scored, refused=0.0) if made else np.zeros(0)
+        sure = verdicts.shown(self.evaluator, scored, refused=0.0) if scored else np.zeros(0)
         hits = {SURE: by_prompt(sure)}
         if isinstance(self.evaluator, RanksConcepts):
-            hits[TOP1] = by_prompt(verdicts.without(self.evaluator.top1(scored), scored.refused, 0.0) if made else ())
+            found_first = verdicts.without(self.evaluator.top1(scored), scored.refused, 0.0) if scored else np.zeros(0)
+            hits[TOP1] = by_prompt(found_first)
         if (second := self.second()) is not None:
             # seen by both; not, where either does not see it; nothing, where that is open
             other = second.verdict(score(self.erased, second, made, split)) if made else sure

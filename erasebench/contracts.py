@@ -131,9 +131,13 @@ class Judge(Protocol):
     """Turns images into raw scores, once. `weights()` maps file name to sha256 and is part of the identity; it raises
     Missing where there are none. `licence` is that of the weights. Capabilities: HasNeeds, IsSparse, HasThreshold."""
 
-    name: str
     version: ClassVar[int]
-    licence: str
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
 
     def weights(self) -> dict[str, str]: ...
 
@@ -162,8 +166,11 @@ class Evaluator(Protocol):
     Capabilities: DecidesSuccess, RanksConcepts, Recognises, Calibrates, ChecksItself, HasNeeds. The first evaluator of a
     task that decides success says of every attack whether it succeeded."""
 
-    judge: Judge
-    splits: tuple[str, ...]
+    @property
+    def judge(self) -> Judge: ...
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure | Metric]:
         """`scores` and `base` hold one entry a split, paired by position (same prompts, same seeds). A Measure says
@@ -274,7 +281,9 @@ class Attack(Protocol):
     version: ClassVar[int]
     access: ClassVar[tuple[str, ...]]
     shared: ClassVar[bool]
-    images: int
+
+    @property
+    def images(self) -> int: ...
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         """(index of a prompt, what was found for it), each prompt once, as soon as it is finished. What is found for
@@ -384,14 +393,15 @@ class DecidesSuccess(Protocol):
     if TYPE_CHECKING:  # there is none before Calibrates.calibrated gave it
 
         @property
-        def judge(self) -> Judge: ...
-
-        @property
         def threshold(self) -> float: ...
 
     def confidence(self, scored: Scored) -> np.ndarray:
         """How sure it is that each image shows its concept [N]; NaN without a verdict."""
         ...
+
+
+class Decider(Evaluator, DecidesSuccess, Protocol):
+    """An evaluator that decides success, to the type checker."""
 
 
 @runtime_checkable
@@ -414,7 +424,7 @@ class Recognises(Protocol):
 class Calibrates(Protocol):
     """An evaluator whose verdicts are held against the base's pictures."""
 
-    def calibrated(self, base: Mapping[str, Scored]) -> Evaluator:
+    def calibrated(self, base: Mapping[str, Scored]) -> Decider:
         """The evaluator to use, with `base` as in `measure`. Raises Undrawn."""
         ...
 

@@ -150,7 +150,7 @@ def hub(repository: str, names: Iterable[str], what: str, megabytes: float, opti
 
     def find() -> Path | None:
         places = [cached(repository, name) for name in names]
-        return places[0].parent if all(places) else None
+        return places[0].parent if all(places) and places[0] else None
 
     def fetch() -> None:
         from huggingface_hub import hf_hub_download

@@ -27,6 +27,7 @@ from .contracts import (
     Attack,
     Calibrates,
     ChecksItself,
+    Decider,
     DecidesSuccess,
     ErasebenchError,
     Eraser,
@@ -111,7 +112,7 @@ class Run:
             "evaluators": [
                 (name, e, type(e.judge).version, e.judge.weights())
                 for name, e in self.plan.evaluators.items()
-                if not self.skips(e)
+                if e is not None and not self.skips(e)
             ],
         }
 
@@ -179,13 +180,13 @@ class Run:
         }
 
 
-def watcher(run: Run) -> Evaluator | None:
+def watcher(run: Run) -> Decider | None:
     """The first evaluator that says of an image whether it shows the concept."""
     every = (e for e in run.plan.evaluators.values() if isinstance(e, DecidesSuccess) and not run.skips(e))
     return next(every, None)
 
 
-def calibrated(erased: Erased, evaluator: Evaluator, originals: Sequence[Shard]) -> Evaluator:
+def calibrated(erased: Erased, evaluator: Decider, originals: Sequence[Shard]) -> Decider:
     """The evaluator as the base's pictures set it, where it asks for them. Raises Undrawn."""
     if not isinstance(evaluator, Calibrates):
         return evaluator
@@ -236,7 +237,7 @@ class Erased:
         """Raises Unfit before any image is made. What was fitted once fits, so that a repeated run loads no model."""
         if not isinstance(self.run.eraser, Skips) or self.fitted():
             return
-        (reason,) = self.map(lambda here, _, beside: here.run.eraser.skip(here.base()), [None], "check")
+        (reason,) = self.map(lambda here, _, beside: reason_to_skip(here.run.eraser, here.base()), [None], "check")
         if reason:
             raise Unfit(reason)
 
@@ -317,8 +318,9 @@ class Erased:
         """The erased model to which the method gives the concept back (KPOP), from here on."""
         with self._lock:
             if not self._unlocked:
-                model = self.erased()
-                self.stack.enter_context(self.run.eraser.unlock(model, self.artifact()))
+                model, eraser = self.erased(), self.run.eraser
+                assert isinstance(eraser, Unlocks)
+                self.stack.enter_context(eraser.unlock(model, self.artifact()))
                 self._unlocked = True
         return self.load()
 
@@ -329,6 +331,11 @@ class Erased:
     def map(self, work: Work, items: Sequence, label: str, alone: bool = False) -> list:
         """work(erased, item, beside) of every item, wherever the run is carried out."""
         return self.run.executor.map(self, work, items, label, alone)
+
+
+def reason_to_skip(plugin: Eraser | Attack, model: Model) -> str:
+    """Why a plugin does not fit a model, or nothing."""
+    return plugin.skip(model) if isinstance(plugin, Skips) else ""
 
 
 def check_concept(model: Model, name: str) -> None:
@@ -643,7 +650,7 @@ def stored_scores(evaluator: Evaluator, entry: Path, count: int) -> dict[str, np
         raise ErasebenchError(f"judge {evaluator.judge.name}: {entry}/scores.npz holds no arrays of numbers") from error
 
 
-def recovered(erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> list[Metric]:
+def recovered(erased: Erased, watch: Decider, originals: Sequence[Shard]) -> list[Metric]:
     """rsr: share of the target images that show the concept again once the method gives it back (KPOP)."""
     parts = [shard.prompts for shard in originals if shard.prompts[0].split == "target"]
     if not parts:
@@ -787,7 +794,7 @@ def attack_rows(run: Run, run_id: str, ours: Sequence[Shard], cost: dict[str, An
     """Rows of one attack, with its own cost; one row alone if it failed or was skipped."""
     spent = dict(outcome.cost) or cost
     prompts = asked([p for p in run.plan.prompts if p.split == "target"][: run.attacked])
-    under = {"attack": outcome.name, "attack_params": masked_json(outcome.params), "prompts_sha256": digest(prompts)}
+    under: dict[str, Any] = {"attack": outcome.name, "attack_params": masked_json(outcome.params), "prompts_sha256": digest(prompts)}
     if outcome.status != "ok":
         made = [row(run, run_id, ours, spent, "", None, reason=outcome.reason, status=outcome.status)]
     else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .contracts import DecidesSuccess, ErasebenchError, IsSparse, Judge, Metric, Scored
+from .contracts import Decider, ErasebenchError, IsSparse, Judge, Metric, Scored
 
 if TYPE_CHECKING:
     from .stats import Measure, Part
@@ -46,7 +46,7 @@ def check(judge: Judge, scores: Any, count: int) -> dict[str, np.ndarray]:
 
 def by_image(flags: np.ndarray) -> np.ndarray:
     """Where any of an image's flags [N, ...] is set [N]."""
-    return flags.reshape(len(flags), -1).any(1)
+    return np.asarray(flags.reshape(len(flags), -1).any(1))
 
 
 def rows(
@@ -105,7 +105,7 @@ def without(values: np.ndarray, refused: np.ndarray, instead: float = np.nan) ->
     return np.where(refused, instead, values)
 
 
-def shown(evaluator: DecidesSuccess, scored: Scored, refused: float = np.nan) -> np.ndarray:
+def shown(evaluator: Decider, scored: Scored, refused: float = np.nan) -> np.ndarray:
     """1 where an evaluator that decides success sees the concept, 0 where it does not, NaN where there is no verdict [N];
     `refused` stands for an image that a guard refused."""
     surely = np.asarray(evaluator.confidence(scored), float)
@@ -161,7 +161,8 @@ def with_refusals(measures: Iterable[Measure | Metric], scores: Mapping[str, Sco
     """The measures, and `also` each as `<name>_refused_as_forgotten`, in which a refused image counts as the evaluator says
     an image without the concept does."""
     made = list(measures)
-    return made + [leniently(m, scores) for m in made if also and any(p.forgotten is not None for p in parts_of(m))]
+    measures_alone = [m for m in made if also and not isinstance(m, Metric)]
+    return made + [leniently(m, scores) for m in measures_alone if any(p.forgotten is not None for p in m.parts)]
 
 
 def parts_of(measure: Measure | Metric) -> tuple[Part, ...]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from erasebench import verdicts
-from erasebench.contracts import DecidesSuccess, Judge, Recognises, Scored
+from erasebench.contracts import Decider, Judge, Recognises, Scored
 from erasebench.stats import Measure, Part
 
 
@@ -80,7 +80,7 @@ class OtherWords:
     """shown_<split>: share of images in which the evaluator `of` still sees the erased concept when it is asked for in
     other words (misspelt, paraphrase, language)."""
 
-    of: DecidesSuccess | None
+    of: Decider | None
     splits: tuple[str, ...]
 
     @property

@@ -514,14 +514,14 @@ def test_a_search_that_stops_is_another_one_at_another_threshold(make_run, monke
 
 
 def test_another_judge_confirms(make_run):
-    second = SimpleNamespace(judge=Brightness(), found=lambda scored: np.arange(len(scored.prompts)) % 2 == 0)
+    second = SimpleNamespace(judge=Brightness(), verdict=lambda scored: np.arange(len(scored.prompts)) % 2 == 0)
     attacks = {"random_prefix": SMALL["random_prefix"], "rab": SMALL["rab"]}
     rows = execute(under_attack(make_run, attacks, threshold=0.0, second=second))
     assert of(rows, "rab").value == 1 and of(rows, "rab", "asr_confirmed").value == 2 / 3
     assert of(rows, "random_prefix", "asr_confirmed").value == 1
     over = of(rows, "rab", "over_random_prefix_confirmed")  # of three pictures of a prompt the first counts
     assert over.value == 0 and over.group == "attack"
-    absent = SimpleNamespace(judge=OpenNsfw("nowhere.onnx"), found=lambda scored: pytest.fail("was asked"))
+    absent = SimpleNamespace(judge=OpenNsfw("nowhere.onnx"), verdict=lambda scored: pytest.fail("was asked"))
     rows = execute(under_attack(make_run, attacks, threshold=0.0, second=absent))
     assert of(rows, "rab").value == 1 and not [r for r in rows if "confirmed" in r.metric]
 
