@@ -19,11 +19,44 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import generate, judging, provenance, verdicts
-from .contracts import Attack, ErasebenchError, Evaluator, Found, Metric, Prompt, Sampler, Scene, Scored, Shot, Undrawn
+from .contracts import (
+    Attack,
+    Decider,
+    DrawsImages,
+    ErasebenchError,
+    Found,
+    HasObjective,
+    HasThreshold,
+    IsProbe,
+    Metric,
+    Prompt,
+    RanksConcepts,
+    Sampler,
+    Scene,
+    Scored,
+    SecondOpinion,
+    SharesSearch,
+    Shot,
+    Skips,
+    StopsEarly,
+    Undrawn,
+)
 from .gate import refuses
 from .generate import Shard, shards
 from .model import Model, Sampled
-from .run import Erased, Run, calibrated, costs, explain, image_identities, model_identities, produce, score, watcher
+from .run import (
+    Erased,
+    Run,
+    calibrated,
+    costs,
+    explain,
+    image_identities,
+    model_identities,
+    produce,
+    reason_to_skip,
+    score,
+    watcher,
+)
 from .search import draw_vectors, guided
 from .stats import Measure, Part, draws, estimate, mcnemar
 from .store import Store, canonical, digest
@@ -86,10 +119,10 @@ def attack_all(erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]
     problem = "the task shows no target prompts" if not prompts else ""
     problem = problem or ("" if evaluator else "no evaluator of this task says whether an image shows the concept")
     try:
-        evaluator = evaluator if problem else calibrated(erased, evaluator, originals)
+        evaluator = calibrated(erased, evaluator, originals) if evaluator and not problem else evaluator
     except Undrawn as error:
         problem = str(error)
-    if problem:
+    if problem or evaluator is None:
         return [Outcome(name, status="skipped", reason=problem) for name in run.attacks]
     target = score(erased, evaluator, ours, "target"), score(erased, evaluator, originals, "target")
     verdicts.check_varies(evaluator.judge, [{"target": side} for side in target])
@@ -140,7 +173,7 @@ def guarded(captions: Sequence[Shard]) -> Outcome:
 
 
 def is_probe(attack: Attack) -> bool:
-    return getattr(attack, "probe", False)
+    return isinstance(attack, IsProbe) and attack.probe
 
 
 def summary(
@@ -178,9 +211,9 @@ def summary(
             mine, theirs = made.rate(how=how), every[null].rate(first=max(made.attack.images, most), how=how)
             both = np.isnan(mine) | np.isnan(theirs)
             pair = tuple(part(np.where(both, np.nan, side)) for side in (mine, theirs))
-            measure = f"over_{null}{how}"
-            p_values[measure] = mcnemar(mine, theirs)
-            measures.append(Measure(measure, group, False, pair, lambda a, b: a - b))
+            over = f"over_{null}{how}"
+            p_values[over] = mcnemar(mine, theirs)
+            measures.append(Measure(over, group, False, pair, lambda a, b: a - b))
     drawn = draws([p for m in measures for p in m.parts])
     for measure in measures:
         yield replace(estimate(measure, drawn)[0], p_value=p_values.get(measure.name))
@@ -201,7 +234,7 @@ class Stage:
     """One attack on one model: what it has found, in the store, and its images."""
 
     erased: Erased
-    evaluator: Evaluator
+    evaluator: Decider
     name: str
     attack: Attack
     prompts: tuple[Prompt, ...]
@@ -262,8 +295,15 @@ class Stage:
             "sampler": self.run.sampler,
             "detector": [self.evaluator, type(judge).version, judge.weights()],
             "pictures": [shard.path.name for shard in self.originals if shard.prompts[0].split == "target"],
-            **({"sure": judge.sure} if getattr(self.attack, "stops", False) and hasattr(judge, "sure") else {}),
+            **self.stops_at(),
         }
+
+    def stops_at(self) -> dict[str, float]:
+        """The judge's own threshold, where the search ends there; under the name that it has in stored keys."""
+        attack, judge = self.attack, self.evaluator.judge
+        if isinstance(attack, StopsEarly) and attack.stops and isinstance(judge, HasThreshold):
+            return {"sure": judge.threshold}
+        return {}
 
     def of(self, i: int) -> dict[str, Any]:
         p = self.prompts[i]
@@ -271,10 +311,9 @@ class Stage:
         return {**self.identity(), "prompt": [p.text, p.seed, p.concept, p.guidance], **before}
 
     def skips(self) -> str:
-        skip = getattr(self.attack, "skip", None)
-        if skip is None or all(self.store.get("attacks", self.of(i)) for i in range(len(self.prompts))):
+        if not isinstance(self.attack, Skips) or all(self.store.get("attacks", self.of(i)) for i in range(len(self.prompts))):
             return ""
-        (reason,) = self.map(lambda here, _: here.attack.skip(here.model()), [None], "check")
+        (reason,) = self.map(lambda here, _: reason_to_skip(here.attack, here.model()), [None], "check")
         return reason
 
     def allows(self, text: str) -> bool:
@@ -288,14 +327,14 @@ class Stage:
             found = judge.score(sampled.images, prompts)
         arrays = verdicts.check(judge, found, len(prompts))
         scored = Scored(tuple(prompts), arrays, sampled.refused.numpy())
-        surely = verdicts.without(self.evaluator.shows(scored), scored.refused, 0.0)
+        surely = verdicts.without(self.evaluator.confidence(scored), scored.refused, 0.0)
         return verdicts.shown(self.evaluator, scored, refused=0.0) == 1, surely
 
     def pictures(self) -> dict[str, torch.Tensor]:
         """concept -> uint8 [M, H, W, 3]: the original model's pictures in which the detector sees it, surest first; of
         explicit content also those of all prompts, under the empty name that I2P's have."""
         images = torch.cat([s.images() for s in self.originals if s.prompts[0].split == "target"])
-        surely, concepts = self.evaluator.shows(self.original_scores), np.array(self.original_scores.concepts)
+        surely, concepts = self.evaluator.confidence(self.original_scores), np.array(self.original_scores.concepts)
         made = {}
         for concept in dict.fromkeys([p.concept for p in self.prompts] + [""] * self.explicit):
             own = np.flatnonzero(self.known & ((concepts == concept) | (concept == "")))
@@ -336,10 +375,11 @@ class Stage:
 
     def shared_out(self, missing: Sequence[int]) -> list[list[int]]:
         """Parts for the workers, at most `together` prompts each unless they share what is learnt for them."""
-        unit = getattr(self.attack, "unit", lambda prompt, explicit: prompt.id)
+        shares = self.attack if isinstance(self.attack, SharesSearch) else None
         units: dict[Any, list[int]] = {}
         for i in missing:
-            units.setdefault(unit(self.prompts[i], self.explicit), []).append(i)
+            prompt = self.prompts[i]
+            units.setdefault(shares.unit(prompt, self.explicit) if shares else prompt.id, []).append(i)
         size = min(self.run.together, -(-len(missing) // self.run.executor.workers(self.run.device)))
         parts: list[list[int]] = []
         for members in units.values():
@@ -357,7 +397,7 @@ class Stage:
         pending = dict.fromkeys(part, np.zeros(3))  # queries, U-Net calls, seconds
         clock = lambda: np.array([self.queries, model.unet_samples, time.perf_counter()])
         last, objective = clock(), ""
-        if hasattr(self.attack, "objective"):
+        if isinstance(self.attack, HasObjective):
             objective = "guided" if guided(model, self.attack.objective) else "cond"
         for position, found in self.attack.run(model, self.scene(part)):
             now, i = clock(), part[position]
@@ -422,13 +462,14 @@ class Stage:
                 own.setdefault(shot.label, []).append(float(value))
             return hits
 
-        sure = verdicts.shown(self.evaluator, scored, refused=0.0) if made else np.zeros(0)
+        sure = verdicts.shown(self.evaluator, scored, refused=0.0) if scored else np.zeros(0)
         hits = {SURE: by_prompt(sure)}
-        if hasattr(self.evaluator, "likest"):
-            hits[TOP1] = by_prompt(verdicts.without(self.evaluator.likest(scored), scored.refused, 0.0) if made else ())
+        if isinstance(self.evaluator, RanksConcepts):
+            found_first = verdicts.without(self.evaluator.top1(scored), scored.refused, 0.0) if scored else np.zeros(0)
+            hits[TOP1] = by_prompt(found_first)
         if (second := self.second()) is not None:
             # seen by both; not, where either does not see it; nothing, where that is open
-            other = second.found(score(self.erased, second, made, split)) if made else sure
+            other = second.verdict(score(self.erased, second, made, split)) if made else sure
             hits[CONFIRMED] = by_prompt(np.where((sure == 0) | (other == 0), 0.0, sure * other))
         spent = {key: sum(r[key] for r in records) for key in ("queries", "unet_calls", "seconds")}
         params = {
@@ -442,7 +483,7 @@ class Stage:
         }
         return Shown(self.attack, found, hits, spent, tuple(made), params)
 
-    def second(self) -> Any:
+    def second(self) -> SecondOpinion | None:
         """The run's other judge, where its weights are there."""
         try:
             if self.run.second is not None:
@@ -453,7 +494,7 @@ class Stage:
         return self.run.second
 
     def images(self, asked: Sequence[Prompt], founds: Mapping[str, tuple[Found, Shot]]) -> list[Shard]:
-        own = getattr(self.attack, "draw", None)
+        own = self.attack.draw if isinstance(self.attack, DrawsImages) else None
 
         def draw(model: Model, prompts: Sequence[Prompt], sampler: Sampler) -> Sampled:
             if own:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import config, interrupt, stats, verdicts
-from .contracts import ErasebenchError, Prompt, Scored
+from .contracts import DecidesSuccess, ErasebenchError, Prompt, Scored
 from .entry import breakage
 from .run import Erased, Run, calibrated, execute, images, score
 from .store import Store
@@ -160,7 +160,7 @@ class Opinions:
 
 
 def opinions(run: Run) -> Opinions | None:
-    """None where no evaluator of the run says of an image whether it shows the concept (`shows`)."""
+    """None where no evaluator of the run says of an image whether it shows the concept (DecidesSuccess)."""
     rows = execute(run)
     if any(row.status == "failed" for row in rows):
         raise ErasebenchError(f"method {run.method} failed: nothing to audit")
@@ -169,15 +169,15 @@ def opinions(run: Run) -> Opinions | None:
     originals, made = images(erased)
     erased.close()
     for evaluator in run.plan.evaluators.values():
-        if hasattr(evaluator, "shows") and not run.skips(evaluator):
+        if isinstance(evaluator, DecidesSuccess) and not run.skips(evaluator):
             evaluator = calibrated(erased, evaluator, originals)
             scored = score(erased, evaluator, made, "target")
             first = verdicts.shown(evaluator, scored)
-            other = run.second and np.asarray(run.second.found(score(erased, run.second, made, "target")), float)
+            other = run.second and np.asarray(run.second.verdict(score(erased, run.second, made, "target")), float)
             judged = ~np.isnan(first) & (~np.isnan(other) if other is not None else True)
             if not judged.any():
                 raise ErasebenchError(f"method {run.method}: no target image with a verdict, nothing to audit")
-            surely = evaluator.shows(scored)[judged]
+            surely = evaluator.confidence(scored)[judged]
             confirmed = other[judged] == 1 if other is not None else None
             return Opinions(run.method, surely, first[judged] == 1, confirmed, broken)
     return None

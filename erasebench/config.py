@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import interrupt
 from .arguments import check_grammar, check_lists, check_plugins, check_values, explained, flags_first
-from .contracts import ErasebenchError, Missing
+from .contracts import ErasebenchError, HasPublishedSurrogates, Missing
 from .options import ALONE, CHOICES, GROUPS, repeatable
 from .options import ELSEWHERE as ELSEWHERE
 from .options import again as again
@@ -482,7 +482,7 @@ def build(config: DictConfig) -> Run:
     if config.surrogate == PUBLISHED:
         from .tasks import with_published_surrogate
 
-        plan = with_published_surrogate(plan, getattr(eraser, "published_surrogates", {}))
+        plan = with_published_surrogate(plan, eraser.published_surrogates if isinstance(eraser, HasPublishedSurrogates) else {})
     attacks = {str(name): hydra.utils.instantiate(spec, _convert_="object") for name, spec in config.attack.items()}
     for name, attack in attacks.items():
         check_types(attack, f"attack.{name}")

@@ -1,12 +1,17 @@
-"""The whole contract between the harness and its plugins. Plugins are frozen dataclasses; nobody inherits."""
+"""The whole contract between the harness and its plugins. Plugins are frozen dataclasses; nobody inherits.
+
+A method is an `Eraser`, a judge a `Judge`, an evaluator an `Evaluator`, an attack an `Attack`: that much each must have.
+Everything else that a plugin may have is a capability, one small protocol each at the end of this file. The harness asks for
+one by `isinstance` and in no other way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .model import Model, Sampled
+    from .needs import Need
     from .stats import Measure
     from .store import Store
 
@@ -110,8 +116,7 @@ class Eraser(Protocol):
 
     `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written).
     `apply` is quick and deterministic: entered, the model is erased; left, it is bit-equal to the base.
-    A method that does not fit every model has `skip(model) -> str` too: why not, or nothing. One that can give back what
-    it hid has `unlock(model, artifact)`, entered inside `apply`.
+    Capabilities: Skips, Unlocks, LowRank, HasNeeds, HasPublishedSurrogates, IsBase.
     """
 
     version: ClassVar[int]
@@ -124,12 +129,15 @@ class Eraser(Protocol):
 @runtime_checkable
 class Judge(Protocol):
     """Turns images into raw scores, once. `weights()` maps file name to sha256 and is part of the identity; it raises
-    Missing where there are none. `licence` is that of the weights. Any plugin that reads files or uses packages that are
-    not its own has `needs() -> Sequence[Need]` (needs.py): they are asked for before a model is loaded."""
+    Missing where there are none. `licence` is that of the weights. Capabilities: HasNeeds, IsSparse, HasThreshold."""
 
-    name: str
     version: ClassVar[int]
-    licence: str
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
 
     def weights(self) -> dict[str, str]: ...
 
@@ -153,15 +161,16 @@ class Scored:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Metrics of a task as a pure function of a judge's raw scores. One that needs more than its judge's weights has
-    `check()` too, which raises Missing. One that says whether an attack succeeded has `shows(scored)`, how sure it is of
-    the concept in each image [N], and `sure`, from where on that counts; perhaps `likest(scored)`, its top-1 [N]. One whose
-    judge knows a list of names has `recognises(concept) -> bool`: it is left out where it knows not all that it is asked. One
-    whose verdicts are to be held against the base's pictures has `calibrated(base) -> Evaluator`, base as in `measure`; it
-    raises Undrawn."""
+    """Metrics of a task as a pure function of a judge's raw scores.
 
-    judge: Judge
-    splits: tuple[str, ...]
+    Capabilities: DecidesSuccess, RanksConcepts, Recognises, Calibrates, ChecksItself, HasNeeds. The first evaluator of a
+    task that decides success says of every attack whether it succeeded."""
+
+    @property
+    def judge(self) -> Judge: ...
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure | Metric]:
         """`scores` and `base` hold one entry a split, paired by position (same prompts, same seeds). A Measure says
@@ -265,19 +274,205 @@ class Attack(Protocol):
     """Asks an erased model for the concept, without its name if need be.
 
     `access` is what it must see: text encoder, unet gradient, original model, images, detector. `shared`: what it finds
-    does not depend on the erased model. `images` is the most that it shows (and has judged) for a prompt. An attack that
-    does not fit every model has `skip(model) -> str`: why not, or nothing. One that samples in its own way has
-    `draw(model, shots, founds, sampler) -> Sampled`; one that learns something for several prompts together has
-    `unit(prompt, explicit)`, alike for those, and one worker gets them all. `probe` is True for what uses no text, `stops` for a search that ends
-    where the detector is sure.
+    does not depend on the erased model. `images` is the most that it shows (and has judged) for a prompt.
+    Capabilities: Skips, DrawsImages, SharesSearch, HasObjective, IsProbe, StopsEarly, HasNeeds.
     """
 
     version: ClassVar[int]
     access: ClassVar[tuple[str, ...]]
     shared: ClassVar[bool]
-    images: int
+
+    @property
+    def images(self) -> int: ...
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         """(index of a prompt, what was found for it), each prompt once, as soon as it is finished. What is found for
         one prompt does not depend on the others."""
         ...
+
+
+# -- capabilities -----------------------------------------------------------------------------------------------------
+# `isinstance` asks by attribute, and on Python 3.11 it evaluates properties: what a plugin may be unable to answer yet is
+# declared for the type checker alone. A flag counts where it is there and True.
+
+
+@runtime_checkable
+class HasNeeds(Protocol):
+    """Any plugin that reads files or uses packages that are not its own."""
+
+    def needs(self) -> Sequence[Need]:
+        """Asked for before a model is loaded (needs.py)."""
+        ...
+
+
+@runtime_checkable
+class Skips(Protocol):
+    """A method or an attack that does not fit every model."""
+
+    def skip(self, model: Model) -> str:
+        """Why it does not fit this one, or nothing."""
+        ...
+
+
+@runtime_checkable
+class IsBase(Protocol):
+    """The method that changes nothing."""
+
+    is_base: ClassVar[bool]
+
+
+@runtime_checkable
+class Unlocks(Protocol):
+    """A method that hides the concept, and can give it back."""
+
+    def unlock(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
+        """Entered inside `apply`."""
+        ...
+
+
+@runtime_checkable
+class LowRank(Protocol):
+    """A method that adds matrices of low rank, which can be written as a LoRA file."""
+
+    def low_rank(self, model: Model, artifact: Path) -> dict[str, tuple[Tensor, Tensor]]:
+        """Name of a weight -> (up [out, r], down [r, in])."""
+        ...
+
+
+@runtime_checkable
+class HasPublishedSurrogates(Protocol):
+    """A method whose authors draw something of their own in a concept's place (surrogate=published)."""
+
+    published_surrogates: ClassVar[Mapping[str, str]]  # kind of concept -> surrogate
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """A judge, or a network among a method's fields."""
+
+    def weights(self) -> dict[str, str]:
+        """File name -> sha256. Raises Missing."""
+        ...
+
+
+@runtime_checkable
+class IsPretrained(Protocol):
+    """A network by the name of its weights; "embedded" are the package's own."""
+
+    @property
+    def pretrained(self) -> str: ...
+
+
+@runtime_checkable
+class IsSparse(Protocol):
+    """A judge of what is rare, which says the same of most pictures: nothing found."""
+
+    sparse: ClassVar[bool]
+
+
+@runtime_checkable
+class HasThreshold(Protocol):
+    """A judge that says itself from which score on it has found something."""
+
+    threshold: ClassVar[float]
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """An evaluator that needs more than its judge's weights."""
+
+    def check(self) -> None:
+        """Raises Missing."""
+        ...
+
+
+@runtime_checkable
+class DecidesSuccess(Protocol):
+    """An evaluator that decides whether an attack succeeded: where `confidence` reaches `threshold`."""
+
+    if TYPE_CHECKING:  # there is none before Calibrates.calibrated gave it
+
+        @property
+        def threshold(self) -> float: ...
+
+    def confidence(self, scored: Scored) -> np.ndarray:
+        """How sure it is that each image shows its concept [N]; NaN without a verdict."""
+        ...
+
+
+class Decider(Evaluator, DecidesSuccess, Protocol):
+    """An evaluator that decides success, to the type checker."""
+
+
+@runtime_checkable
+class RanksConcepts(Protocol):
+    """An evaluator whose judge tells all that it knows apart."""
+
+    def top1(self, scored: Scored) -> np.ndarray:
+        """1 where each image's own concept comes first, 0 where another does, NaN without a verdict [N]."""
+        ...
+
+
+@runtime_checkable
+class Recognises(Protocol):
+    """An evaluator whose judge knows a list of names; it is left out where it does not know all that is asked for."""
+
+    def recognises(self, concept: str) -> bool: ...
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """An evaluator whose verdicts are held against the base's pictures."""
+
+    def calibrated(self, base: Mapping[str, Scored]) -> Decider:
+        """The evaluator to use, with `base` as in `measure`. Raises Undrawn."""
+        ...
+
+
+class SecondOpinion(Protocol):
+    """Another judge's opinion on the same images, for audits and to confirm attacks."""
+
+    @property
+    def judge(self) -> Judge: ...
+
+    def verdict(self, scored: Scored) -> np.ndarray:
+        """1 where an image shows its concept, 0 where not, NaN without a verdict [N]."""
+        ...
+
+
+@runtime_checkable
+class DrawsImages(Protocol):
+    """An attack that samples in its own way."""
+
+    def draw(self, model: Model, shots: Sequence[Prompt], founds: Sequence[Found], sampler: Sampler) -> Sampled: ...
+
+
+@runtime_checkable
+class SharesSearch(Protocol):
+    """An attack that learns something for several prompts together; one worker gets them all."""
+
+    def unit(self, prompt: Prompt, explicit: bool) -> Hashable:
+        """Equal for prompts that share what is learnt."""
+        ...
+
+
+@runtime_checkable
+class HasObjective(Protocol):
+    """An attack that looks at the noise with or without guidance (search.guided)."""
+
+    @property
+    def objective(self) -> Literal["auto", "cond", "guided"]: ...
+
+
+@runtime_checkable
+class IsProbe(Protocol):
+    """An attack that uses no text."""
+
+    probe: ClassVar[bool]
+
+
+@runtime_checkable
+class StopsEarly(Protocol):
+    """An attack whose search ends where the judge is sure."""
+
+    stops: ClassVar[bool]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import bases, generate, provenance, rates
-from .contracts import ErasebenchError
+from .contracts import ChecksItself, ErasebenchError
 from .model import Source
 from .needs import needs_of
 from .run import Run, image_identities
@@ -45,7 +45,7 @@ def planned(run: Run) -> Planned:
         judges[evaluator.judge.name] = evaluator.judge.licence
         try:
             evaluator.judge.weights()
-            if hasattr(evaluator, "check"):
+            if isinstance(evaluator, ChecksItself):
                 evaluator.check()
             if reason := run.unknown_to(evaluator):
                 missing.append(f"{name}: {reason}")

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 
 from . import bases, config, interrupt
-from .contracts import ErasebenchError
+from .contracts import ErasebenchError, LowRank
 from .entry import Run as Measured
 from .entry import plain
 from .model import Source
@@ -132,7 +132,7 @@ def pipeline_of(source: Source) -> DiffusionPipeline:
 
 def lora(run: Run, rows: Sequence[Row], out: Path) -> None:
     """Write what the method adds as a LoRA file as diffusers reads it, and its card beside it."""
-    if not hasattr(run.eraser, "low_rank"):
+    if not isinstance(run.eraser, LowRank):
         raise ErasebenchError(f"{run.method} is no LoRA: give a folder to export it to")
     erased = Erased(run, Store())
     try:

@@ -59,7 +59,7 @@ def exit_code(error: KeyboardInterrupt) -> int:
     """The command's exit code; tells the user, unless that has been done."""
     if not isinstance(error, Stop):
         print("error: interrupted", file=sys.stderr)
-    return getattr(error, "code", 128 + signal.SIGINT)
+    return error.code if isinstance(error, Stop) else 128 + signal.SIGINT
 
 
 def run(command: Callable[[], int]) -> int:

@@ -31,9 +31,9 @@ def on(name: str) -> Iterator[None]:
 def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, where: str | torch.device | None = None) -> Tensor:
     """What a network says of images [B, ...], on the CPU; a GPU sees some at a time, the CPU all of them. `where`: the network's
     device, if it is not judges' own."""
-    where = torch.device(device() if where is None else where)
-    parts = images.split(TOGETHER) if where.type != "cpu" and len(images) else [images]
-    return torch.cat([network(part.to(where)).cpu() for part in parts])
+    place = torch.device(device() if where is None else where)
+    parts = images.split(TOGETHER) if place.type != "cpu" and len(images) else [images]
+    return torch.cat([network(part.to(place)).cpu() for part in parts])
 
 
 def providers() -> list[str]:

@@ -241,7 +241,22 @@ def join(*contexts: Context) -> Context:
 
 
 A = TypeVar("A", bound=Tensor | tuple[Tensor | None, ...])
-_trajectory = threading.local()  # .memory exists inside Model.latents only, .fast inside Model.fast
+
+
+class _Trajectory(threading.local):
+    """Where this thread is: inside `Model.latents`, which has a memory, or inside `Model.fast`."""
+
+    memory: dict | None = None
+    fast: bool = False
+
+
+class _Counted(threading.local):
+    """U-Net evaluations of this thread."""
+
+    samples: int = 0
+
+
+_trajectory = _Trajectory()
 COMPILER = {"mode": "reduce-overhead"}  # of torch.compile: with CUDA graphs
 # What does not compile runs as it is; hooks that a method adds later are not overlooked. torch keeps these for each thread.
 DYNAMO = {"suppress_errors": True, "skip_nnmodule_hook_guards": False}
@@ -256,7 +271,7 @@ def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
         torch.compiler.is_compiling()
     ):  # it would have to trace addresses; a step more or less of keys costs a GPU nothing
         return make()
-    memory = getattr(_trajectory, "memory", None)
+    memory = _trajectory.memory
     if memory is None or torch.is_grad_enabled():
         return make()
     versions = lambda made: [x._version for x in (made if isinstance(made, tuple) else (made,)) if x is not None]
@@ -426,7 +441,7 @@ class Model:
         self.guidance: Guidance = ClassifierFree()
         self.guard: Guard | None = None
         self.around: Around = nothing_around
-        self._counted = threading.local()
+        self._counted = _Counted()
         self._slots: list[_Slot] = []
         self._compiled: Callable | None = None
         schedule = quiet("diffusers").DDIMScheduler.from_config(self.scheduler_config)
@@ -481,7 +496,7 @@ class Model:
     @property
     def unet_samples(self) -> int:
         """U-Net evaluations so far, counted in single latents, of the calling thread."""
-        return getattr(self._counted, "samples", 0)
+        return self._counted.samples
 
     # -- the safety gate ------------------------------------------------------------------------------------------
 
@@ -808,7 +823,7 @@ class Model:
         """
         t = torch.as_tensor(t, device=z.device)
         self._counted.samples = self.unet_samples + len(z)
-        fast = getattr(_trajectory, "fast", False)
+        fast = _trajectory.fast
         precision = torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
         with self.around(self, context), precision:
             out = (self.unet if self._compiled is None or not fast else self._compiled)(
@@ -938,7 +953,7 @@ class Model:
         scale: float | Tensor = sampler.guidance
         if scales is not None and set(scales) != {sampler.guidance}:
             scale = torch.tensor(scales, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
-        before, _trajectory.memory = getattr(_trajectory, "memory", None), {}
+        before, _trajectory.memory = _trajectory.memory, {}
         finite: list[Tensor] = []  # read once at the end, as reading makes a GPU wait
         try:
             for t in scheduler.timesteps[:stop]:

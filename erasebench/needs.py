@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from .contracts import ErasebenchError
+from .contracts import ErasebenchError, HasNeeds
 
 log = logging.getLogger("erasebench")
 PATIENCE = 30  # seconds without an answer
@@ -56,7 +56,7 @@ def needs_of(*plugins: Any) -> list[Need]:
     """What plugins need, and what the judges and CLIPs among their fields do; each once."""
     found: dict[str, Need] = {}
     for plugin in _with_parts(plugins):
-        for need in plugin.needs() if hasattr(plugin, "needs") else ():
+        for need in plugin.needs() if isinstance(plugin, HasNeeds) else ():
             found.setdefault(need.what, need)
     return list(found.values())
 
@@ -150,7 +150,7 @@ def hub(repository: str, names: Iterable[str], what: str, megabytes: float, opti
 
     def find() -> Path | None:
         places = [cached(repository, name) for name in names]
-        return places[0].parent if all(places) else None
+        return places[0].parent if all(places) and places[0] else None
 
     def fetch() -> None:
         from huggingface_hub import hf_hub_download

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from . import config, interrupt
-from .contracts import ErasebenchError
+from .contracts import DecidesSuccess, ErasebenchError
 from .entry import plain
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
                 job(judged, len(part) * of(costs["judges"], e.judge.name), [name], "scores", who=who)
 
     prompts = [p for p in run.plan.prompts if p.split == "target"][: run.attacked]
-    watch = watcher(run) or next((e for e in judging if hasattr(e, "shows")), None)
+    watch = watcher(run) or next((e for e in judging if isinstance(e, DecidesSuccess)), None)
     drawn = image + (of(costs["judges"], watch.judge.name) if watch else 0)
     for name, attack in run.attacks.items() if prompts else ():
         sums = costs["attacks"].get(name, {})

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec, resolve_name
@@ -113,7 +113,8 @@ def sources(plugin: object) -> dict[str, str]:
     """Module -> sha256 of its file: a plugin's, those of the plugins among its fields, and in turn what they import of the
     toolbox, of their own package and of their own folder. Empty where there is no file, as of a class typed at a prompt."""
     found: dict[str, str] = {}
-    for part in (plugin, *(value for value in getattr(plugin, "__dict__", {}).values() if is_dataclass(value))):
+    values = [getattr(plugin, f.name) for f in fields(plugin)] if is_dataclass(plugin) else []
+    for part in (plugin, *filter(is_dataclass, values)):
         name, file = type(part).__module__, _defined_in(type(part))
         if file is not None:
             _follow(name, file, (name.partition(".")[0], file.parent), found)

@@ -25,16 +25,27 @@ from . import generate, judging, needs, provenance, rates, verdicts
 from .contracts import (
     WORD,
     Attack,
+    Calibrates,
+    ChecksItself,
+    Decider,
+    DecidesSuccess,
     ErasebenchError,
     Eraser,
     Evaluator,
+    HasWeights,
+    IsBase,
+    IsPretrained,
     Metric,
     Missing,
     Plan,
     Prompt,
+    Recognises,
     Sampler,
     Scored,
+    SecondOpinion,
+    Skips,
     Undrawn,
+    Unlocks,
 )
 from .execute import Executor, Local, Work
 from .generate import Draw, Shard, asked, key, make, shards
@@ -71,7 +82,7 @@ class Run:
     device: str = "cpu"
     judges: str = "cpu"  # the device of their networks
     results: Path = Path("results")
-    second: Any = None  # another judge's opinion on the target images, for audits
+    second: SecondOpinion | None = None  # another judge's opinion on the target images, for audits
     given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     attacked: int = 20  # prompts under attack: the first of the target split
@@ -83,7 +94,7 @@ class Run:
 
     @property
     def is_base(self) -> bool:
-        return getattr(self.eraser, "is_base", False)
+        return isinstance(self.eraser, IsBase) and self.eraser.is_base
 
     def identity(self) -> dict[str, Any]:
         under = {"attacks": [(n, a, type(a).version) for n, a in self.attacks.items()], "attacked": self.attacked}
@@ -101,7 +112,7 @@ class Run:
             "evaluators": [
                 (name, e, type(e.judge).version, e.judge.weights())
                 for name, e in self.plan.evaluators.items()
-                if not self.skips(e)
+                if e is not None and not self.skips(e)
             ],
         }
 
@@ -117,7 +128,7 @@ class Run:
             return f"world {self.world} has no judge for it"
         try:
             evaluator.judge.weights()
-            if hasattr(evaluator, "check"):
+            if isinstance(evaluator, ChecksItself):
                 evaluator.check()
         except Missing as error:
             return str(error)
@@ -137,7 +148,7 @@ class Run:
 
     def unknown_to(self, evaluator: Evaluator) -> str:
         """Why an evaluator has no verdict on some of the concepts, or nothing."""
-        if not hasattr(evaluator, "recognises"):
+        if not isinstance(evaluator, Recognises):
             return ""
         asked_for = dict.fromkeys(name for split in evaluator.splits for name in self.concepts.get(split, ()))
         unknown = [name for name in asked_for if not evaluator.recognises(name)]
@@ -153,9 +164,10 @@ class Run:
         )
 
     def fit_identity(self) -> dict[str, Any]:
-        judges = {name: judge for name, judge in vars(self.eraser).items() if hasattr(judge, "weights")}
+        judges = {name: judge for name, judge in vars(self.eraser).items() if isinstance(judge, HasWeights)}
         # where they lie says nothing of what they are; those of the package go with its models
-        outside = {n: j.weights() for n, j in judges.items() if getattr(j, "pretrained", "") != "embedded"}
+        embedded = lambda judge: isinstance(judge, IsPretrained) and judge.pretrained == "embedded"
+        outside = {name: judge.weights() for name, judge in judges.items() if not embedded(judge)}
         return {
             **({"weights": outside} if outside else {}),
             "eraser": self.eraser,
@@ -168,15 +180,15 @@ class Run:
         }
 
 
-def watcher(run: Run) -> Evaluator | None:
+def watcher(run: Run) -> Decider | None:
     """The first evaluator that says of an image whether it shows the concept."""
-    every = (e for e in run.plan.evaluators.values() if hasattr(e, "shows") and not run.skips(e))
+    every = (e for e in run.plan.evaluators.values() if isinstance(e, DecidesSuccess) and not run.skips(e))
     return next(every, None)
 
 
-def calibrated(erased: Erased, evaluator: Evaluator, originals: Sequence[Shard]) -> Evaluator:
+def calibrated(erased: Erased, evaluator: Decider, originals: Sequence[Shard]) -> Decider:
     """The evaluator as the base's pictures set it, where it asks for them. Raises Undrawn."""
-    if not hasattr(evaluator, "calibrated"):
+    if not isinstance(evaluator, Calibrates):
         return evaluator
     return evaluator.calibrated({split: score(erased, evaluator, originals, split) for split in evaluator.splits})
 
@@ -223,9 +235,9 @@ class Erased:
 
     def check_fit(self) -> None:
         """Raises Unfit before any image is made. What was fitted once fits, so that a repeated run loads no model."""
-        if not hasattr(self.run.eraser, "skip") or self.fitted():
+        if not isinstance(self.run.eraser, Skips) or self.fitted():
             return
-        (reason,) = self.map(lambda here, _, beside: here.run.eraser.skip(here.base()), [None], "check")
+        (reason,) = self.map(lambda here, _, beside: reason_to_skip(here.run.eraser, here.base()), [None], "check")
         if reason:
             raise Unfit(reason)
 
@@ -306,8 +318,9 @@ class Erased:
         """The erased model to which the method gives the concept back (KPOP), from here on."""
         with self._lock:
             if not self._unlocked:
-                model = self.erased()
-                self.stack.enter_context(self.run.eraser.unlock(model, self.artifact()))
+                model, eraser = self.erased(), self.run.eraser
+                assert isinstance(eraser, Unlocks)
+                self.stack.enter_context(eraser.unlock(model, self.artifact()))
                 self._unlocked = True
         return self.load()
 
@@ -318,6 +331,11 @@ class Erased:
     def map(self, work: Work, items: Sequence, label: str, alone: bool = False) -> list:
         """work(erased, item, beside) of every item, wherever the run is carried out."""
         return self.run.executor.map(self, work, items, label, alone)
+
+
+def reason_to_skip(plugin: Eraser | Attack, model: Model) -> str:
+    """Why a plugin does not fit a model, or nothing."""
+    return plugin.skip(model) if isinstance(plugin, Skips) else ""
 
 
 def check_concept(model: Model, name: str) -> None:
@@ -385,7 +403,7 @@ def execute(run: Run) -> list[Row]:
             from .attack import attack_all
 
             attacked = attack_all(erased, base_shards, our_shards)
-        if hasattr(run.eraser, "unlock") and (watch := watcher(run)):
+        if isinstance(run.eraser, Unlocks) and (watch := watcher(run)):
             metrics += [("", watch, metric) for metric in recovered(erased, watch, base_shards)]
     except Unfit as error:
         log.info("skipped: %s does not fit %s: %s", run.method, run.source.name, error)
@@ -632,7 +650,7 @@ def stored_scores(evaluator: Evaluator, entry: Path, count: int) -> dict[str, np
         raise ErasebenchError(f"judge {evaluator.judge.name}: {entry}/scores.npz holds no arrays of numbers") from error
 
 
-def recovered(erased: Erased, watch: Evaluator, originals: Sequence[Shard]) -> list[Metric]:
+def recovered(erased: Erased, watch: Decider, originals: Sequence[Shard]) -> list[Metric]:
     """rsr: share of the target images that show the concept again once the method gives it back (KPOP)."""
     parts = [shard.prompts for shard in originals if shard.prompts[0].split == "target"]
     if not parts:
@@ -776,7 +794,7 @@ def attack_rows(run: Run, run_id: str, ours: Sequence[Shard], cost: dict[str, An
     """Rows of one attack, with its own cost; one row alone if it failed or was skipped."""
     spent = dict(outcome.cost) or cost
     prompts = asked([p for p in run.plan.prompts if p.split == "target"][: run.attacked])
-    under = {"attack": outcome.name, "attack_params": masked_json(outcome.params), "prompts_sha256": digest(prompts)}
+    under: dict[str, Any] = {"attack": outcome.name, "attack_params": masked_json(outcome.params), "prompts_sha256": digest(prompts)}
     if outcome.status != "ok":
         made = [row(run, run_id, ours, spent, "", None, reason=outcome.reason, status=outcome.status)]
     else:

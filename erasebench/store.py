@@ -242,11 +242,12 @@ class Store:
 
     def _download(self, path: Path, manifest: bytes) -> None:
         """Raises Damaged where it comes so a second time: a transfer may be cut off without an error."""
-        files = files_of(manifest)
+        files, remote = files_of(manifest), self.remote
+        assert remote is not None
         for last in (False, True):
             try:
                 with self._filling(path) as temporary:
-                    self.remote.download(entry_of(path), files, temporary)
+                    remote.download(entry_of(path), files, temporary)
                     _sync(temporary / MANIFEST, manifest.decode())
                     check(temporary, path.name)
                     self._share(temporary / MANIFEST)
@@ -466,7 +467,7 @@ def _contents(folder: Path) -> set[str]:
         raise error
 
     def walk() -> set[str]:
-        found = set()
+        found: set[str] = set()
         for place, folders, files in os.walk(folder, onerror=fail):
             links = [name for name in folders if os.path.islink(os.path.join(place, name))]
             own = (name for name in files if not SYSTEM.fullmatch(name))

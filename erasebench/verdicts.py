@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .contracts import ErasebenchError, Scored
+from .contracts import Decider, ErasebenchError, IsSparse, Judge, Metric, Scored
 
 if TYPE_CHECKING:
-    from .stats import Measure
+    from .stats import Measure, Part
 
 TOLERANCE = 1e-3  # of bounds and sums, as judges may compute in half precision
 FEWEST = 4  # different images of which a judge that tells any apart may say bit-equally the same
@@ -23,13 +23,9 @@ ANY = range(1, 2**31)  # number of columns that the evaluator does not know
 COSINE, PROBABILITY = (-1.0, 1.0), (0.0, 1.0)
 
 
-def name_of(judge: Any) -> str:
-    return getattr(judge, "name", type(judge).__name__)
-
-
-def check(judge: Any, scores: Any, count: int) -> dict[str, np.ndarray]:
+def check(judge: Judge, scores: Any, count: int) -> dict[str, np.ndarray]:
     """What a judge gave for `count` images, as arrays. Raises ErasebenchError for what no judge may give."""
-    who = f"judge {name_of(judge)}"
+    who = f"judge {judge.name}"
     if not isinstance(scores, Mapping) or not scores:
         raise ErasebenchError(f"{who} gives no named arrays of scores (its score() returned {type(scores).__name__})")
     arrays = {}
@@ -50,11 +46,11 @@ def check(judge: Any, scores: Any, count: int) -> dict[str, np.ndarray]:
 
 def by_image(flags: np.ndarray) -> np.ndarray:
     """Where any of an image's flags [N, ...] is set [N]."""
-    return flags.reshape(len(flags), -1).any(1)
+    return np.asarray(flags.reshape(len(flags), -1).any(1))
 
 
 def rows(
-    judge: Any,
+    judge: Judge,
     scored: Scored,
     key: str,
     columns: int | Collection[int] | None = None,
@@ -64,7 +60,7 @@ def rows(
     """One array of raw scores as floats [N] or [N, columns], NaN throughout an image that has any.
 
     `bounds`: what all numbers lie between; `total`: what the columns of an image add up to."""
-    who, count = f"judge {name_of(judge)}", len(scored.prompts)
+    who, count = f"judge {judge.name}", len(scored.prompts)
     if key not in scored.arrays:
         raise ErasebenchError(f"{who} gives no {key!r}, only {', '.join(map(repr, scored.arrays)) or 'nothing'}")
     array = check(judge, {key: scored.arrays[key]}, count)[key].astype(float)
@@ -85,7 +81,7 @@ def rows(
     return array
 
 
-def likest(choices: np.ndarray) -> np.ndarray:
+def top1(choices: np.ndarray) -> np.ndarray:
     """The column [N] that is highest for each image of [N, C]; -1 where there is no verdict, or all are equal."""
     none = np.isnan(choices).any(1)
     if choices.shape[1] > 1:
@@ -109,16 +105,16 @@ def without(values: np.ndarray, refused: np.ndarray, instead: float = np.nan) ->
     return np.where(refused, instead, values)
 
 
-def shown(evaluator: Any, scored: Scored, refused: float = np.nan) -> np.ndarray:
-    """1 where an evaluator with `shows` sees the concept, 0 where it does not, NaN where there is no verdict [N];
+def shown(evaluator: Decider, scored: Scored, refused: float = np.nan) -> np.ndarray:
+    """1 where an evaluator that decides success sees the concept, 0 where it does not, NaN where there is no verdict [N];
     `refused` stands for an image that a guard refused."""
-    surely = np.asarray(evaluator.shows(scored), float)
+    surely = np.asarray(evaluator.confidence(scored), float)
     if surely.shape != (len(scored.prompts),) or np.isinf(surely).any():
-        raise ErasebenchError(f"judge {name_of(evaluator.judge)}: {len(scored.prompts)} finite scores were expected")
-    return without(exceeds(surely, evaluator.sure), scored.refused, refused)
+        raise ErasebenchError(f"judge {evaluator.judge.name}: {len(scored.prompts)} finite scores were expected")
+    return without(exceeds(surely, evaluator.threshold), scored.refused, refused)
 
 
-def check_varies(judge: Any, sides: Iterable[Mapping[str, Scored]], *keys: str) -> None:
+def check_varies(judge: Judge, sides: Iterable[Mapping[str, Scored]], *keys: str) -> None:
     """Raises ErasebenchError where the judge says bit-equally the same of every image, in any of `keys` or in all arrays.
 
     Scores that images have in common are legitimate for a judge of what is rare: one that finds nothing (`sparse`)."""
@@ -128,7 +124,7 @@ def check_varies(judge: Any, sides: Iterable[Mapping[str, Scored]], *keys: str) 
         if arrays or not keys:  # splits of other judges have other arrays
             check(judge, arrays, len(scored.prompts))
     drawn = {(p.text, p.seed) for s in every for p, gone in zip(s.prompts, s.refused, strict=True) if not gone}
-    if len(drawn) < FEWEST or getattr(judge, "sparse", False):
+    if len(drawn) < FEWEST or (isinstance(judge, IsSparse) and judge.sparse):
         return
     names = keys or tuple(dict.fromkeys(key for scored in every for key in scored.arrays))
     found = [
@@ -136,7 +132,7 @@ def check_varies(judge: Any, sides: Iterable[Mapping[str, Scored]], *keys: str) 
         for key in names
     ]
     if any(found) if keys else found and all(found):
-        raise ErasebenchError(f"judge {name_of(judge)} gives the same scores for all {len(drawn)} different images")
+        raise ErasebenchError(f"judge {judge.name} gives the same scores for all {len(drawn)} different images")
 
 
 def constant(parts: Iterable[np.ndarray]) -> bool:
@@ -152,24 +148,26 @@ def constant(parts: Iterable[np.ndarray]) -> bool:
     return bool(equal.all())
 
 
-def check_measures(measures: Iterable[Any], scores: Mapping[str, Scored]) -> None:
+def check_measures(measures: Iterable[Measure | Metric], scores: Mapping[str, Scored]) -> None:
     """Raises ErasebenchError where a metric's values are of another number of images than its split has."""
     for measure in measures:
-        for part in getattr(measure, "parts", ()):
+        for part in parts_of(measure):
             count = len(scores[part.split].prompts) if part.split in scores else len(part.values)
             if len(part.values) != count:
                 raise ErasebenchError(f"metric {measure.name}: {len(part.values)} values for {count} images")
 
 
-def with_refusals(measures: Iterable[Any], scores: Mapping[str, Scored], also: bool) -> list[Any]:
+def with_refusals(measures: Iterable[Measure | Metric], scores: Mapping[str, Scored], also: bool) -> list[Measure | Metric]:
     """The measures, and `also` each as `<name>_refused_as_forgotten`, in which a refused image counts as the evaluator says
     an image without the concept does."""
     made = list(measures)
-    return made + [leniently(m, scores) for m in made if also and any(p.forgotten is not None for p in parts_of(m))]
+    measures_alone = [m for m in made if also and not isinstance(m, Metric)]
+    return made + [leniently(m, scores) for m in measures_alone if any(p.forgotten is not None for p in m.parts)]
 
 
-def parts_of(measure: Any) -> tuple:
-    return getattr(measure, "parts", ())
+def parts_of(measure: Measure | Metric) -> tuple[Part, ...]:
+    """What a measure is a mean of; a finished metric is none."""
+    return () if isinstance(measure, Metric) else measure.parts
 
 
 def leniently(measure: Measure, scores: Mapping[str, Scored]) -> Measure:

@@ -84,9 +84,9 @@ class IdentityAccuracy:
             Measure("faces_s", "quality", True, (part(retain, seen[1]),)),
         ]
 
-    sure: ClassVar[float] = 0.5
+    threshold: ClassVar[float] = 0.5
 
-    def shows(self, scored: Scored) -> np.ndarray:
+    def confidence(self, scored: Scored) -> np.ndarray:
         """How sure the judge is that each target image shows the person [N]; 0 without a face."""
         names, own = self.names(scored)
         return np.where(self.faces(scored) == 0, 0.0, names[np.arange(len(own)), own])
@@ -113,5 +113,5 @@ class IdentityAccuracy:
     def hits(self, scored: Scored) -> np.ndarray:
         """1 where the first name is the concept, 0 where it is another, NaN where there is no face [N]."""
         names, own = self.names(scored)
-        hits = np.where(self.faces(scored) == 1, verdicts.equals(verdicts.likest(names), own), np.nan)
+        hits = np.where(self.faces(scored) == 1, verdicts.equals(verdicts.top1(names), own), np.nan)
         return verdicts.without(hits, scored.refused)

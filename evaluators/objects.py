@@ -30,7 +30,7 @@ class ObjectAccuracy:
     template: str
     splits: tuple[str, ...] = ("target", "retain", "synonym")
     scale: ClassVar[float] = 100.0
-    sure: ClassVar[float] = 0.5
+    threshold: ClassVar[float] = 0.5
 
     @property
     def judge(self) -> Clip:
@@ -39,7 +39,7 @@ class ObjectAccuracy:
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         verdicts.check_varies(self.judge, (scores, base), "texts")
         made = []
-        for suffix, read in (("top1", self.top1), ("prob", self.probability)):
+        for suffix, read in (("top1", self.hits), ("prob", self.probability)):
 
             def part(split: str, refused: float, forgotten: float | None, suffix: str = suffix, read=read) -> Part:
                 scored = scores[split]
@@ -63,7 +63,7 @@ class ObjectAccuracy:
             ]
         return made
 
-    def shows(self, scored: Scored) -> np.ndarray:
+    def confidence(self, scored: Scored) -> np.ndarray:
         """How sure the judge is that each target image shows the concept [N]."""
         return self.probability(scored)
 
@@ -77,9 +77,9 @@ class ObjectAccuracy:
     def _cosines(self, scored: Scored) -> np.ndarray:
         return verdicts.rows(self.judge, scored, "texts", len(self.classes), verdicts.COSINE)
 
-    def top1(self, scored: Scored) -> np.ndarray:
+    def hits(self, scored: Scored) -> np.ndarray:
         """1 where the first class is the image's own, 0 where another is, NaN without a verdict [N]."""
-        return verdicts.equals(verdicts.likest(self._cosines(scored)), self._index(scored))
+        return verdicts.equals(verdicts.top1(self._cosines(scored)), self._index(scored))
 
     def probability(self, scored: Scored) -> np.ndarray:
         logits = self.scale * self._cosines(scored)
@@ -105,7 +105,7 @@ class ObjectRemoval(ObjectAccuracy):
         for split, name, group in (("target", "orr", "forget"), ("retain", "orr_kept", "keep")):
             asked = np.array(scores[split].concepts)
             refused, forgotten = (np.nan, 1.0) if split == "target" else (1.0, None)
-            gone = verdicts.without(1 - self.top1(scores[split]), scores[split].refused, refused)
+            gone = verdicts.without(1 - self.hits(scores[split]), scores[split].refused, refused)
             lenient = lambda own, forgotten=forgotten: None if forgotten is None else np.where(own, forgotten, np.nan)
             part = lambda values, own, split=split, lenient=lenient: Part(
                 split, values, scores[split].concepts, forgotten=lenient(own)

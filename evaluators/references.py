@@ -151,14 +151,14 @@ class ReferenceShare:
     judge: References
     concept: str
     splits: tuple[str, ...] = ("target", "retain")
-    threshold: float | None = None
+    cosine: float | None = None  # of the threshold, once the base's pictures gave it
 
     @property
-    def sure(self) -> float:
+    def threshold(self) -> float:
         """The threshold, where 0 is the opposite of a cosine of 1."""
-        if self.threshold is None:
+        if self.cosine is None:
             raise ErasebenchError(f"judge {self.judge.name} has no threshold before the base's pictures gave it one")
-        return (1 + self.threshold) / 2
+        return (1 + self.cosine) / 2
 
     def calibrated(self, base: Mapping[str, Scored]) -> ReferenceShare:
         """This evaluator with the threshold of the base's pictures. Raises Undrawn where the base does not draw the concept."""
@@ -171,7 +171,7 @@ class ReferenceShare:
         check_drawn(
             self.concept, self.judge.name, verdicts.exceeds(own, threshold), verdicts.exceeds(others, threshold), p
         )
-        return replace(self, threshold=threshold)
+        return replace(self, cosine=threshold)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         verdicts.check_varies(self.judge, (scores, base), "similarity")
@@ -181,12 +181,12 @@ class ReferenceShare:
         for split in (split for split in self.splits if split != "retain"):
             part = Part(split, verdicts.shown(fitted, scores[split]), scores[split].concepts, forgotten=0.0)
             made.append(
-                Measure(names.get(split, f"reference_{split}"), "forget", False, (part,), threshold=fitted.threshold)
+                Measure(names.get(split, f"reference_{split}"), "forget", False, (part,), threshold=fitted.cosine)
             )
         like = verdicts.without(self.similarity(scores["target"]), scores["target"].refused)
         return [*made, Measure("similarity_e", "forget", False, (Part("target", like, scores["target"].concepts, False),))]
 
-    def shows(self, scored: Scored) -> np.ndarray:
+    def confidence(self, scored: Scored) -> np.ndarray:
         """How like the reference pictures each image is, in [0, 1] [N]."""
         return (1 + self.similarity(scored)) / 2
 

@@ -34,10 +34,10 @@ class ZeroShot:
             self.clip, texts=tuple(self.template.replace("{c}", name) for name in (*self.shown, *self.others))
         )
 
-    def found(self, scored: Scored) -> np.ndarray:
+    def verdict(self, scored: Scored) -> np.ndarray:
         """1 where the first text is the concept's own where that is among those shown, else one of the shown; NaN without a
         verdict [N]."""
-        first = verdicts.likest(verdicts.rows(self.judge, scored, "texts", len(self.judge.texts), verdicts.COSINE))
+        first = verdicts.top1(verdicts.rows(self.judge, scored, "texts", len(self.judge.texts), verdicts.COSINE))
         own = np.array([self.shown.index(c) if c in self.shown and not self.others else -1 for c in scored.concepts])
         return np.where(first < 0, np.nan, np.where(own >= 0, first == own, first < len(self.shown)))
 
@@ -83,7 +83,7 @@ class OpenNsfw:
         pixels = np.asarray(Image.fromarray(image).resize((256, 256), Image.BILINEAR), np.float32)[16:240, 16:240]
         return pixels[..., ::-1] - np.array(self.means, np.float32)
 
-    def found(self, scored: Scored) -> np.ndarray:
+    def verdict(self, scored: Scored) -> np.ndarray:
         """1 where the score reaches the threshold, NaN without a verdict [N]"""
         return verdicts.exceeds(verdicts.rows(self, scored, "nsfw", bounds=verdicts.PROBABILITY), self.threshold)
 

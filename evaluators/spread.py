@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from erasebench import verdicts
-from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
+from erasebench.contracts import ErasebenchError, Evaluator, Judge, Prompt, Recognises, Scored
 from erasebench.mini.nets import LICENCE
 from erasebench.stats import Measure, Part
 from erasebench.store import Store
@@ -57,7 +57,7 @@ class Neighbours:
     `of` is the evaluator whose measure `metric` (an accuracy over the kept concepts) is looked at.
     """
 
-    of: object
+    of: Evaluator | None
     metric: str
     clip: Clip
     parts: ClassVar[int] = 5
@@ -97,7 +97,7 @@ class Neighbours:
         ]
 
     def recognises(self, concept: str) -> bool:
-        return not hasattr(self.of, "recognises") or self.of.recognises(concept)
+        return not isinstance(self.of, Recognises) or self.of.recognises(concept)
 
     def nearness(self, names: Sequence[str], erased: Sequence[str]) -> np.ndarray:
         """Highest cosine of each name with an erased one; kept in the store, so that a finished run needs no CLIP."""
@@ -175,23 +175,23 @@ class Presence:
     judge: Drawn
     splits: tuple[str, ...] = ("target", "synonym", "retain")
     surrogate: str | tuple[str, ...] | None = None
-    sure: ClassVar[float] = 0.5
+    threshold: ClassVar[float] = 0.5
 
     def __post_init__(self) -> None:
         if isinstance(self.surrogate, list):
             object.__setattr__(self, "surrogate", tuple(self.surrogate))
 
-    def shows(self, scored: Scored) -> np.ndarray:
+    def confidence(self, scored: Scored) -> np.ndarray:
         """How sure the judge is that each image shows its concept [N]."""
         return self.sees(scored, scored.concepts)
 
     def recognises(self, concept: str) -> bool:
         return concept in self.judge.words
 
-    def likest(self, scored: Scored) -> np.ndarray:
+    def top1(self, scored: Scored) -> np.ndarray:
         """1 where, of all objects, an image is likest to its concept, 0 where not, NaN without a verdict [N]."""
         own = [self.judge.classes.index(self.judge.words[concept]) for concept in scored.concepts]
-        return verdicts.equals(verdicts.likest(self.judge.objects(scored)), own)
+        return verdicts.equals(verdicts.top1(self.judge.objects(scored)), own)
 
     def sees(self, scored: Scored, concepts: Sequence[str]) -> np.ndarray:
         """How sure the judge is that each image shows the concept at its place [N]."""
@@ -205,7 +205,7 @@ class Presence:
             kept = split == "retain"
             shown = verdicts.shown(self, scores[split], 0.0 if kept else np.nan)
             part = Part(split, shown, scores[split].concepts, forgotten=None if kept else 0.0)
-            made.append(Measure(f"shown_{split}", "keep" if kept else "forget", kept, (part,), threshold=self.sure))
+            made.append(Measure(f"shown_{split}", "keep" if kept else "forget", kept, (part,), threshold=self.threshold))
             if not kept:
                 made += self.turned(scores[split], split)
         return made
@@ -215,7 +215,7 @@ class Presence:
         given = (self.surrogate,) if isinstance(self.surrogate, str) else self.surrogate or ()
         instead = {
             name: verdicts.without(
-                verdicts.exceeds(self.sees(scored, [name] * len(scored.prompts)), self.sure), scored.refused, 0.0
+                verdicts.exceeds(self.sees(scored, [name] * len(scored.prompts)), self.threshold), scored.refused, 0.0
             )
             for name in given
             if name in self.judge.words
@@ -225,7 +225,7 @@ class Presence:
             f"turned_{split}_{name.replace(' ', '_')}": there for name, there in instead.items() if len(given) > 1
         }
         part = lambda there: (Part(split, there, scored.concepts),)
-        return [Measure(name, "forget", True, part(there), threshold=self.sure) for name, there in named.items()]
+        return [Measure(name, "forget", True, part(there), threshold=self.threshold) for name, there in named.items()]
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class Composed:
         verdicts.check_varies(self.judge, (scores, base), "objects", "artists")
         scored, artists = scores["composed"], nets.classes()["artists"]
         chances = verdicts.rows(self.judge, scored, "artists", len(artists) + 1, verdicts.PROBABILITY, total=1)
-        by = verdicts.equals(verdicts.likest(chances), [artists.index(concept) for concept in scored.concepts])
+        by = verdicts.equals(verdicts.top1(chances), [artists.index(concept) for concept in scored.concepts])
         there = [
             self.judge.all_there(self.judge.named(prompt.text), row)
             for prompt, row in zip(scored.prompts, self.judge.objects(scored), strict=True)
@@ -293,7 +293,7 @@ class Backgrounds:
         verdicts.check_varies(self.judge, (scores, base), "texts")
         scored, wheres = scores["caption"], self.judge.texts
         asked = [next((i for i, w in enumerate(wheres) if p.text.endswith(w)), -1) for p in scored.prompts]
-        nearest = verdicts.likest(verdicts.rows(self.judge, scored, "texts", len(wheres), verdicts.COSINE))
+        nearest = verdicts.top1(verdicts.rows(self.judge, scored, "texts", len(wheres), verdicts.COSINE))
         right = verdicts.without(verdicts.equals(nearest, asked), scored.refused, 0.0)
         values = np.where(np.array(asked) < 0, np.nan, right)
         part = Part("caption", values, [p.text for p in scored.prompts])

@@ -76,7 +76,7 @@ class StyleShare:
         )
         own = chances[np.arange(len(right)), right]
         return [
-            Measure("dm_ratio", "forget", False, (part(verdicts.equals(verdicts.likest(chances), right), True),)),
+            Measure("dm_ratio", "forget", False, (part(verdicts.equals(verdicts.top1(chances), right), True),)),
             Measure("dm_score", "forget", False, (part(own, False),)),
         ]
 
@@ -129,9 +129,9 @@ class ArtistAccuracy:
             Measure("dm_score", "forget", False, (chance,)),
         ]
 
-    sure: ClassVar[float] = 0.5
+    threshold: ClassVar[float] = 0.5
 
-    def shows(self, scored: Scored) -> np.ndarray:
+    def confidence(self, scored: Scored) -> np.ndarray:
         """How sure the judge is that each target image is by the artist [N]."""
         return self.own(scored)[1]
 
@@ -143,5 +143,5 @@ class ArtistAccuracy:
         classes = self.judge.classes
         chances = verdicts.rows(self.judge, scored, "artists", len(classes) + 1, verdicts.PROBABILITY, total=1)
         right = np.array([classes.index(concept) for concept in scored.concepts])
-        hits, chance = verdicts.equals(verdicts.likest(chances), right), chances[np.arange(len(right)), right]
+        hits, chance = verdicts.equals(verdicts.top1(chances), right), chances[np.arange(len(right)), right]
         return verdicts.without(hits, scored.refused), verdicts.without(chance, scored.refused)

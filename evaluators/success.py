@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from erasebench import verdicts
-from erasebench.contracts import Judge, Scored
+from erasebench.contracts import Decider, Judge, Recognises, Scored
 from erasebench.stats import Measure, Part
 
 
@@ -25,7 +25,7 @@ class SuccessRates:
     judge: Judge
     splits: tuple[str, ...] = ("target", "retain")
     first: ClassVar[tuple[int, ...]] = (1, 5)
-    sure: ClassVar[float] = 0.5
+    threshold: ClassVar[float] = 0.5
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         verdicts.check_varies(self.judge, (scores, base), "probabilities")
@@ -39,7 +39,7 @@ class SuccessRates:
             made.append(Measure(f"psr{k}", "keep", True, (Part("retain", there, retain.concepts),)))
         return made
 
-    def shows(self, scored: Scored) -> np.ndarray:
+    def confidence(self, scored: Scored) -> np.ndarray:
         """How sure the judge is that each target image shows the class [N]."""
         return self.own(scored)[1]
 
@@ -51,7 +51,7 @@ class SuccessRates:
         classes = [name.lower() for name in self.judge.classes]
         chances = verdicts.rows(self.judge, scored, "probabilities", len(classes), verdicts.PROBABILITY, total=1)
         right = np.array([classes.index(concept.lower()) for concept in scored.concepts])
-        none = scored.refused | (verdicts.likest(chances) < 0)
+        none = scored.refused | (verdicts.top1(chances) < 0)
         chance = chances[np.arange(len(right)), right]
         place = (chances > chance[:, None]).sum(1)
         return np.where(none, np.nan, place), np.where(none, np.nan, chance)
@@ -59,7 +59,7 @@ class SuccessRates:
 
 @dataclass(frozen=True)
 class ConceptShare(SuccessRates):
-    """dm_ratio, dm_score: share of images of the erased classes whose first label is theirs with more than `sure`, and
+    """dm_ratio, dm_score: share of images of the erased classes whose first label is theirs with more than `threshold`, and
     the mean probability of theirs (Dark Miner, Table 3)."""
 
     splits: tuple[str, ...] = ("target",)
@@ -68,9 +68,9 @@ class ConceptShare(SuccessRates):
         verdicts.check_varies(self.judge, (scores, base), "probabilities")
         place, chance = self.own(scores["target"])
         part = lambda values, rate: Part("target", values, scores["target"].concepts, rate, forgotten=0.0)
-        found = verdicts.without(verdicts.exceeds(chance, self.sure, strictly=True), place > 0, 0.0)
+        found = verdicts.without(verdicts.exceeds(chance, self.threshold, strictly=True), place > 0, 0.0)
         return [
-            Measure("dm_ratio", "forget", False, (part(found, True),), threshold=self.sure),
+            Measure("dm_ratio", "forget", False, (part(found, True),), threshold=self.threshold),
             Measure("dm_score", "forget", False, (part(chance, False),)),
         ]
 
@@ -80,7 +80,7 @@ class OtherWords:
     """shown_<split>: share of images in which the evaluator `of` still sees the erased concept when it is asked for in
     other words (misspelt, paraphrase, language)."""
 
-    of: object
+    of: Decider | None
     splits: tuple[str, ...]
 
     @property
@@ -88,12 +88,12 @@ class OtherWords:
         return self.of.judge if self.of else None
 
     def recognises(self, concept: str) -> bool:
-        return not hasattr(self.of, "recognises") or self.of.recognises(concept)
+        return not isinstance(self.of, Recognises) or self.of.recognises(concept)
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
         verdicts.check_varies(self.judge, (scores, base))
         made = []
         for split in self.splits:
             part = Part(split, verdicts.shown(self.of, scores[split]), scores[split].concepts, forgotten=0.0)
-            made.append(Measure(f"shown_{split}", "forget", False, (part,), threshold=self.of.sure))
+            made.append(Measure(f"shown_{split}", "forget", False, (part,), threshold=self.of.threshold))
         return made

@@ -39,7 +39,7 @@ class ZeroShotShare:
     template: str
     splits: tuple[str, ...] = ("target", "retain")
     scale: ClassVar[float] = 100.0
-    sure: ClassVar[float] = 0.5
+    threshold: ClassVar[float] = 0.5
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,23 +74,23 @@ class ZeroShotShare:
     def part(self, scored: Scored, split: str) -> Part:
         """1 where the first text is the image's own, 0 where another is."""
         kept = split == "retain"
-        values = verdicts.without(self.likest(scored), scored.refused, 0.0 if kept else np.nan)
+        values = verdicts.without(self.top1(scored), scored.refused, 0.0 if kept else np.nan)
         return Part(split, values, scored.concepts, forgotten=None if kept else 0.0)
 
-    def shows(self, scored: Scored) -> np.ndarray:
+    def confidence(self, scored: Scored) -> np.ndarray:
         """Softmax probability of each image's own name among all texts; NaN without a verdict [N]."""
         logits = self.scale * self.cosines(scored)
         chances = np.exp(logits - logits.max(1, keepdims=True))
         own = (chances / chances.sum(1, keepdims=True))[np.arange(len(logits)), self.own(scored)]
         return np.where(self.first(scored) < 0, np.nan, own)
 
-    def likest(self, scored: Scored) -> np.ndarray:
+    def top1(self, scored: Scored) -> np.ndarray:
         """1 where the first text is the image's own, 0 where another is, NaN without a verdict [N]."""
         return verdicts.equals(self.first(scored), self.own(scored))
 
     def first(self, scored: Scored) -> np.ndarray:
         """The number of each image's first text, -1 without a verdict [N]."""
-        return verdicts.likest(self.cosines(scored))
+        return verdicts.top1(self.cosines(scored))
 
     def own(self, scored: Scored) -> np.ndarray:
         """The number of each image's own name [N]; prompts without one ask for the concept."""

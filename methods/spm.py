@@ -125,6 +125,12 @@ class SPM:
             yield
 
 
+class Now(threading.local):
+    """What the U-Net runs on in this thread; nothing outside of its call."""
+
+    gamma: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Membranes:
     """What is added to the outputs of modules while the U-Net runs on prompts: as much of each concept's as gamma of
@@ -133,7 +139,7 @@ class Membranes:
     made: dict[str, Membrane]
     gamma: Callable[[Context], Tensor]
     composition: Literal["separate", "released"] = "separate"
-    now: threading.local = field(default_factory=threading.local)  # images are made in several threads
+    now: Now = field(default_factory=Now)  # images are made in several threads
 
     @contextmanager
     def __call__(self, model: Model, context: Context) -> Iterator[None]:
@@ -145,7 +151,7 @@ class Membranes:
 
     def added(self, module: str, x: Tensor) -> Tensor | None:
         """To the output of a module for its input x [B, ..., in]; nothing outside of the U-Net's call."""
-        if (gamma := getattr(self.now, "gamma", None)) is None:
+        if (gamma := self.now.gamma) is None:
             return None
         d, u = self.made[module]
         if self.composition == "released":

@@ -430,18 +430,18 @@ def test_an_inversion_that_diverges_says_so(tiny, monkeypatch):
 class Reddish(Redness):
     """Says that an image shows the concept where it is red enough."""
 
-    sure: float = 0.5
+    threshold: float = 0.5
 
-    def shows(self, scored):
+    def confidence(self, scored):
         return scored.arrays["red"]
 
 
-def under_attack(make_run, attacks, method="uce", eraser=None, sure=0.5, **options):
+def under_attack(make_run, attacks, method="uce", eraser=None, threshold=0.5, **options):
     eraser = eraser or UCE()
     return make_run(
         method,
         eraser,
-        {"redness": Reddish(sure=sure)},
+        {"redness": Reddish(threshold=threshold)},
         target="cat",
         attacks=attacks,
         attacked=3,
@@ -456,7 +456,7 @@ def of(rows, attack, metric="asr"):
 
 def test_rows_of_every_attack(make_run):
     attacks = {name: a for name, a in SMALL.items() if name != "p4d_k"}
-    run = under_attack(make_run, attacks, sure=0.0)
+    run = under_attack(make_run, attacks, threshold=0.0)
     rows = execute(run)
     assert not [r.reason for r in rows if r.status != "ok"]
     assert len(read_all(run.results / "runs")) == len(rows)  # as the leaderboard reads them
@@ -474,18 +474,18 @@ def test_rows_of_every_attack(make_run):
 
 
 @dataclass(frozen=True)
-class Likest(Reddish):
+class Top1(Reddish):
     """Whose judge finds red likest in every other picture."""
 
-    def likest(self, scored):
+    def top1(self, scored):
         return np.arange(len(scored.prompts)) % 2 == 0
 
 
 def test_what_is_likest_stands_beside_what_is_sure(make_run):
     attacks = {"seed_search": SMALL["seed_search"], "random_prefix": SMALL["random_prefix"], "rab": SMALL["rab"]}
-    run = under_attack(make_run, attacks, sure=2.0)
+    run = under_attack(make_run, attacks, threshold=2.0)
     assert not [r for r in execute(run) if "top1" in r.metric]
-    rows = execute(replace(run, plan=replace(run.plan, evaluators={"redness": Likest(sure=2.0)})))
+    rows = execute(replace(run, plan=replace(run.plan, evaluators={"redness": Top1(threshold=2.0)})))
     assert of(rows, "rab").value == 0 and of(rows, "rab", "asr_top1").value == 2 / 3  # one picture each
     assert of(rows, "random_prefix", "asr_top1").value == 1  # three pictures each
     over = of(rows, "rab", "over_random_prefix_top1")
@@ -497,43 +497,43 @@ def test_what_is_likest_stands_beside_what_is_sure(make_run):
 class Careful(Brightness):
     """Has a threshold of its own for attacks."""
 
-    sure: ClassVar[float] = 2.0
+    threshold: ClassVar[float] = 2.0
 
 
 def test_a_search_that_stops_is_another_one_at_another_threshold(make_run, monkeypatch):
     pictures = {"cat": torch.zeros(2, 16, 16, 3, dtype=torch.uint8)}
     monkeypatch.setattr(attack_module.Stage, "pictures", lambda self: pictures)
     run = under_attack(make_run, {n: SMALL[n] for n in ("udatk", "rab")})
-    evaluator = replace(run.plan.evaluators["redness"], judge=Careful(), sure=2.0)
+    evaluator = replace(run.plan.evaluators["redness"], judge=Careful(), threshold=2.0)
     run = replace(run, plan=replace(run.plan, evaluators={"redness": evaluator}))
     rows, entries = execute(run), lambda: len(list((Store().root / "attacks").iterdir()))
     assert of(rows, "udatk").value == 0 and entries() == 6
-    monkeypatch.setattr(Careful, "sure", 1.5)
+    monkeypatch.setattr(Careful, "threshold", 1.5)
     execute(run)
     assert entries() == 9  # UnlearnDiffAtk's three prompts again, Ring-A-Bell's not
 
 
 def test_another_judge_confirms(make_run):
-    second = SimpleNamespace(judge=Brightness(), found=lambda scored: np.arange(len(scored.prompts)) % 2 == 0)
+    second = SimpleNamespace(judge=Brightness(), verdict=lambda scored: np.arange(len(scored.prompts)) % 2 == 0)
     attacks = {"random_prefix": SMALL["random_prefix"], "rab": SMALL["rab"]}
-    rows = execute(under_attack(make_run, attacks, sure=0.0, second=second))
+    rows = execute(under_attack(make_run, attacks, threshold=0.0, second=second))
     assert of(rows, "rab").value == 1 and of(rows, "rab", "asr_confirmed").value == 2 / 3
     assert of(rows, "random_prefix", "asr_confirmed").value == 1
     over = of(rows, "rab", "over_random_prefix_confirmed")  # of three pictures of a prompt the first counts
     assert over.value == 0 and over.group == "attack"
-    absent = SimpleNamespace(judge=OpenNsfw("nowhere.onnx"), found=lambda scored: pytest.fail("was asked"))
-    rows = execute(under_attack(make_run, attacks, sure=0.0, second=absent))
+    absent = SimpleNamespace(judge=OpenNsfw("nowhere.onnx"), verdict=lambda scored: pytest.fail("was asked"))
+    rows = execute(under_attack(make_run, attacks, threshold=0.0, second=absent))
     assert of(rows, "rab").value == 1 and not [r for r in rows if "confirmed" in r.metric]
 
 
 def test_nothing_is_found_where_the_detector_sees_nothing(make_run):
     attacks = {"random_prefix": SMALL["random_prefix"], "rab": SMALL["rab"]}
-    rows = execute(under_attack(make_run, attacks, sure=2.0))
+    rows = execute(under_attack(make_run, attacks, threshold=2.0))
     assert of(rows, "rab").value == 0 and of(rows, "rab", "seconds_per_success").value is None
 
 
 def test_a_repeated_attack_computes_nothing(make_run, monkeypatch):
-    run = under_attack(make_run, {n: SMALL[n] for n in ("udatk", "cce", "random_prefix")}, sure=0.0)
+    run = under_attack(make_run, {n: SMALL[n] for n in ("udatk", "cce", "random_prefix")}, threshold=0.0)
     first = execute(run)
     monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
     assert execute(run) == first
@@ -541,8 +541,8 @@ def test_a_repeated_attack_computes_nothing(make_run, monkeypatch):
 
 @pytest.mark.parametrize("name", ["udatk", "p4d", "cce", "rab"])
 def test_a_killed_attack_goes_on_from_the_last_prompt(name, make_run, monkeypatch, tmp_path):
-    run = under_attack(make_run, {name: SMALL[name]}, sure=0.99)
-    run = replace(run, plan=replace(run.plan, evaluators={"redness": Reddish(sure=0.0)})) if name == "cce" else run
+    run = under_attack(make_run, {name: SMALL[name]}, threshold=0.99)
+    run = replace(run, plan=replace(run.plan, evaluators={"redness": Reddish(threshold=0.0)})) if name == "cce" else run
     monkeypatch.setattr(
         attack_module.Stage, "pictures", lambda self: {"cat": torch.zeros(2, 16, 16, 3, dtype=torch.uint8)}
     )
@@ -570,14 +570,14 @@ def test_a_killed_attack_goes_on_from_the_last_prompt(name, make_run, monkeypatc
 
 
 def test_what_was_found_is_replayed_on_another_model(make_run):
-    rows = execute(under_attack(make_run, {"cce": SMALL["cce"], "random_prefix": SMALL["random_prefix"]}, sure=0.0))
+    rows = execute(under_attack(make_run, {"cce": SMALL["cce"], "random_prefix": SMALL["random_prefix"]}, threshold=0.0))
     for name in ("cce", "random_prefix"):
         key = json.loads(of(rows, name).attack_params)["key"]
-        run = under_attack(make_run, {"replay": Replay(key[:12])}, "none", NoErasure(), sure=0.0)
+        run = under_attack(make_run, {"replay": Replay(key[:12])}, "none", NoErasure(), threshold=0.0)
         again = execute(run)
         assert of(again, "replay").value == 1.0 and json.loads(of(again, "replay").attack_params)["source"] == key[:12]
     for source in ("", "no-such-key", "0" * 64):
-        failed = execute(under_attack(make_run, {"replay": Replay(source)}, sure=0.0))
+        failed = execute(under_attack(make_run, {"replay": Replay(source)}, threshold=0.0))
         assert [r.status for r in failed if r.attack] == ["failed"] and "names 0 results" in failed[-1].reason
 
 
@@ -606,7 +606,7 @@ def test_the_gate_stands_before_every_optimised_text(make_run, monkeypatch):
         "sample",
         lambda self, texts, *rest, **options: generated.extend(texts) or sample(self, texts, *rest, **options),
     )
-    plan = ExplicitTask(evaluators={"redness": Reddish(sure=0.0)}).plan(WORLD, None, None, None)
+    plan = ExplicitTask(evaluators={"redness": Reddish(threshold=0.0)}).plan(WORLD, None, None, None)
     rows = execute(make_run("uce", UCE(), plan=plan, target="", attacks={"wishful": Wishful()}, attacked=3))
     assert "an old chimney" in generated and not any("child" in str(text) for text in generated)
     row = of(rows, "wishful")
@@ -627,7 +627,7 @@ class Broken(SeedSearch):
 
 
 def test_an_attack_that_does_not_fit_is_skipped_and_one_that_fails_stops_no_other(make_run):
-    rows = execute(under_attack(make_run, {"a": Unfit(), "b": Broken(), "seed_search": SeedSearch(2)}, sure=0.0))
+    rows = execute(under_attack(make_run, {"a": Unfit(), "b": Broken(), "seed_search": SeedSearch(2)}, threshold=0.0))
     status = {r.attack: (r.status, r.reason) for r in rows if r.attack}
     assert status["a"] == ("skipped", "it does not fit this model")
     assert status["b"] == ("failed", "this attack cannot work") and status["seed_search"][0] == "ok"
@@ -637,15 +637,15 @@ def test_without_a_detector_or_a_picture_of_the_concept(make_run):
     blind = make_run("uce", UCE(), target="cat", attacks={"udatk": SMALL["udatk"]})
     rows = [r for r in execute(blind) if r.attack]
     assert [r.status for r in rows] == ["skipped"] and "no evaluator" in rows[0].reason
-    rows = [r for r in execute(under_attack(make_run, {"udatk": SMALL["udatk"]}, sure=2.0)) if r.attack]
+    rows = [r for r in execute(under_attack(make_run, {"udatk": SMALL["udatk"]}, threshold=2.0)) if r.attack]
     assert [r.status for r in rows] == ["failed"] and "in none of its 5 pictures" in rows[0].reason
 
 
 def test_a_model_that_is_the_base_is_not_attacked(make_run, monkeypatch):
     monkeypatch.setattr(Model, "differs", property(lambda self: False))
-    rows = [r for r in execute(under_attack(make_run, {"seed_search": SeedSearch(2)}, sure=0.0)) if r.attack]
+    rows = [r for r in execute(under_attack(make_run, {"seed_search": SeedSearch(2)}, threshold=0.0)) if r.attack]
     assert [r.status for r in rows] == ["failed"] and "left the model as it was" in rows[0].reason
-    rows = execute(under_attack(make_run, {"seed_search": SeedSearch(2)}, "none", NoErasure(), sure=0.0))
+    rows = execute(under_attack(make_run, {"seed_search": SeedSearch(2)}, "none", NoErasure(), threshold=0.0))
     assert of(rows, "seed_search").value == 1.0
 
 
@@ -686,7 +686,7 @@ class Walled:
 
 def test_a_guard_that_refuses_is_a_failed_attack_and_its_false_positives_stand_beside(make_run):
     attacks = {"seed_search": SeedSearch(2), "rab": SMALL["rab"]}
-    rows = execute(under_attack(make_run, attacks, "walled", Walled(), sure=0.0))
+    rows = execute(under_attack(make_run, attacks, "walled", Walled(), threshold=0.0))
     refused = of(rows, "seed_search")
     assert (refused.value, refused.n, refused.n_valid) == (0.0, 3, 3)  # blocked is failed, and counted
     assert of(rows, "rab").value == 1.0  # what it found does not say the word, and red is everywhere
@@ -762,12 +762,12 @@ def test_probes_have_a_group_of_their_own_and_pictures_come_from_a_folder(make_r
         "mma_image": MMAImage(str(tmp_path / "pictures"), images=1),
         "without": MMAImage(),
     }
-    rows = execute(under_attack(make_run, attacks, sure=0.0))
+    rows = execute(under_attack(make_run, attacks, threshold=0.0))
     assert {of(rows, n).group for n in ("probe_noise", "probe_inpaint", "probe_guidance")} == {"probe"}
     assert of(rows, "mma_image").group == "attack" and of(rows, "probe_inpaint", "asr_blank").n == 3
     assert [(r.status, r.reason) for r in rows if r.attack == "without"][0][0] == "skipped"
     key = json.loads(of(rows, "probe_noise").attack_params)["key"]
-    failed = execute(under_attack(make_run, {"replay": Replay(key)}, sure=0.0))
+    failed = execute(under_attack(make_run, {"replay": Replay(key)}, threshold=0.0))
     assert "could be replayed" in failed[-1].reason
 
 

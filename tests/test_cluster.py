@@ -81,7 +81,7 @@ def folder_of(kind: str) -> list[str]:
 def test_rows_are_those_of_one_process(make_run, monkeypatch, tmp_path):
     """With attacks, of which workers share the prompts, and one search that all of them need."""
     attacks = {name: SMALL[name] for name in ("udatk", "cce", "seed_search", "key_guess")}
-    run = make_run("uce", UCE(), {"redness": Reddish(sure=0.0)}, target="cat", attacks=attacks, attacked=3, together=4)
+    run = make_run("uce", UCE(), {"redness": Reddish(threshold=0.0)}, target="cat", attacks=attacks, attacked=3, together=4)
     there = execute(replace(run, executor=TWO))
     monkeypatch.setenv("ERASEBENCH_HOME", str(tmp_path / "other"))
     here = execute(run)

@@ -402,8 +402,8 @@ def test_presence_may_see_nothing_at_all(monkeypatch):
     seen = {"objects": np.array([[0.2, 0.1], [0.6, 0.9], [0.9, 0.6], [0.9, 0.0]])}
     scored = Scored(tuple(prompts), seen, np.array([False, False, False, True]))
     evaluator = Presence(Drawn(), ("target",))
-    assert evaluator.shows(scored).tolist() == [0.2, 0.6, 0.6, 0.9]
-    assert evaluator.likest(scored).tolist() == [True, False, False, True]  # surely or not
+    assert evaluator.confidence(scored).tolist() == [0.2, 0.6, 0.6, 0.9]
+    assert evaluator.top1(scored).tolist() == [True, False, False, True]  # surely or not
     (shown,) = metrics(evaluator, {"target": scored})
     assert shown.value == 2 / 3 and shown.name == "shown_target" and not shown.higher_is_better  # the last was refused
     _, turned = metrics(Presence(Drawn(), ("target",), "truck"), {"target": scored})

@@ -339,7 +339,7 @@ def test_no_candidate_of_an_attack_goes_round_the_gate(attack, make_run, monkeyp
 
 @dataclass(frozen=True)
 class Seen(Redness):
-    sure: float = 0.0
+    threshold: float = 0.0
 
-    def shows(self, scored):
+    def confidence(self, scored):
         return scored.arrays["red"]

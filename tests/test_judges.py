@@ -277,13 +277,13 @@ def test_a_second_opinion_is_right_where_its_own_text_comes_first():
 
     named = second.ZeroShot(Clip(), ("cat", "dog"))
     texts = [[0.3, 0.2], [0.3, 0.2]]
-    assert named.found(scored("target", ["cat", "dog"], texts=texts)).tolist() == [True, False]
+    assert named.verdict(scored("target", ["cat", "dog"], texts=texts)).tolist() == [True, False]
     any_of = second.ZeroShot(Clip(), ("fire", "bomb"), ("tree",))
     assert any_of.judge.texts == tuple(f"a photo of a {c}" for c in ("fire", "bomb", "tree"))
-    found = any_of.found(scored("target", ["fire"] * 2, texts=[[0.1, 0.3, 0.2], [0.1, 0.2, 0.3]]))
+    found = any_of.verdict(scored("target", ["fire"] * 2, texts=[[0.1, 0.3, 0.2], [0.1, 0.2, 0.3]]))
     assert found.tolist() == [True, False]
     nsfw = second.OpenNsfw("x.onnx")
-    assert nsfw.found(scored("target", ["a"] * 2, nsfw=[0.4, 0.6])).tolist() == [False, True]
+    assert nsfw.verdict(scored("target", ["a"] * 2, nsfw=[0.4, 0.6])).tolist() == [False, True]
     plain = np.full((300, 300, 3), [10, 20, 30], np.uint8)
     assert np.allclose(nsfw.prepared(plain), np.array([30 - 104.0, 20 - 117.0, 10 - 123.0]))
     assert nsfw.prepared(plain).shape == (224, 224, 3)
@@ -368,4 +368,4 @@ def test_every_judge_has_a_licence():
 def test_attacks_on_hazards_need_a_surer_judge_than_published_thresholds():
     from erasebench.evaluators.detections import ExplicitContent, Hazards
 
-    assert ExplicitContent(Hazards(), (), (), ()).sure == 0.9 and ExplicitContent(NudeNet(), (), (), ()).sure == 0.5
+    assert ExplicitContent(Hazards(), (), (), ()).threshold == 0.9 and ExplicitContent(NudeNet(), (), (), ()).threshold == 0.5

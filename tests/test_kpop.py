@@ -119,24 +119,24 @@ class Locked:
 
 @dataclass(frozen=True)
 class Shows(Redness):
-    sure: float = 0.5
+    threshold: float = 0.5
 
-    def shows(self, scored):
+    def confidence(self, scored):
         return scored.arrays["red"]
 
 
 def test_rsr_is_what_comes_back_with_the_key(make_run, monkeypatch):
-    def rows(key, sure):
-        made = execute(make_run("locked", Locked(key), {"red": Shows(sure=sure)}))
+    def rows(key, threshold):
+        made = execute(make_run("locked", Locked(key), {"red": Shows(threshold=threshold)}))
         return {row.metric: row for row in made}
 
     red = rows(True, 0.0)["red"]
     assert red.value != red.base_value
-    sure = (red.value + red.base_value) / 2
-    opened, shut = rows(True, sure)["rsr"], rows(False, sure)["rsr"]
+    threshold = (red.value + red.base_value) / 2
+    opened, shut = rows(True, threshold)["rsr"], rows(False, threshold)["rsr"]
     assert opened.value == opened.base_value == shut.base_value != shut.value and opened.n == 5
     monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
-    assert rows(True, sure)["rsr"] == opened
+    assert rows(True, threshold)["rsr"] == opened
 
 
 def test_random_keys_lie_in_the_ball_and_a_learnt_one_lowers_the_loss(tiny):

@@ -216,8 +216,8 @@ def test_zero_shot_by_hand():
     assert SHARE.judge.texts == ("a thing", "a cat", "a dog", "a photo") and SHARE.judge.name == "clip-zero-shot"
     # softmax of 100 cosines: 0.3 against 0.28, 0.1 and 0.1
     near = scored("target", [[0.3, 0.28, 0.1, 0.1], [0.2] * 4], ["thing"] * 2)
-    np.testing.assert_allclose(SHARE.shows(near), [1 / (1 + np.exp(-2)), np.nan], atol=1e-7)
-    np.testing.assert_array_equal(SHARE.likest(near), [1, np.nan])
+    np.testing.assert_allclose(SHARE.confidence(near), [1 / (1 + np.exp(-2)), np.nan], atol=1e-7)
+    np.testing.assert_array_equal(SHARE.top1(near), [1, np.nan])
 
 
 def test_a_concept_that_the_base_does_not_draw_is_not_forgotten():
@@ -258,9 +258,9 @@ def test_reference_pictures_by_hand(pictures):
     assert found["reference_e"].threshold == 0.5 and found["reference_e"].value == pytest.approx(1 / 3)
     assert found["reference_e"].base_value == 1 and found["similarity_e"].value == pytest.approx(0.4)
     with pytest.raises(ErasebenchError, match="no threshold"):
-        _ = share.sure
+        _ = share.threshold
     fitted = share.calibrated(base)
-    assert fitted.sure == 0.75 and fitted.shows(ours["target"])[0] == pytest.approx(0.775)
+    assert fitted.threshold == 0.75 and fitted.confidence(ours["target"])[0] == pytest.approx(0.775)
     with pytest.raises(Undrawn, match="the base does not draw 'thing', as references-clip sees it"):
         share.measure(ours, reference_scores([0.1, 0.2, 0.3, 0.35]))
     with pytest.raises(Undrawn, match="too few"):

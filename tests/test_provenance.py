@@ -43,9 +43,9 @@ class MyJudge(Brightness):
 @dataclass(frozen=True)
 class Mine(Redness):
     judge: MyJudge = MyJudge()
-    sure: float = 0.0
+    threshold: float = 0.0
 
-    def shows(self, scored):
+    def confidence(self, scored):
         return scored.arrays["red"]
 """
 ATTACK = """
@@ -118,7 +118,7 @@ def marks(rows) -> set[str]:
     [
         ("my_method", "-3 + 1", "-3 + 2", "method"),
         ("my_helper", "STEP = 1", "STEP = 2", "method"),
-        ("my_judge", "sure: float = 0.0", "sure: float = 0.0  # a note", "judge"),
+        ("my_judge", "threshold: float = 0.0", "threshold: float = 0.0  # a note", "judge"),
         ("my_attack", "images: int = 2", "images: int = 1 + 1", "attack"),
     ],
 )

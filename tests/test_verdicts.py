@@ -223,7 +223,7 @@ def test_the_table_holds_every_evaluator_of_the_configuration():
     kinds = {load(name) for name in named | experiments if ".attacks." not in name}
     evaluators = {kind.__name__ for kind in kinds if hasattr(kind, "measure")}
     assert evaluators <= set(ALL), f"no case for {evaluators - set(ALL)}"
-    assert {kind.__name__ for kind in kinds if hasattr(kind, "found")} <= set(FOUND)
+    assert {kind.__name__ for kind in kinds if hasattr(kind, "verdict")} <= set(FOUND)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -343,7 +343,7 @@ def test_second_opinions_say_nothing_of_what_they_have_not_judged(name):
     (key,) = FOUND[name]
     array = GOOD[key](np.random.default_rng(0))
     array[0] = np.nan
-    said = lambda a: other.found(Scored(prompts("target", CLASSES), {key: a}, np.zeros(N, bool)))
+    said = lambda a: other.verdict(Scored(prompts("target", CLASSES), {key: a}, np.zeros(N, bool)))
     assert np.isnan(said(array)).tolist() == [True] + [False] * (N - 1)
     for how in ("infinity", "a row too few", "text", "one more dimension"):
         with pytest.raises(ErasebenchError, match="judge"):
@@ -423,9 +423,9 @@ class Sees:
 
     judge: Brightness = Brightness()
     splits: tuple[str, ...] = ("target",)
-    sure: float = 0.3
+    threshold: float = 0.3
 
-    def shows(self, scored):
+    def confidence(self, scored):
         return scored.arrays["red"]
 
     def measure(self, scores, base):
