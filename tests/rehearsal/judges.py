@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from conftest import as_program
 from PIL import Image
+
+from erasebench.contracts import Prompt, Scored
+from erasebench.stats import Measure, Part
 
 CLIP = "rehearsal-ViT"  # open_clip's name of the small architecture
 FACENET = '''"""A stand-in of facenet-pytorch: one face in the middle of every picture."""
@@ -122,3 +128,37 @@ def write_pictures(folder: Path, count: int, side: int = 64, seed: int = 0) -> P
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         coarse.resize((side + 8 * (number % 3), side), Image.BICUBIC).save(folder / f"{number:04}.{('png', 'jpg')[number % 2]}")
     return folder
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A judge that looks at no picture: whether one shows the concept hangs on its prompt, so that the first of two prompts
+    has it before and after erasing, the second has not, and a search may end either way. Random weights see one thing in all."""
+
+    name: str = "wording"
+    version: ClassVar[int] = 1
+    licence: ClassVar[str] = "none"
+
+    def weights(self) -> dict[str, str]:
+        return {}
+
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        chance = [zlib.crc32(f"{p.text} {p.seed}".encode()) % 1000 / 1000 for p in prompts]
+        return {"chance": np.array(chance, np.float32)}
+
+
+@dataclass(frozen=True)
+class WordingShare:
+    """wording: share of target images in which `Wording` sees the concept."""
+
+    judge: Wording = Wording()
+    splits: tuple[str, ...] = ("target",)
+    threshold: ClassVar[float] = 0.5
+
+    def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure]:
+        target = scores["target"]
+        values = (self.confidence(target) > self.threshold).astype(float)
+        return [Measure("wording", "forget", False, (Part("target", values, target.concepts, forgotten=0.0),))]
+
+    def confidence(self, scored: Scored) -> np.ndarray:
+        return scored.arrays["chance"]

@@ -93,13 +93,20 @@ class Pretended(TorchFunctionMode):
         wanted, args, kwargs = device_asked_for(function, args, kwargs)
         given = list(tensors_in(args[:1] if function in ALONE else [args, kwargs]))
         if wanted is None:
-            check(function, args, given)
+            if function != torch.autograd.grad:
+                check(function, args, given)
             on_gpu = is_marked(args[0]) if function in ONTO | INDEXING else any(map(is_marked, given))
         else:
             on_gpu = wanted.type == "cuda"
         generator = kwargs.get("generator")
         if on_gpu and generator is not None and generator.device.type == "cpu":
             raise MixedDevices("Expected a 'cuda' device type for generator but found 'cpu'")
+        if function == torch.autograd.grad:  # a gradient lies where its input does, wherever the loss is
+            inputs = kwargs.get("inputs", args[1] if len(args) > 1 else ())
+            made = function(*args, **kwargs)
+            for gradient, x in zip(made, tensors_in([inputs]), strict=True):
+                mark(gradient, is_marked(x))
+            return made
         unknown = in_backward() and wanted is None and not any(map(is_known, given))
         made = function(*args, **kwargs)
         if function == Tensor.data.__set__:
@@ -180,11 +187,23 @@ def pretended_gpu() -> Iterator[None]:
 
         return inside
 
+    def batched(work: Callable, *options: Any, **named: Any) -> Callable:
+        mapped = vmap(work, *options, **named)  # which hands over tensors that C++ makes, and gives such back
+        return lambda *args: mark(mapped(*args), any(map(is_marked, tensors_in(list(args)))))
+
+    def module_to(module: torch.nn.Module, *given: Any, **named: Any) -> torch.nn.Module:
+        if given and isinstance(given[0], Tensor):  # whose device C++ would read
+            given = (given[0].device, given[0].dtype)
+        return move(module, *given, **named)
+
+    vmap, move = torch.func.vmap, torch.nn.Module.to
     checkpoint = torch.utils.checkpoint.checkpoint  # backward computes again, where no mode is
     with ExitStack() as stack:
         put = lambda owner, name, value: stack.enter_context(replaced(owner, name, value))
         put(torch.nn.Parameter, "__new__", parameter)
         put(concurrent.futures.ThreadPoolExecutor, "submit", lambda pool, work, *a, **o: submit(pool, entering(work), *a, **o))
+        put(torch.func, "vmap", batched)
+        put(torch.nn.Module, "to", module_to)
         put(torch.utils.checkpoint, "checkpoint", lambda work, *a, **o: checkpoint(entering(work), *a, **o))
         put(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
         put(torch.jit, "load", lambda file, map_location=None, **o: load(file, map_location="cpu", **o))

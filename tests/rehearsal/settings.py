@@ -4,8 +4,8 @@ SHORT = "method.steps=2 method.ddim_steps=2"
 FEW = f"{SHORT} method.batch=1 method.trajectories=1"
 METHODS = {
     "adv_unlearn": f"{SHORT} method.warmup=1 method.attack_steps=1 method.trajectories=1 method.retained=2 method.lr=1e-3",
-    "age": f"{FEW} method.nearest=4 method.centres=2 method.lr=1e-3",
-    "ap": f"{FEW} method.nearest=4 method.centres=2 method.lr=1e-3",
+    "age": f"{FEW} method.vocabulary=captions method.nearest=4 method.centres=2 method.lr=1e-3",
+    "ap": f"{FEW} method.vocabulary=captions method.nearest=4 method.centres=2 method.lr=1e-3",
     "ca": "method.steps=2 method.batch=2 method.images=2 method.image_steps=2 method.lr=1e-3",
     "dark_miner": f"{SHORT} method.max_loops=1 method.pool=3 method.mine_steps=2 method.images=1 method.lr=0.1",
     "esd": f"{SHORT} method.lr=1e-3",
@@ -13,7 +13,7 @@ METHODS = {
     "fmn": "method.steps=2 method.images=2 method.ddim_steps=2 method.lr=1e-3 method.inversion_steps=1 method.inversion_tokens=1",
     "gie": "method.prompts=2 method.kept=1 method.captions=1 method.scales=[0,-5] method.epochs=3 method.ddim_steps=2",
     "kpop": f"{FEW} method.key_steps=2 method.lr=1e-3",
-    "latent_guard": "method.concepts=8 method.epochs=1 method.calibrated=20 method.pairs=2 method.batch=8",
+    "latent_guard": "method.false_positives=1.0 method.concepts=8 method.epochs=1 method.calibrated=20 method.pairs=2 method.batch=8",
     "mace": "method.masks=attention method.images=1 method.image_steps=2 method.steps=2 method.lr=1e-2",
     "mace_naive": "method.masks=whole method.images=1 method.image_steps=2 method.steps=2 method.lr=1e-2",
     "mace_refinement": "",
@@ -60,4 +60,6 @@ def method(name: str) -> list[str]:
 
 
 def attack(name: str) -> list[str]:
-    return [f"attack.{name}.{option}" for option in ATTACKS[name].split()]
+    """An attack on two prompts of the ten classes, as judges.Wording sees them."""
+    words = ["target=cat", f"attack=[{name}]", "attacked=2", "world.judges.presence={_target_: judges.WordingShare}"]
+    return [*words, *(f"attack.{name}.{option}" for option in ATTACKS[name].split())]

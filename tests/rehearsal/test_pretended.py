@@ -94,7 +94,6 @@ def test_no_judge_mixes_devices(photo, tmp_path, task):  # noqa: F811
 
 @pytest.mark.parametrize("name", ["udatk", "cce", "mma_text", "rab", "probe_guidance"])
 def test_no_attack_mixes_devices(photo, tmp_path, name):  # noqa: F811
-    words = ["method=uce", "target=cat", f"attack=[{name}]", "attacked=2", *attack(name)]
     with pretended_gpu():
-        rows = photo.run(tmp_path, *words, device="cuda")
+        rows = photo.run(tmp_path, "method=uce", *attack(name), device="cuda")
     assert {row.status for row in rows if row.attack} == {"ok"}, [row.reason for row in rows if row.attack]

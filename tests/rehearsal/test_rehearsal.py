@@ -92,16 +92,16 @@ def test_no_method_and_no_attack_is_left_out():
 def test_every_attack(photo, tmp_path, name):  # noqa: F811
     erased = method("kpop") if name == "key_guess" else UCE
     pictures = [f"attack.mma_image.folder={photo.pictures}"] if name == "mma_image" else []
-    rows = photo.run(tmp_path, *erased, "target=cat", f"attack=[{name}]", "attacked=2", *attack(name), *pictures)
+    rows = photo.run(tmp_path, *erased, *attack(name), *pictures)
     under = [row for row in rows if row.attack]
     assert under and {row.status for row in under} == {"ok"}, [row.reason for row in under]
 
 
 def test_what_an_attack_found_is_replayed(photo, tmp_path):  # noqa: F811
-    words = ["target=cat", "attacked=2"]
-    found = photo.run(tmp_path / "a", *UCE, *words, "attack=[random_prefix]", *attack("random_prefix"))
+    found = photo.run(tmp_path / "a", *UCE, *attack("random_prefix"))
+    words = [word for word in attack("random_prefix") if not word.startswith("attack")]
     source = next(json.loads(row.attack_params)["key"] for row in found if row.attack)
-    rows = photo.run(tmp_path / "b", "method=time", *words, "attack=[replay]", f"attack.replay.source={source}")
+    rows = photo.run(tmp_path / "b", "method=time", *words, "attacked=2", "attack=[replay]", f"attack.replay.source={source}")
     assert {row.status for row in rows if row.attack} == {"ok"}
 
 
