@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from . import rows, seals
+from . import row_table, rows, seals
 from .contracts import ErasebenchError
 from .entry import BROKEN, COST, Run, digits, finite, fragment, labels, plain, told_apart
 from .rows import Difference, Row
@@ -459,12 +459,14 @@ class Comparison:
         return [{"axis": name, "points": points} for name, points in drawn.items() if points]
 
 
-def _read(paths: Iterable[Path], kind: type, problems: list[str]) -> Iterator[tuple[Path, list]]:
+def _read(
+    paths: Iterable[Path], read: Callable[[Path], list], problems: list[str]
+) -> Iterator[tuple[Path, list]]:
     """Files of records that can be read; a line in `problems` for each other, and one for all of other schemas."""
     outdated: list[rows.Outdated] = []
     for path in paths:
         try:
-            found = rows.read(path, kind)
+            found = read(path)
             if not found:
                 raise ErasebenchError(f"{path}: holds no rows{rows.AGAIN}")
         except rows.Outdated as error:
@@ -479,11 +481,16 @@ def _read(paths: Iterable[Path], kind: type, problems: list[str]) -> Iterator[tu
 
 
 def load(results: Path, task: str | None = None, world: str | None = None) -> tuple[list[Group], list[str]]:
-    """The groups of every row file under results/runs, and one line for each file that cannot be used."""
+    """The groups of every run of a folder of results, and one line for each file that cannot be used."""
     files: dict[str, Path] = {}
     groups: dict[tuple, list[Run]] = {}
     problems: list[str] = []
-    for path, read in _read(sorted((results / "runs").glob("*.csv")), Row, problems):
+    try:
+        places = row_table.list_places(results)
+    except ErasebenchError as error:
+        problems.append(plain(error))
+        places = sorted((results / "runs").glob("*.csv"))
+    for path, read in _read(places, row_table.read_place, problems):
         for run_id in dict.fromkeys(row.run_id for row in read):
             if files.setdefault(run_id, path) != path:
                 problems.append(plain(f"{path}: run {run_id} is in {files[run_id]} too; delete one of them"))
@@ -521,8 +528,9 @@ def comparisons(
     verified = {run.head.run_id for group in groups for run in group.runs if run.verified is not None}
     broken = {run.head.run_id: run.broken for group in groups for run in group.runs}
     found, problems = [], []
+    read_differences = lambda path: rows.read(path, Difference)
     files: dict[tuple, Path] = {}
-    for path, read in _read(sorted((results / "comparisons").glob("*.csv")), Difference, problems):
+    for path, read in _read(sorted((results / "comparisons").glob("*.csv")), read_differences, problems):
         if files.setdefault(tuple(read), path) != path:
             problems.append(plain(f"{path}: the same as {files[tuple(read)]}; delete one of them"))
             continue
@@ -564,7 +572,7 @@ def main(argv: list[str] | None = None) -> int:
 
     about = __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m erasebench.leaderboard", description=about)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds runs/")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds runs/ or rows.parquet")
     parser.add_argument("--task", help="only this task")
     parser.add_argument("--world", help="only this world")
     parser.add_argument(
