@@ -24,7 +24,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -42,7 +42,7 @@ from .stats import interval
 LEAST = 3  # methods that a published column must share with the rows
 RESAMPLES = 2000
 BASE = "none"  # the method that erases nothing
-FRECHET = {"fd_mini": "fid_clean"}  # the embedded world's Frechet distance stands for that over Inception's features
+ALSO = {"target", "n", "task.split"}  # options that rows held against a table may have besides
 
 
 @dataclass(frozen=True)
@@ -162,23 +162,6 @@ def average(found: Iterable[Agreement | None]) -> Agreement | None:
     return Agreement(value, *interval(draws, value), draws)
 
 
-def follows(protocol: tables.Protocol, row: Row) -> bool:
-    """Whether a row was measured with no options but those that say which run of a protocol it is."""
-    across = protocol.spec.get("across") or ""
-    same = tables.PROTOCOL | {across, tables.SWEPT.get(across, across), "target", "n", "task.split"}
-    return all(key in same or key.startswith("model.") for key in tables.options(row))
-
-
-def rename(row: Row, labels: Mapping[str, str]) -> Row:
-    """The row under the names that the table's labels and metrics have for its method and its Frechet distance."""
-    variant = f"{row.method} variant={json_of(row.params).get('variant')}"
-    return replace(
-        row,
-        method=variant if variant in labels else row.method,
-        metric=FRECHET.get(row.metric, row.metric),
-    )
-
-
 def choose(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> tuple[list[Row], bool]:
     """Rows to hold against a table, and whether they stand in for another concept or another number of concepts.
 
@@ -210,7 +193,8 @@ def find_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str])
     # a run of the experiment itself counts before others, and a lower seed: what comes last counts in a layout
     order = lambda row: (tables.options(row).get("experiment") == protocol.name, -(row.seed or 0), row.split == spec.get("split"))
     for task in filter(None, (protocol.task, spec.get("stand_in"))):
-        own = [rename(row, labels) for row in some if row.task == task and not row.subset and follows(protocol, row)]
+        own = [row for row in some if row.task == task and not row.subset]
+        own = [tables.rename(row, labels) for row in own if tables.follows(protocol, tables.options(row), ALSO)]
         chosen, stands = choose(protocol, [row for row in own if row.method in labels], blocks)
         if len({row.method for row in chosen} - {BASE}) >= LEAST:
             break
@@ -230,7 +214,7 @@ def find_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str])
 def compare(protocol: tables.Protocol, some: Sequence[Row]) -> Table:
     """A published table beside the rows: every published column, with what was measured of it."""
     published: dict[tuple[str, str], dict[str, float]] = {}
-    for (method, block, metric), value in tables.published(protocol.spec, "photo").items():
+    for (method, block, metric), value in tables.published(protocol.spec).items():
         published.setdefault((block, metric), {})[method] = value
     cells, measured_on, stands, broken = find_cells(protocol, some, {block for block, _ in published})
     columns = [Column(*key, values, cells.get(key, {})) for key, values in published.items()]

@@ -30,14 +30,14 @@ MOST_ROWS = 1_000_000
 EMPTY = Row(**dict.fromkeys(rows.NAMES, ""))
 
 
-def build_schema(columns: Sequence[str]):
-    """Arrow schema of these columns of a row."""
+def arrow_fields(columns: Sequence[str], nullable: bool = False) -> list:
+    """Arrow fields of these columns of a row; all of them nullable where asked."""
     import pyarrow
 
     types = {"str": pyarrow.string(), "int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_()}
     declared = {f.name: str(f.type) for f in fields(Row)}
     kind = lambda name: types.get(declared[name].split(" ")[0], pyarrow.string())
-    return pyarrow.schema([pyarrow.field(name, kind(name), nullable="None" in declared[name]) for name in columns])
+    return [pyarrow.field(name, kind(name), nullable=nullable or "None" in declared[name]) for name in columns]
 
 
 def write(some: Sequence[Row], path: Path, columns: Sequence[str] = rows.NAMES, option: str = "--results") -> None:
@@ -46,7 +46,7 @@ def write(some: Sequence[Row], path: Path, columns: Sequence[str] = rows.NAMES, 
     from pyarrow import parquet
 
     lines = [{name: getattr(row, name) for name in columns} for row in some]
-    table = pyarrow.Table.from_pylist(lines, schema=build_schema(columns))
+    table = pyarrow.Table.from_pylist(lines, schema=pyarrow.schema(arrow_fields(columns)))
     parquet.write_table(table, buffer := io.BytesIO(), compression="zstd", compression_level=19)
     rows.check_writable(path.parent)
     rows.replace_file(path, buffer.getvalue(), option)
@@ -63,7 +63,7 @@ def read(path: Path) -> list[Row]:
         file = parquet.ParquetFile(path)
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         found = file.schema_arrow.remove_metadata()
-        columns = next((names for names in (rows.NAMES, KEPT) if found.equals(build_schema(names))), None)
+        columns = next((names for names in (rows.NAMES, KEPT) if found.equals(pyarrow.schema(arrow_fields(names)))), None)
         if columns is None:
             raise ErasebenchError(f"{path}: not a Parquet file of rows (other columns); write it again")
         if file.metadata.num_rows > MOST_ROWS or size > rows.LARGEST:

@@ -106,7 +106,7 @@ def test_show_writes_text_numbers_and_a_figure(tmp_path, capsys):
 def test_every_published_label_of_an_experiment_exists():
     for file in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"):
         spec = yaml.safe_load(file.read_text())["table"]
-        found = tables.published(spec, "photo")
+        found = tables.published(spec)
         assert {method for method, *_ in found} == set(spec.get("labels", {})), file
 
 
@@ -123,13 +123,13 @@ def test_a_published_frechet_distance_stands_only_beside_as_many_images():
 
 def test_other_bases_are_found_under_the_names_that_the_paper_gives_them():
     spec = yaml.safe_load((Path(__file__).parents[1] / "conf/experiment/darkminer_table11.yaml").read_text())["table"]
-    found = tables.published(spec, "photo")
+    found = tables.published(spec)
     assert found["none", "sd15", "dm_ratio"] == 0.457 and found["none", "sd20", "clip_score"] == 31.7
 
 
 def test_a_published_table_without_settings_stands_beside_its_rows():
     spec = {"metrics": {"mace_total": "total"}, "published": "mace_table2_i2p_nudenet", "labels": {"uce": "UCE"}}
-    assert tables.published(spec, "photo") == {("uce", "", "mace_total"): 182.0}
+    assert tables.published(spec) == {("uce", "", "mace_total"): 182.0}
 
 
 def test_blocks_can_be_the_values_of_a_hyperparameter():
