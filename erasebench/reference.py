@@ -2,6 +2,7 @@
 
     python -m erasebench.reference --dry-run       what is missing, and about how long it takes
     python -m erasebench.reference                 makes it; stopped anywhere, it goes on from there
+    python -m erasebench.reference --sheets        and the sheets of images that are not there, from the store or anew
     python -m erasebench.reference --prune         and leaves out of rows.parquet what nothing of the list asks for any more
 
 A run is named after everything that decides its rows (method, values, versions, prompts, judges, base). Where its rows are
@@ -141,16 +142,22 @@ def left_over(lines: Sequence[Line], place: Path) -> list[str]:
     return [path.stem for path in row_table.list_places(place) if path.stem not in asked]
 
 
-def make(lines: Sequence[Line], place: Path, without: Sequence[str] = ()) -> int:
+def lacks_sheet(run: Run) -> bool:
+    """Whether the run's sheet of images, which explicit tasks have none of, is not there."""
+    return not run.plan.explicit and not row_table.place(run.results, run.id).with_suffix(".webp").is_file()
+
+
+def make(lines: Sequence[Line], place: Path, without: Sequence[str] = (), sheets: bool = False) -> int:
     """Make everything that is missing, line by line, and pack its rows; 1 if anything failed."""
     from .run import execute
 
-    failed = 0
+    failed, kept = 0, lambda run: None if sheets and lacks_sheet(run) else found(run)
     for line in lines:
         if not line.made and line.compares:
             failed |= compare.report(line.runs)
-        elif not line.made or "experiment=" in shlex.join(line.words):  # whose table is written from all of its rows
-            failed |= config.main(lambda run: found(run) or execute(run), typed(line.words, place))
+        # an experiment's table is written from all of its rows
+        elif not line.compares and (sheets or not line.made or "experiment=" in shlex.join(line.words)):
+            failed |= config.main(lambda run: kept(run) or execute(run), typed(line.words, place))
     row_table.pack(place, without)
     leaderboard.build(place)
     return int(bool(failed))
@@ -160,11 +167,12 @@ def main(argv: list[str] | None = None, path: Path = LIST, place: Path = PLACE) 
     parser = argparse.ArgumentParser(prog="python -m erasebench.reference", description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="say what is missing, and make nothing")
     parser.add_argument("--prune", action="store_true", help="leave out of rows.parquet what the list does not ask for")
+    parser.add_argument("--sheets", action="store_true", help="make runs again whose sheet of images is not there")
     given = parser.parse_args(argv)
     try:
         lines = [composed(words, place) for words in listed(path)]
         tell(lines, place)
-        return 0 if given.dry_run else make(lines, place, left_over(lines, place) if given.prune else ())
+        return 0 if given.dry_run else make(lines, place, left_over(lines, place) if given.prune else (), given.sheets)
     except ErasebenchError as error:
         print(f"error: {plain(error)}", file=sys.stderr)
         return 2
