@@ -24,7 +24,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from . import rows, tables
+from . import row_table, rows, tables
 from .contracts import ErasebenchError
 from .entry import BROKEN, SAME, json_of, plain
 from .rows import Row
@@ -42,11 +42,7 @@ from .stats import interval
 LEAST = 3  # methods that a published column must share with the rows
 RESAMPLES = 2000
 BASE = "none"  # the method that erases nothing
-FRECHET = {"fd_mini": "fid_clean"}  # the embedded world's Frechet distance stands for that over Inception's features
-COLUMNS = ("run_id", "status", "method", "params", "base", "revision", "world", "task", "n_concepts", "target", "split")
-COLUMNS += ("attack", "subset", "metric", "value", "low", "high", "base_value", "change_low", "p_value", "n", "seed", "overrides")
-MOST_ROWS = 1_000_000  # of a Parquet file
-EMPTY = Row(**dict.fromkeys(rows.NAMES, ""))
+ALSO = {"target", "n", "task.split"}  # options that rows held against a table may have besides
 
 
 @dataclass(frozen=True)
@@ -166,23 +162,6 @@ def average(found: Iterable[Agreement | None]) -> Agreement | None:
     return Agreement(value, *interval(draws, value), draws)
 
 
-def follows(protocol: tables.Protocol, row: Row) -> bool:
-    """Whether a row was measured with no options but those that say which run of a protocol it is."""
-    across = protocol.spec.get("across") or ""
-    same = tables.PROTOCOL | {across, tables.SWEPT.get(across, across), "target", "n", "task.split"}
-    return all(key in same or key.startswith("model.") for key in tables.options(row))
-
-
-def rename(row: Row, labels: Mapping[str, str]) -> Row:
-    """The row under the names that the table's labels and metrics have for its method and its Frechet distance."""
-    variant = f"{row.method} variant={json_of(row.params).get('variant')}"
-    return replace(
-        row,
-        method=variant if variant in labels else row.method,
-        metric=FRECHET.get(row.metric, row.metric),
-    )
-
-
 def choose(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> tuple[list[Row], bool]:
     """Rows to hold against a table, and whether they stand in for another concept or another number of concepts.
 
@@ -214,7 +193,8 @@ def find_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str])
     # a run of the experiment itself counts before others, and a lower seed: what comes last counts in a layout
     order = lambda row: (tables.options(row).get("experiment") == protocol.name, -(row.seed or 0), row.split == spec.get("split"))
     for task in filter(None, (protocol.task, spec.get("stand_in"))):
-        own = [rename(row, labels) for row in some if row.task == task and not row.subset and follows(protocol, row)]
+        own = [row for row in some if row.task == task and not row.subset]
+        own = [tables.rename(row, labels) for row in own if tables.follows(protocol, tables.options(row), ALSO)]
         chosen, stands = choose(protocol, [row for row in own if row.method in labels], blocks)
         if len({row.method for row in chosen} - {BASE}) >= LEAST:
             break
@@ -234,7 +214,7 @@ def find_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str])
 def compare(protocol: tables.Protocol, some: Sequence[Row]) -> Table:
     """A published table beside the rows: every published column, with what was measured of it."""
     published: dict[tuple[str, str], dict[str, float]] = {}
-    for (method, block, metric), value in tables.published(protocol.spec, "photo").items():
+    for (method, block, metric), value in tables.published(protocol.spec).items():
         published.setdefault((block, metric), {})[method] = value
     cells, measured_on, stands, broken = find_cells(protocol, some, {block for block, _ in published})
     columns = [Column(*key, values, cells.get(key, {})) for key, values in published.items()]
@@ -264,61 +244,13 @@ def select(some: Iterable[Row]) -> list[Row]:
     return [row for row in some if row.status == "ok" and row.method in methods and (wanted(row) or flags(row))]
 
 
-def build_schema():
-    """Columns of a Parquet file of kept rows."""
-    import pyarrow
-
-    types = {"str": pyarrow.string(), "int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_()}
-    declared = {f.name: str(f.type) for f in fields(Row)}
-    kind = lambda name: types.get(declared[name].split(" ")[0], pyarrow.string())
-    return pyarrow.schema(
-        [pyarrow.field(name, kind(name), nullable="None" in declared[name]) for name in COLUMNS]
-    )
-
-
-def write_parquet(some: Sequence[Row], path: Path) -> None:
-    """Write the columns of rows that agreement needs to one Parquet file. Raises ErasebenchError where that fails."""
-    import pyarrow
-    from pyarrow import parquet
-
-    table = pyarrow.Table.from_pylist([{name: getattr(row, name) for name in COLUMNS} for row in some], schema=build_schema())
-    parquet.write_table(table, buffer := io.BytesIO(), compression="zstd")
-    rows.check_writable(path.parent)
-    rows.replace_file(path, buffer.getvalue(), option="--keep")
-
-
-def read_parquet(path: Path) -> list[Row]:
-    """Rows of a Parquet file of kept ones. Raises ErasebenchError in one line for any other file."""
-    import pyarrow
-    from pyarrow import parquet
-
-    again = "; write it again with --keep"
-    try:
-        if not path.is_file() or path.stat().st_size > rows.LARGEST:
-            raise ErasebenchError(f"{path}: not a file of at most {rows.LARGEST >> 20} MiB")
-        file = parquet.ParquetFile(path)
-        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        if not file.schema_arrow.remove_metadata().equals(build_schema()):
-            raise ErasebenchError(f"{path}: not a Parquet file of kept rows (other columns){again}")
-        if file.metadata.num_rows > MOST_ROWS or size > rows.LARGEST:
-            raise ErasebenchError(f"{path}: larger than any file of rows")
-        found = [replace(EMPTY, **record) for record in file.read().to_pylist()]
-    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise ErasebenchError(f"{path}: not a Parquet file of rows ({plain(error)[:100]}){again}") from error
-    for number, row in enumerate(found, start=1):
-        missing = [f.name for f in fields(Row) if f.name in COLUMNS and "None" not in f.type and getattr(row, f.name) is None]
-        flaw = f"no {missing[0]}" if missing else row.flaw()
-        if flaw:
-            raise ErasebenchError(f"{path}: row {number}: {plain(flaw)[:100]}{again}")
-    return found
-
-
 def read(path: Path) -> list[Row]:
     """Rows of a folder, a CSV or a Parquet file. Raises ErasebenchError in one line where there are none."""
     if path.is_dir():
-        found = rows.read_all(path / "runs" if (path / "runs").is_dir() else path)
+        results = (path / "runs").is_dir() or (path / row_table.TABLE).is_file()
+        found = row_table.read_all(path) if results else rows.read_all(path)
     else:
-        found = read_parquet(path) if path.suffix == ".parquet" else rows.read(path)
+        found = row_table.read(path) if path.suffix == ".parquet" else rows.read(path)
     if not found:
         raise ErasebenchError(f"{path}: no rows")
     for row in found:
@@ -490,7 +422,7 @@ def main(argv: list[str] | None = None) -> int:
             some = select(row for path in args.rows for row in read(path))
             if not some:
                 raise ErasebenchError("no row that a published table can be held against: nothing to keep")
-            write_parquet(some, args.keep)
+            row_table.write(some, args.keep, row_table.KEPT, option="--keep")
             print(args.keep)
             return 0
         sets: dict[str, list[Row]] = {}

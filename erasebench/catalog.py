@@ -7,13 +7,14 @@ python -m erasebench.catalog --write README.md    # puts them between the marks 
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from . import row_table
 from .contracts import ErasebenchError
-from .rows import replace_file
+from .rows import Row, replace_file
 
 COLUMNS = {
     "method": ("paper", "changes", "needs", "here", "to fit"),
@@ -34,14 +35,15 @@ def described(path: Path) -> dict[str, str]:
     return found
 
 
-def costs(reference: Path) -> dict[str, str]:
-    """Method -> what its fit of an airplane in the embedded world took, from a leaderboard; of several runs the longest."""
-    with reference.open(encoding="utf-8") as file:
-        runs = [run for run in csv.DictReader(file) if (run["world"], run["target"]) == ("mini", "airplane")]
+def costs(some: Iterable[Row]) -> dict[str, str]:
+    """Method -> seconds and evaluations of its fit of an airplane in the embedded world; of several runs the longest."""
+    what = lambda row: (row.world, row.target, row.metric, row.attack)
+    wanted = ("mini", "airplane", "fit_unet_calls", "")
+    fits = [row for row in some if what(row) == wanted and row.value is not None]
     found = {}
-    for run in sorted(runs, key=lambda run: float(run["fit_seconds"] or 0)):
-        if seconds := float(run["fit_seconds"] or 0):
-            found[run["method"]] = f"{seconds:.{0 if seconds >= 10 else 1}f} s, {float(run['fit_unet_calls']):,.0f}"
+    for row in sorted(fits, key=lambda row: row.fit_seconds or 0):
+        if seconds := row.fit_seconds:
+            found[row.method] = f"{seconds:.{0 if seconds >= 10 else 1}f} s, {row.value:,.0f}"
     return found
 
 
@@ -77,8 +79,7 @@ def tables(reference: Path | None = None) -> dict[str, str]:
     """kind -> its table, of the configuration in use; costs where the reference is there."""
     from . import conf, results
 
-    reference = reference or Path(next(iter(results.__path__)), "reference", "leaderboard.csv")
-    fitted = costs(reference) if reference.is_file() else {}
+    fitted = costs(row_table.read_all(reference or Path(next(iter(results.__path__)), "reference")))
     return {kind: table(kind, Path(next(iter(conf.__path__))), fitted) for kind in COLUMNS}
 
 

@@ -1,11 +1,18 @@
-"""What papers claim (conf/claims.yaml), and whether rows show it: it holds, it does not hold, or it is undecided."""
+"""What papers claim (conf/claims.yaml), and whether rows show it: it holds, it does not hold, or it is undecided.
+
+python -m erasebench.claims                                  # of results/runs
+python -m erasebench.claims --results results/reference
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,3 +138,26 @@ def said(row: Row) -> str:
 
 def judged(better: bool, worse: bool) -> str:
     return "holds" if better else "does not hold" if worse else "undecided"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print each claim that rows say something of; 1 where a file cannot be used or there is none."""
+    from .leaderboard import comparisons, load
+
+    parser = argparse.ArgumentParser(prog="python -m erasebench.claims", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder of results")
+    results = parser.parse_args(argv).results
+    sys.stdout.reconfigure(errors="backslashreplace")
+    groups, problems = load(results)
+    compared, more = comparisons(results, groups)
+    found = findings(groups, compared)
+    for one in found:
+        print(f"{one.verdict}: {one.says} ({one.paper}; {one.where}): {one.measured}")
+    problems += more + [f"{results}: no rows of a method that a claim is about"] * (not found)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from . import rows, seals
+from . import row_table, rows, seals
 from .contracts import ErasebenchError
 from .entry import BROKEN, COST, Run, digits, finite, fragment, labels, plain, told_apart
 from .rows import Difference, Row
+from .tables import PAPER, find_published
 
 KINDS = ("overall", "forget", "keep", "quality", "attack", "probe", "cost")
 RIPPLE = [f"lost_{k}" for k in range(1, 6)]  # of the nearest fifth of what is kept, to the farthest
@@ -116,6 +117,15 @@ class Column:
     label: str
     cells: dict[str, Row]  # run id -> row
     rank: dict[str, int | None]
+    is_quoted: bool = False  # published values of another model, which do not compare with the column before
+
+    @cached_property
+    def papers(self) -> Column | None:
+        """Published values to stand beside this column's, where they do not compare with them; None without any."""
+        found = {run_id: (row, beside(row)) for run_id, row in self.cells.items()}
+        nothing = dict.fromkeys(("low", "high", "n", "n_valid", "n_refused", "published", "higher_is_better"))
+        cells = {k: replace(row, value=value, **nothing) for k, (row, value) in found.items() if value is not None}
+        return Column(f"{self.label}: {PAPER}", cells, {}, is_quoted=True) if cells else None
 
     @property
     def row(self) -> Row:
@@ -173,6 +183,8 @@ class Column:
     @property
     def meaning(self) -> str:
         row = self.row
+        if self.is_quoted:
+            return plain(f"{row.metric} as papers print it of Stable Diffusion: another model, other images, another judge")
         start = max((name for name in MEANING if row.metric.startswith(name)), key=len, default="")
         judge = row.judge or "the judge"
         said = [MEANING[start].format(judge=judge) if start else f"{row.metric}, as {judge} sees it"]
@@ -194,6 +206,12 @@ class Column:
     def covers(self, row: Row) -> bool | None:
         """Does the interval cover the published value? None where there is nothing to compare."""
         return None if None in (row.published, row.low, row.high) else row.low <= row.published <= row.high
+
+
+def beside(row: Row) -> float | None:
+    """Published value of the row's counterpart where it does not compare: of another world than the paper's."""
+    found = find_published(row) if row.world != "photo" else None
+    return None if found is None else found[0]
 
 
 def _first(columns: Iterable[Column], group: str) -> list[Column]:
@@ -273,7 +291,12 @@ class Group:
     @property
     def kinds(self) -> list[tuple[str, list[Column]]]:
         """Columns by what they are about."""
-        return [(KINDS[k], list(same)) for k, same in groupby(self.columns, lambda column: column.kind)]
+        return [(KINDS[k], list(same)) for k, same in groupby(self.shown, lambda column: column.kind)]
+
+    @cached_property
+    def shown(self) -> list[Column]:
+        """Columns of a table, each with the published values that do not compare behind it."""
+        return [one for column in self.columns for one in (column, column.papers) if one is not None]
 
     @property
     def together(self) -> list[list[Run]]:
@@ -459,12 +482,14 @@ class Comparison:
         return [{"axis": name, "points": points} for name, points in drawn.items() if points]
 
 
-def _read(paths: Iterable[Path], kind: type, problems: list[str]) -> Iterator[tuple[Path, list]]:
+def _read(
+    paths: Iterable[Path], read: Callable[[Path], list], problems: list[str]
+) -> Iterator[tuple[Path, list]]:
     """Files of records that can be read; a line in `problems` for each other, and one for all of other schemas."""
     outdated: list[rows.Outdated] = []
     for path in paths:
         try:
-            found = rows.read(path, kind)
+            found = read(path)
             if not found:
                 raise ErasebenchError(f"{path}: holds no rows{rows.AGAIN}")
         except rows.Outdated as error:
@@ -479,11 +504,16 @@ def _read(paths: Iterable[Path], kind: type, problems: list[str]) -> Iterator[tu
 
 
 def load(results: Path, task: str | None = None, world: str | None = None) -> tuple[list[Group], list[str]]:
-    """The groups of every row file under results/runs, and one line for each file that cannot be used."""
+    """The groups of every run of a folder of results, and one line for each file that cannot be used."""
     files: dict[str, Path] = {}
     groups: dict[tuple, list[Run]] = {}
     problems: list[str] = []
-    for path, read in _read(sorted((results / "runs").glob("*.csv")), Row, problems):
+    try:
+        places = row_table.list_places(results)
+    except ErasebenchError as error:
+        problems.append(plain(error))
+        places = sorted((results / "runs").glob("*.csv"))
+    for path, read in _read(places, row_table.read_place, problems):
         for run_id in dict.fromkeys(row.run_id for row in read):
             if files.setdefault(run_id, path) != path:
                 problems.append(plain(f"{path}: run {run_id} is in {files[run_id]} too; delete one of them"))
@@ -521,8 +551,9 @@ def comparisons(
     verified = {run.head.run_id for group in groups for run in group.runs if run.verified is not None}
     broken = {run.head.run_id: run.broken for group in groups for run in group.runs}
     found, problems = [], []
+    read_differences = lambda path: rows.read(path, Difference)
     files: dict[tuple, Path] = {}
-    for path, read in _read(sorted((results / "comparisons").glob("*.csv")), Difference, problems):
+    for path, read in _read(sorted((results / "comparisons").glob("*.csv")), read_differences, problems):
         if files.setdefault(tuple(read), path) != path:
             problems.append(plain(f"{path}: the same as {files[tuple(read)]}; delete one of them"))
             continue
@@ -564,7 +595,7 @@ def main(argv: list[str] | None = None) -> int:
 
     about = __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m erasebench.leaderboard", description=about)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds runs/")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds runs/ or rows.parquet")
     parser.add_argument("--task", help="only this task")
     parser.add_argument("--world", help="only this world")
     parser.add_argument(

@@ -2,10 +2,13 @@
 
     python -m erasebench.reference --dry-run       what is missing, and about how long it takes
     python -m erasebench.reference                 makes it; stopped anywhere, it goes on from there
+    python -m erasebench.reference --sheets        and the sheets of images that are not there, from the store or anew
+    python -m erasebench.reference --prune         and leaves out of rows.parquet what nothing of the list asks for any more
 
-A file of rows is named after everything that decides its rows (method, values, versions, prompts, judges, base). Where it
-lies in results/reference/runs, its run is not made again; where any of that has changed, its name has too. Files that
-nothing of the list asks for any more are named at the end.
+A run is named after everything that decides its rows (method, values, versions, prompts, judges, base). Where its rows are
+in results/reference/rows.parquet or runs/, it is not made again; where any of that has changed, its name has too. Runs that
+nothing of the list asks for any more are named at the end. Rows that were made are packed into rows.parquet; runs/, with its
+sheets of images, and the pages are not in git.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from . import compare, config, interrupt, leaderboard, rows
+from . import compare, config, interrupt, leaderboard, row_table
 from .contracts import ErasebenchError
 from .entry import plain
 
@@ -71,16 +74,10 @@ def typed(words: Sequence[str], place: Path) -> list[str]:
     return [*said, f"results={json.dumps(str(place))}"]
 
 
-def file_of(run: Run) -> Path:
-    return run.results / "runs" / f"{run.id}.csv"
-
-
 def found(run: Run) -> list[Row] | None:
     """The run's rows, where they are there, of today's schema, and none of them failed."""
-    if not file_of(run).is_file():
-        return None
     try:
-        there = rows.read(file_of(run))
+        there = row_table.read_place(row_table.place(run.results, run.id))
     except ErasebenchError:
         return None
     return there if there and all(row.status != "failed" for row in there) else None
@@ -89,9 +86,9 @@ def found(run: Run) -> list[Row] | None:
 def spent(place: Path) -> Callable[[Run], float | None]:
     """Seconds that a run took as rows of before say: of its method, task and attacks, or nearest to that."""
     known: dict[tuple, float] = {}
-    for path in sorted((place / "runs").glob("*.csv")):
+    for path in row_table.list_places(place):
         try:
-            read = rows.read(path)
+            read = row_table.read_place(path)
         except ErasebenchError:
             continue
         attacks = {row.attack: (row.fit_seconds or 0) + (row.sample_seconds or 0) for row in read if row.attack}
@@ -134,21 +131,34 @@ def tell(lines: Sequence[Line], place: Path) -> None:
         f"{counted - len(missing)} of {counted} runs are there; the others take about {total / 3600:.1f} hours of "
         f"this machine" + (f", and {unknown} of which no run tells" if unknown else "")
     )
-    for path in sorted((place / "runs").glob("*.csv")):
-        if path.stem not in asked:
-            print(plain(f"left over: {path}"))
+    for run_id in left_over(lines, place):
+        path = row_table.place(place, run_id)
+        print(plain(f"left over: {path if path.exists() else f'{run_id} in {place / row_table.TABLE}'}"))
 
 
-def make(lines: Sequence[Line], place: Path) -> int:
-    """Everything that is missing, line by line; 1 if anything failed."""
+def left_over(lines: Sequence[Line], place: Path) -> list[str]:
+    """Runs that nothing of the list asks for."""
+    asked = {run.id for line in lines for run in line.runs}
+    return [path.stem for path in row_table.list_places(place) if path.stem not in asked]
+
+
+def lacks_sheet(run: Run) -> bool:
+    """Whether the run's sheet of images, which explicit tasks have none of, is not there."""
+    return not run.plan.explicit and not row_table.place(run.results, run.id).with_suffix(".webp").is_file()
+
+
+def make(lines: Sequence[Line], place: Path, without: Sequence[str] = (), sheets: bool = False) -> int:
+    """Make everything that is missing, line by line, and pack its rows; 1 if anything failed."""
     from .run import execute
 
-    failed = 0
+    failed, kept = 0, lambda run: None if sheets and lacks_sheet(run) else found(run)
     for line in lines:
         if not line.made and line.compares:
             failed |= compare.report(line.runs)
-        elif not line.made or "experiment=" in shlex.join(line.words):  # whose table is written from all of its rows
-            failed |= config.main(lambda run: found(run) or execute(run), typed(line.words, place))
+        # an experiment's table is written from all of its rows
+        elif not line.compares and (sheets or not line.made or "experiment=" in shlex.join(line.words)):
+            failed |= config.main(lambda run: kept(run) or execute(run), typed(line.words, place))
+    row_table.pack(place, without)
     leaderboard.build(place)
     return int(bool(failed))
 
@@ -156,11 +166,13 @@ def make(lines: Sequence[Line], place: Path) -> int:
 def main(argv: list[str] | None = None, path: Path = LIST, place: Path = PLACE) -> int:
     parser = argparse.ArgumentParser(prog="python -m erasebench.reference", description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="say what is missing, and make nothing")
+    parser.add_argument("--prune", action="store_true", help="leave out of rows.parquet what the list does not ask for")
+    parser.add_argument("--sheets", action="store_true", help="make runs again whose sheet of images is not there")
     given = parser.parse_args(argv)
     try:
         lines = [composed(words, place) for words in listed(path)]
         tell(lines, place)
-        return 0 if given.dry_run else make(lines, place)
+        return 0 if given.dry_run else make(lines, place, left_over(lines, place) if given.prune else (), given.sheets)
     except ErasebenchError as error:
         print(f"error: {plain(error)}", file=sys.stderr)
         return 2

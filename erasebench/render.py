@@ -12,12 +12,17 @@ from dataclasses import fields
 from pathlib import Path
 
 from .claims import Finding, findings
-from .entry import GROUP, Run, labels, plain, short
-from .leaderboard import KINDS, Column, Comparison, Group
-from .rows import Row, write_table
+from .entry import GROUP, Run, plain, short
+from .leaderboard import KINDS, Column, Comparison, Group, beside
+from .row_table import arrow_fields
+from .rows import write_table
+from .tables import PAPER
 
 ABOUT = (*GROUP, "method", "method_version", "params", "seed", "run_id", "commit", "dirty", "device")
-ENDS = ("", "_low", "_high", "_n_valid", "_published")  # of the columns of one metric
+NUMBER = ("group", "metric", "split", "attack", "judge", "judge_version", "threshold", "value", "low", "high", "n_valid")
+NUMBER += ("published", "published_source")
+FEW = ("task", "target", "n_concepts", "world", "base", "method", "seed", "run_id", "status", "reason", "verified")
+FEW += ("metric", "split", "attack", "judge", "threshold", "value", "low", "high", "n_valid", "published", PAPER)  # of a CSV
 ABREAST = 5  # metrics side by side in a LaTeX table
 TEX = {
     "\\": r"\textbackslash{}",
@@ -33,47 +38,35 @@ TEX = {
 }
 
 
-def view(groups: Sequence[Group]) -> tuple[dict[str, str], list[dict[str, object]]]:
-    """Column -> its type, and one line a run: what it is, then value, low, high and n_valid of each metric."""
-    known = {f.name: f.type for f in fields(Row)}
-    types = {name: known[name] for name in ABOUT} | {"status": "str", "reason": "str", "verified": "bool"}
-    runs = [run for group in groups for run in group.runs]
-    about, names = set(types), {}
-    for key, label in labels(dict.fromkeys(k for run in runs for k in run.cells)).items():
-        while any(label + end in types for end in ENDS):  # somebody's metric `seed`, or `acc_e_low`
-            label += "_"
-        names[key] = label
-        types |= {label + end: "int" if end == "_n_valid" else "float" for end in ENDS}
+def view(groups: Sequence[Group]) -> list[dict[str, object]]:
+    """One line a run and metric: the run and the number; one line without a metric of a run that measured nothing."""
     lines = []
-    for run in runs:
-        line = {name: getattr(run.head, name) for name in ABOUT}
-        line |= {"status": run.status, "reason": "; ".join(run.flaws), "verified": run.verified is not None}
-        for key, row in run.cells.items():
-            said = (row.value, row.low, row.high, row.n_valid, row.published)
-            line |= {names[key] + end: value for end, value in zip(ENDS, said, strict=True) if value is not None}
-        lines.append(line)
-    used = about.union(*lines)
-    return {name: kind for name, kind in types.items() if name in used}, lines
+    for run in (run for group in groups for run in group.runs):
+        about = {name: getattr(run.head, name) for name in ABOUT}
+        about |= {"status": run.status, "reason": "; ".join(run.flaws), "verified": run.verified is not None}
+        for row in run.cells.values():
+            lines.append(about | {name: getattr(row, name) for name in NUMBER} | {PAPER: beside(row)})
+        if not run.cells:
+            lines.append(about)
+    return lines
 
 
 def as_csv(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """At full precision: floats are written by repr."""
-    types, lines = view(groups)
+    """A few columns of the lines, at full precision: floats are written by repr."""
     stream = io.StringIO()
-    write_table([[*types], *([line.get(name) for name in types] for line in lines)], stream)
+    write_table([FEW, *([line.get(name) for name in FEW] for line in view(groups))], stream)
     return stream.getvalue().encode(errors="backslashreplace")
 
 
 def as_parquet(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """The CSV's columns, with their types."""
+    """Every column of the lines, with its type."""
     import pyarrow
     from pyarrow import parquet
 
-    kinds = {"int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_(), "str": pyarrow.string()}
-    types, lines = view(groups)
-    schema = pyarrow.schema([(name, kinds[kind.split(" ")[0]]) for name, kind in types.items()])
+    more = [("status", pyarrow.string()), ("reason", pyarrow.string()), ("verified", pyarrow.bool_())]
+    schema = pyarrow.schema([*arrow_fields(ABOUT), *more, *arrow_fields(NUMBER, nullable=True), (PAPER, pyarrow.float64())])
     stream = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(lines, schema), stream)
+    parquet.write_table(pyarrow.Table.from_pylist(view(groups), schema), stream)
     return stream.getvalue()
 
 
@@ -100,12 +93,20 @@ def as_text(groups: Sequence[Group], width: int = 100) -> str:
             table.append(lines)
         sizes = [max(map(len, cells)) for cells in table]
         out += ["  ".join(map(str.ljust, line, sizes)).rstrip() for line in zip(*table, strict=True) if shown]
-        for said in listed(group):
+        for said in (*quoted(group), *listed(group)):
             out += textwrap.wrap(said, width, subsequent_indent="    ")
         for said in group.repeats:
             out += textwrap.wrap(said, width, subsequent_indent="    ")
         out.append("")
     return "\n".join(out)
+
+
+def quoted(group: Group) -> Iterator[str]:
+    """A line for each metric with published values that do not compare: what they are."""
+    for column in group.columns:
+        if column.papers is not None:
+            said = (f"{run.label} {column.text(column.papers.cells[run.head.run_id].value)}" for run in group.reference + group.ranked if run.head.run_id in column.papers.cells)
+            yield f"{column.papers.label}: {'; '.join(said)}"
 
 
 def listed(group: Group) -> Iterator[str]:

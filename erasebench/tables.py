@@ -24,9 +24,9 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .entry import breakage, plain
+from .entry import breakage, json_of, plain
 from .rows import Row, check_writable, replace_file, write_table
 
 log = logging.getLogger("erasebench")
 AVERAGE = "average"
+PAPER = "paper, Stable Diffusion: not comparable"  # column of published values beside those of the embedded world
+FRECHET = {"fd_mini": "fid_clean"}  # the embedded world's Frechet distance stands for that over Inception's features
 BROKEN = "†"  # marks numbers of a broken run
 SWEPT = {"n_concepts": "n", "base": "model"}  # field of a row -> the option that a sweep varies it by
 UNITS = {"%": 100, "100*score": 100, "cos": 0.01}  # of a published table -> divisor that makes it ours
@@ -65,11 +67,19 @@ def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, 
     return found
 
 
-def published(spec: Mapping[str, Any], world: str) -> dict[tuple[str, str, str], float]:
-    """(method, block, metric) -> the paper's value as a fraction. The embedded world has none."""
-    if not spec.get("published") or world != "photo":
-        return {}
-    return {key: value for key, value, _ in published_lines(spec)}
+def published(spec: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
+    """(method, block, metric) -> the paper's value as a fraction."""
+    return {key: value for key, value, _ in published_lines(spec)} if spec.get("published") else {}
+
+
+def rename(row: Row, labels: Mapping[str, str]) -> Row:
+    """The row under the names that the table's labels and metrics have for its method and its Frechet distance."""
+    variant = f"{row.method} variant={json_of(row.params).get('variant')}"
+    return replace(
+        row,
+        method=variant if variant in labels else row.method,
+        metric=FRECHET.get(row.metric, row.metric),
+    )
 
 
 def published_lines(spec: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], float, dict[str, str]]]:
@@ -105,6 +115,14 @@ class Protocol:
     spec: Mapping[str, Any]
     is_single: bool  # the published numbers are of single runs, not of the mean over several
 
+    @cached_property
+    def lines(self) -> dict[tuple[str, str, str], list[tuple[float, dict[str, str]]]]:
+        """(method, block, metric) -> published values, each with its line."""
+        found: dict[tuple[str, str, str], list[tuple[float, dict[str, str]]]] = {}
+        for key, value, line in published_lines(self.spec):
+            found.setdefault(key, []).append((value, line))
+        return found
+
 
 @cache
 def published_tables() -> tuple[Protocol, ...]:
@@ -137,36 +155,54 @@ def options(row: Row) -> dict[str, str]:
 
 def with_published(row: Row) -> Row:
     """The row with what a paper has published of the same world, task, method, number of concepts and metric, if one has."""
-    if row.world != "photo" or row.status != "ok" or row.value is None or row.subset:
+    if row.world != "photo" or (found := find_published(row)) is None:
         return row
+    value, source = found
+    return replace(row, published=value, published_source=source)
+
+
+def find_published(row: Row) -> tuple[float, str] | None:
+    """Published value of the same task, method, number of concepts and metric, with its source.
+
+    On photographs the base and the number of images are the paper's too; on any other world nothing compares."""
+    if row.status != "ok" or row.value is None or row.subset:
+        return None
     said = options(row)
     # the experiment that made it first
     for protocol in sorted(protocols(), key=lambda one: one.name != said.get("experiment")):
         if (found := counterpart(protocol, row, said)) is not None:
             value, line = found
-            source = ", ".join(filter(None, [line["paper"], line["table"], line["base"] and f"of {line['base']}"]))
-            return replace(row, published=value, published_source=source)
-    return row
+            return value, ", ".join(filter(None, [line["paper"], line["table"], line["base"] and f"of {line['base']}"]))
+    return None
 
 
 def counterpart(protocol: Protocol, row: Row, said: Mapping[str, str]) -> tuple[float, dict[str, str]] | None:
     """The published value of a row and its line, where the row was measured by the protocol: none of its options changed but
     those that say which of its runs it is."""
-    spec = protocol.spec
-    across = spec.get("across") or ""
-    same = PROTOCOL | {across, SWEPT.get(across, across)} | ({"n"} if protocol.n else set())
-    if row.task != protocol.task or row.method not in spec["labels"] or protocol.n not in (None, row.n_concepts):
+    spec, metric = protocol.spec, FRECHET.get(row.metric, row.metric)
+    if row.task != protocol.task or protocol.n not in (None, row.n_concepts):
         return None
-    if any(key not in same and not key.startswith("model.") for key in said):
+    if (f"{row.attack}/{metric}" if row.attack else metric) not in spec["metrics"]:
+        return None
+    if (row := rename(row, spec["labels"])).method not in spec["labels"]:
+        return None
+    if not follows(protocol, said, {"n"} if protocol.n else set()):
         return None
     if spec.get("split") and row.split != spec["split"] and not row.attack and row.group != "quality":
         return None
     for key, found in cells(spec, [row]).items():
         wanted = spec.get("n", {}).get(key[2], row.n)
-        for theirs, value, line in published_lines(spec):
-            if theirs == (key[0], key[1].lower(), key[2]) and wanted == found.n and same_base(row.base, line["base"]):
+        for value, line in protocol.lines.get((key[0], key[1].lower(), key[2]), ()):
+            if row.world != "photo" or (wanted == found.n and same_base(row.base, line["base"])):
                 return value, line
     return None
+
+
+def follows(protocol: Protocol, said: Iterable[str], also: Collection[str]) -> bool:
+    """Whether options are none but those that say which run of a protocol it is, and some that may be given also."""
+    across = protocol.spec.get("across") or ""
+    same = PROTOCOL | {across, SWEPT.get(across, across), *also}
+    return all(key in same or key.startswith("model.") for key in said)
 
 
 def same_base(ours: str, theirs: str) -> bool:
@@ -185,11 +221,11 @@ def flaws(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One dictionary for each line and cell: method, block, metric, value, low, high, n, published, and why its run is
-    broken."""
+    """One dictionary for each line and cell: method, block, metric, value, low, high, n, the published value where it compares
+    or, under PAPER, where it does not, and why its run is broken."""
     broken = flaws(rows)
     measured, world = cells(spec, rows), rows[0].world if rows else ""
-    paper = published(spec, world)
+    paper = published(spec)
     methods, blocks = (list(dict.fromkeys(key[i] for key in measured)) for i in (0, 1))
     metrics = [metric for metric in spec["metrics"] if any(key[2] == metric for key in measured)]
     made = []
@@ -211,15 +247,16 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
                 mean = {} if None in values else {"value": np.mean(values), "deviation": np.std(values)}
                 made.append({"method": method, "block": AVERAGE, "metric": metric, **nothing, **mean, "broken": why})
     for cell in made:
-        comparable = spec.get("n", {}).get(cell["metric"], cell["n"]) == cell["n"]
-        cell["published"] = paper.get((cell["method"], cell["block"].lower(), cell["metric"])) if comparable else None
+        comparable = world == "photo" and spec.get("n", {}).get(cell["metric"], cell["n"]) == cell["n"]
+        theirs = paper.get((cell["method"], cell["block"].lower(), cell["metric"]))
+        cell["published"], cell[PAPER] = theirs if comparable else None, theirs if world != "photo" else None
         cell["raw"] = cell["metric"] in spec.get("raw", ())
     return made
 
 
 def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a block of lines for each value of `across`, with the metrics that were measured there; percent,
-    intervals, published values in brackets."""
+    intervals, published values in brackets, or in a column of their own where they do not compare."""
     mark = " (published)" if any(cell["published"] is not None for cell in made) else ""
     lines = [f"# {spec['title']}", "", "Rates in percent; 95 % intervals, or the deviation over splits.", ""]
     for block in dict.fromkeys(cell["block"] for cell in made):
@@ -227,9 +264,12 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
         here = [cell for cell in made if cell["block"] == block]
         measured = {cell["metric"] for cell in here if cell["value"] is not None}
         metrics = [metric for metric in spec["metrics"] if metric in measured]
-        lines += ["| method | " + " | ".join(m + mark for m in metrics) + " |", "| --- " * (len(metrics) + 1) + "|"]
+        beside = {cell["metric"] for cell in here if cell[PAPER] is not None}
+        heads = [head for m in metrics for head in (m + mark, *[PAPER] * (m in beside))]
+        lines += ["| method | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
         for method in dict.fromkeys(cell["method"] for cell in here):
-            shown = [said(cell) for cell in here if cell["method"] == method and cell["metric"] in metrics]
+            own = [cell for cell in here if cell["method"] == method and cell["metric"] in metrics]
+            shown = [part for cell in own for part in (said(cell), *[said_beside(cell)] * (cell["metric"] in beside))]
             lines.append(f"| {method} | " + " | ".join(shown) + " |")
         lines.append("")
     why = dict.fromkeys((c["method"], c["block"], c["broken"]) for c in made if c["broken"] and c["value"] is not None)
@@ -240,7 +280,7 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
 def said(cell: Mapping[str, Any]) -> str:
     if cell["value"] is None:
         return "not measured"
-    show = lambda value: f"{value:.2f}" if cell["raw"] else f"{100 * value:.1f}"
+    show = partial(said_number, cell["raw"])
     number = show(cell["value"])
     if cell["low"] is not None:
         number += f" [{show(cell['low'])}, {show(cell['high'])}]"
@@ -248,6 +288,14 @@ def said(cell: Mapping[str, Any]) -> str:
         number += f" ± {show(cell['deviation'])}"
     number += f" {BROKEN}" if cell["broken"] else ""
     return number + (f" ({show(cell['published'])})" if cell["published"] is not None else "")
+
+
+def said_beside(cell: Mapping[str, Any]) -> str:
+    return "–" if cell[PAPER] is None else said_number(cell["raw"], cell[PAPER])
+
+
+def said_number(is_raw: bool, value: float) -> str:
+    return f"{value:.2f}" if is_raw else f"{100 * value:.1f}"
 
 
 def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -301,7 +349,7 @@ def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path)
         log.warning("table %s is empty: no run measured %s", name, ", ".join(spec["metrics"]))
     print(text(spec, made))
     buffer = io.StringIO()
-    columns = ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published", "broken"]
+    columns = ["method", "block", "metric", "value", "low", "high", "deviation", "n", "published", PAPER, "broken"]
     write_table([columns, *([cell.get(column) for column in columns] for cell in made)], buffer)
     if any(row.status == "failed" for row in rows) and _values(made) < _values(before(results / f"{name}.csv")):
         log.warning("table %s: some of its runs failed, and %s stays as it was", name, results / f"{name}.md")

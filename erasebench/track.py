@@ -25,7 +25,7 @@ from .store import home
 
 log = logging.getLogger("erasebench")
 PROJECT = "erasebench"  # unless WANDB_PROJECT says another
-ENDS = ("", "_low", "_high", "_n_valid")  # of a metric's name, as in leaderboard.csv
+ENDS = ("", "_low", "_high", "_n_valid")  # of a metric's name
 MOST_PIXELS = 4096  # of a side of a sheet
 WAIT = 120  # seconds for a server that does not answer
 ABOUT = (

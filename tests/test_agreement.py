@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from erasebench import agreement, rows, tables
-from erasebench.agreement import EMPTY, Column, Table, correlate, spearman
+from erasebench import agreement, row_table, rows, tables
+from erasebench.agreement import Column, Table, correlate, spearman
 from erasebench.contracts import ErasebenchError
+from erasebench.row_table import EMPTY
 
 ROOT = Path(__file__).parents[1]
 FOUR = {"uce": 10.0, "esd": 20.0, "mace": 30.0, "ca": 40.0}
@@ -196,7 +197,7 @@ def test_a_broken_run_counts_and_is_named():
 
 def test_rows_survive_their_parquet_file(tmp_path):
     some = agreement.select([row(method, value, run_id=method) for method, value in AIRPLANE.items()])
-    agreement.write_parquet(some, tmp_path / "kept.parquet")
+    row_table.write(some, tmp_path / "kept.parquet", row_table.KEPT)
     assert agreement.read(tmp_path / "kept.parquet") == some and len(some) == 4
 
 
@@ -205,7 +206,7 @@ def damage(path, kind):
     from pyarrow import compute, parquet
 
     path = path / f"{kind}.parquet"
-    agreement.write_parquet([row("uce", 0.5)], path)
+    row_table.write([row("uce", 0.5)], path, row_table.KEPT)
     match kind:
         case "cut":
             path.write_bytes(path.read_bytes()[:-100])
@@ -221,11 +222,11 @@ def damage(path, kind):
             nothing = compute.if_else(False, full["method"], None)
             parquet.write_table(full.set_column(index, "method", nothing), path)
         case "overrides":
-            agreement.write_parquet([row("uce", 0.5, overrides="{")], path)
+            row_table.write([row("uce", 0.5, overrides="{")], path, row_table.KEPT)
         case "params":
-            agreement.write_parquet([row("uce", 0.5, params="[" * 5000)], path)
+            row_table.write([row("uce", 0.5, params="[" * 5000)], path, row_table.KEPT)
         case "interval":
-            agreement.write_parquet([row("uce", 0.5, low=0.6, high=0.7)], path)
+            row_table.write([row("uce", 0.5, low=0.6, high=0.7)], path, row_table.KEPT)
         case "none":
             path.unlink()
     return path

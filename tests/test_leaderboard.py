@@ -27,7 +27,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from erasebench import entry, leaderboard, render, rows, seals
+from erasebench import entry, leaderboard, render, rows, seals, tables
 from erasebench.contracts import ErasebenchError
 
 EVIL = "</script><script>alert(1)</script>"
@@ -384,17 +384,17 @@ def test_pareto_front(main_group):
 def test_csv_holds_the_rows_exactly(results, groups):
     path = leaderboard.build(results, formats=["csv"])["csv"]
     with path.open(encoding="utf-8", newline="") as stream:
-        lines = {line["run_id"]: line for line in csv.DictReader(stream)}
-    assert len(lines) == sum(len(group.runs) for group in groups)
+        lines = {(line["run_id"], line["metric"]): line for line in csv.DictReader(stream)}
+    assert {name for name, _ in lines} == {run.head.run_id for group in groups for run in group.runs}
     measured = [r for r in rows.read_all(results / "runs") if r.value is not None]
     for r in measured:
-        line = lines[r.run_id]
-        said = [line[f"{r.metric}{end}"] for end in ("", "_low", "_high", "_n_valid")]
-        assert [float(text) for text in said] == [r.value, r.low, r.high, r.n_valid]
-        assert (line["method"], line["params"], line["sampler"]) == (r.method, r.params, r.sampler)
-        assert float(line["unet_calls"]) == 9000
-    assert (lines["c0"]["status"], lines["c0"]["acc_s_top1"]) == ("failed", "")
-    assert EVIL in lines["c0"]["reason"]
+        line = lines[r.run_id, r.metric]
+        assert [float(line[name]) for name in ("value", "low", "high", "n_valid")] == [r.value, r.low, r.high, r.n_valid]
+        assert (line["method"], line["target"], line["seed"]) == (r.method, r.target, str(r.seed))
+        assert float(lines[r.run_id, "unet_calls"]["value"]) == 9000
+    failed = [line for (name, _), line in lines.items() if name == "c0"]
+    assert {line["status"] for line in failed} == {"failed"} and ("c0", "acc_s_top1") not in lines
+    assert all(EVIL in line["reason"] for line in failed)
 
 
 def test_text_fits_the_width_and_lists_everything(groups):
@@ -512,29 +512,33 @@ def test_explicit_images_stay_out(tmp_path):
 def test_parquet_is_the_csv_with_types(rich):
     paths = leaderboard.build(rich, formats=["csv", "parquet"])
     typed, text = pd.read_parquet(paths["parquet"]), pd.read_csv(paths["csv"], dtype=str, keep_default_na=False)
-    assert list(typed) == list(text) and len(typed) == len(text) == 7
-    kinds = {
-        name: str(typed[name].dtype) for name in ("seed", "subset", "verified", "acc_e_top1", "acc_e_top1_n_valid")
-    }
-    assert kinds == dict(zip(kinds, ("int64", "bool", "bool", "float64", "int64"), strict=True))
+    assert set(text) < set(typed) and len(typed) == len(text)
+    kinds = {name: str(typed[name].dtype) for name in ("seed", "subset", "verified", "value")}
+    assert kinds == dict(zip(kinds, ("int64", "bool", "bool", "float64"), strict=True))
     assert pd.api.types.is_string_dtype(typed["method"]) and not typed["dirty"].any()
     assert dict(zip(typed["run_id"], typed["verified"], strict=True)) == {
         name: name in ("r1", "r2") for name in ("p1", "r0", "r1", "r1a", "r2", "r3", "s1")
     }
-    for name in ("acc_e_top1", "acc_e_top1_high", "fit_seconds"):
-        assert [repr(value) for value in typed[name]] == [repr(float(value)) for value in text[name]]
-    assert typed["asr union"].count() == 1 and text["asr union"].tolist().count("") == 6
+    assert [repr(value) for value in typed["value"]] == [repr(float(value)) for value in text["value"]]
+    assert ((typed["metric"] == "asr") & (typed["attack"] == "union")).sum() == 1
 
 
-def test_no_metric_takes_the_place_of_another_column(tmp_path):
-    taken = ("seed", "acc_e_top1_low", "acc_e_top1_n_valid", "status")
-    odd = [replace(row("acc_s", 0.5), metric=name) for name in taken]
-    save(tmp_path, "a", *scores(0.25, 0.75), *odd)
-    paths = leaderboard.build(tmp_path, formats=["csv", "parquet"])
-    (line,) = csv.DictReader(paths["csv"].open())
-    said = [line[name] for name in (*taken, "acc_e_top1", "seed_", "status_", "acc_e_top1_low_")]
-    assert said == ["0", "0.2", "119", "ok", "0.25", "0.5", "0.5", "0.5"]
-    assert pd.read_parquet(paths["parquet"])["seed"].tolist() == [0]
+def test_published_values_of_another_model_are_a_column_of_their_own(tmp_path):
+    """MACE, Table 1: UCE's acc_e of an airplane is 40.32 %."""
+    for name, method, value in (("n", "none", 0.9), ("u", "uce", 0.25), ("m", "mine", 0.5)):
+        save(tmp_path, name, row("acc_e_prob", value), row("acc_s", value, group="keep"), method=method)
+    ((group,), _) = leaderboard.load(tmp_path)
+    ((column,), shown) = [[c for c in some if c.label.startswith("acc_e_prob")] for some in (group.columns, group.shown)]
+    assert [c.label for c in shown] == ["acc_e_prob", f"acc_e_prob: {tables.PAPER}"]
+    assert {k: row.value for k, row in shown[1].cells.items()} == {"n": 0.9606, "u": 0.4032}
+    assert not shown[1].rank and column.row.published is None and group.order is not shown[1]
+    lines = list(csv.DictReader(render.as_csv([group], []).decode().splitlines()))
+    said = {line["run_id"]: (line["published"], line[tables.PAPER]) for line in lines if line["metric"] == "acc_e_prob"}
+    assert said == {"n": ("", "0.9606"), "u": ("", "0.4032"), "m": ("", "")}
+    for form in ("md", "tex", "html"):
+        text = render.FILES[form]([group], []).decode()
+        assert tables.PAPER in text and "0.403" in text
+    assert f"acc_e_prob: {tables.PAPER}: none (seed 0) 0.961; uce (seed 0) 0.403" in render.as_text([group], 200)
 
 
 def commands(tex: str) -> set[str]:
@@ -1186,7 +1190,7 @@ def test_the_reason_says_which_images_and_of_what_kind(tmp_path):
         "90 % of synonym images repeat one another (base 5 %)",
     ]
     assert run.broken == said
-    (line,) = csv.DictReader(render.as_csv(leaderboard.load(tmp_path)[0], []).decode().splitlines())
+    line, *_ = csv.DictReader(render.as_csv(leaderboard.load(tmp_path)[0], []).decode().splitlines())
     assert (line["status"], line["reason"]) == ("broken", "; ".join(said))
 
 

@@ -1,6 +1,5 @@
 """A plan's arithmetic by hand, its bounds, what is shared, and that its sums are what fits really evaluate."""
 
-import csv
 import itertools
 import json
 import random
@@ -23,7 +22,7 @@ from erasebench.methods.sld import SLD
 from erasebench.methods.spm import SPM
 from erasebench.methods.uce import UCE
 
-from erasebench import plan
+from erasebench import plan, row_table
 from erasebench.contracts import Brief, Concept, ErasebenchError
 from erasebench.plan import Job, schedule
 from erasebench.run import execute
@@ -163,20 +162,18 @@ def test_every_method_and_attack_of_the_seed_papers_has_its_sum():
 
 def test_the_reference_s_fits_evaluated_what_the_sums_say():
     seen = set()
-    for path in (ROOT / "results/reference/runs").glob("*.csv"):
-        rows = list(csv.DictReader(path.open(encoding="utf-8")))
-        for row in (row for row in rows if row["metric"] == "fit_unet_calls" and not row["attack"]):
-            name = "mace" if row["method"].startswith("mace") else row["method"]
-            if name in COSTS["fits"] and row["value"]:
-                concepts = int(row["n_concepts"])
-                sum_ = counted(name, json.loads(row["params"]), concepts=concepts)
-                within = (1, 1)
-                if name == "gie":  # it stops where a weight is enough
-                    within = (0.6, 1.8)
-                elif name in {"ap", "age"} and concepts > 1:  # concepts may be next to the same words, which count once
-                    within = (1, 1.5)
-                assert within[0] * float(row["value"]) <= sum_ <= within[1] * float(row["value"]), path.name
-                seen.add(name)
+    rows = row_table.read_all(ROOT / "results/reference")
+    for row in (row for row in rows if row.metric == "fit_unet_calls" and not row.attack):
+        name = "mace" if row.method.startswith("mace") else row.method
+        if name in COSTS["fits"] and row.value:
+            sum_ = counted(name, json.loads(row.params), concepts=row.n_concepts)
+            within = (1, 1)
+            if name == "gie":  # it stops where a weight is enough
+                within = (0.6, 1.8)
+            elif name in {"ap", "age"} and row.n_concepts > 1:  # concepts may be next to the same words, which count once
+                within = (1, 1.5)
+            assert within[0] * row.value <= sum_ <= within[1] * row.value, row.run_id
+            seen.add(name)
     assert {"esd", "mace", "ap", "age", "kpop", "dark_miner", "gie", "uce"} <= seen
 
 

@@ -1,12 +1,14 @@
 """The README's tables are those of the configuration, its numbers those of the files that it names."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from erasebench import catalog
 from erasebench.contracts import ErasebenchError
+from erasebench.row_table import EMPTY
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,17 +35,15 @@ def test_a_method_of_ones_own_has_a_line(tmp_path):
     assert made[2:] == ["| `mine` | a\\|b | | | `x=1\\|2` | 3.0 s, 40 |"]
 
 
-def test_costs_come_from_the_longest_fit_of_an_airplane(tmp_path):
-    lines = ["method,world,target,fit_seconds,fit_unet_calls", "ap,mini,airplane,123.6,23200", "ap,mini,cat,500,1"]
-    lines += [
-        "ap,photo,airplane,900,1",
-        "gie,mini,airplane,,",
-        "gie,mini,airplane,57.4,20720",
-        "uce,mini,airplane,0.26,0",
-    ]
-    lines += ["gie,mini,airplane,12,100", "none,mini,airplane,0.0,0"]
-    (tmp_path / "table.csv").write_text("\n".join(lines))
-    assert catalog.costs(tmp_path / "table.csv") == {"ap": "124 s, 23,200", "gie": "57 s, 20,720", "uce": "0.3 s, 0"}
+def test_costs_come_from_the_longest_fit_of_an_airplane():
+    columns = ("method", "world", "target", "fit_seconds", "value")
+    lines = [("ap", "mini", "airplane", 123.6, 23200.0), ("ap", "mini", "cat", 500.0, 1.0)]
+    lines += [("ap", "photo", "airplane", 900.0, 1.0), ("gie", "mini", "airplane", None, None)]
+    lines += [("gie", "mini", "airplane", 57.4, 20720.0), ("uce", "mini", "airplane", 0.26, 0.0)]
+    lines += [("gie", "mini", "airplane", 12.0, 100.0), ("none", "mini", "airplane", 0.0, 0.0)]
+    some = [replace(EMPTY, metric="fit_unet_calls", **dict(zip(columns, line, strict=True))) for line in lines]
+    some += [replace(some[0], metric="acc_e", fit_seconds=1000.0), replace(some[0], attack="cce", fit_seconds=1000.0)]
+    assert catalog.costs(some) == {"ap": "124 s, 23,200", "gie": "57 s, 20,720", "uce": "0.3 s, 0"}
 
 
 def test_faults_are_one_line(tmp_path, capsys):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from erasebench import reference, rows, run
+from erasebench import reference, row_table, rows, run
 
 
 @pytest.fixture
@@ -36,6 +36,21 @@ def test_what_is_there_is_not_made_again(made, capsys):
     assert make() == []
     said = capsys.readouterr().out
     assert "2 of 2 runs are there" in said and "left over" not in said
+    for path in (place / "runs").glob("*"):  # as in a clone: the table alone
+        path.unlink()
+    assert make() == []
+    assert set(make("--sheets")) == set(first[:2]) and all((place / "runs" / f"{name}.webp").is_file() for name in first[:2])
+
+
+def test_what_is_asked_for_no_more_leaves_the_table_when_it_is_told_to(made, capsys):
+    make, place, lines = made
+    first = make(lines=lines[:1])
+    for path in (place / "runs").glob("*"):
+        path.unlink()
+    fewer = [lines[0].replace("method=${every}", "method=uce")]
+    assert make(lines=fewer) == [] and set(row_table.read_runs(place)) == set(first)
+    assert f"left over: {first[0]} in {place / 'rows.parquet'}" in capsys.readouterr().out
+    assert make("--prune", lines=fewer) == [] and set(row_table.read_runs(place)) == {first[1]}
 
 
 def test_what_failed_is_damaged_or_has_changed_is_made_again(made, capsys):

@@ -48,11 +48,31 @@ def rows(world="mini"):
     ]
 
 
-def test_published_values_stand_beside_measured_ones_in_photo_alone():
+def test_published_values_are_comparable_in_photo_alone():
     found = {(c["method"], c["block"], c["metric"]): c for c in tables.layout(SPEC, rows("photo"))}
     assert found["uce", "airplane", "acc_e_prob"]["published"] == 0.4032
     assert found["mace", "average", "h_o_prob"]["published"] is not None
-    assert all(c["published"] is None for c in tables.layout(SPEC, rows()))
+    assert all(c[tables.PAPER] is None for c in found.values())
+    found = {(c["method"], c["block"], c["metric"]): c for c in tables.layout(SPEC, rows())}
+    assert all(c["published"] is None for c in found.values())
+    assert found["uce", "airplane", "acc_e_prob"][tables.PAPER] == 0.4032
+
+
+def test_the_embedded_world_s_table_has_the_paper_in_a_column_that_says_that_it_does_not_compare():
+    made = tables.layout(SPEC, [*rows(), *(row("mine", "cat", metric, 0.5) for metric in SPEC["metrics"])])
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in tables.text(SPEC, made).splitlines() if line[:1] == "|"]
+    assert lines[0] == ["method", "acc_e_prob", tables.PAPER, "h_o_prob", tables.PAPER]
+    assert lines[2][:3] == ["uce", "25.0 [25.0, 25.0]", "40.3"]
+    assert "(published)" not in tables.text(SPEC, made)
+    mine = next(line for line in lines if line[0] == "mine" and line[1].startswith("50"))
+    assert mine[2] == mine[4] == "–"
+
+
+def test_a_row_of_the_embedded_world_has_a_counterpart_and_carries_none():
+    given = of_photo("uce", "acc_e_prob", target="airplane", world="mini", base="mini")
+    assert tables.find_published(given)[0] == 0.4032 and tables.with_published(given) == given
+    assert tables.find_published(replace(given, overrides='["sampler.steps=2"]')) is None
+    assert tables.find_published(replace(given, subset=True)) is None
 
 
 def test_an_attack_has_its_column():
@@ -106,7 +126,7 @@ def test_show_writes_text_numbers_and_a_figure(tmp_path, capsys):
 def test_every_published_label_of_an_experiment_exists():
     for file in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"):
         spec = yaml.safe_load(file.read_text())["table"]
-        found = tables.published(spec, "photo")
+        found = tables.published(spec)
         assert {method for method, *_ in found} == set(spec.get("labels", {})), file
 
 
@@ -123,13 +143,13 @@ def test_a_published_frechet_distance_stands_only_beside_as_many_images():
 
 def test_other_bases_are_found_under_the_names_that_the_paper_gives_them():
     spec = yaml.safe_load((Path(__file__).parents[1] / "conf/experiment/darkminer_table11.yaml").read_text())["table"]
-    found = tables.published(spec, "photo")
+    found = tables.published(spec)
     assert found["none", "sd15", "dm_ratio"] == 0.457 and found["none", "sd20", "clip_score"] == 31.7
 
 
 def test_a_published_table_without_settings_stands_beside_its_rows():
     spec = {"metrics": {"mace_total": "total"}, "published": "mace_table2_i2p_nudenet", "labels": {"uce": "UCE"}}
-    assert tables.published(spec, "photo") == {("uce", "", "mace_total"): 182.0}
+    assert tables.published(spec) == {("uce", "", "mace_total"): 182.0}
 
 
 def test_blocks_can_be_the_values_of_a_hyperparameter():
