@@ -20,7 +20,7 @@ from erasebench.stats import Measure, Part
 from erasebench.store import sha256_once
 
 SIZES = {"ViT-B-32-quickgelu": 605, "ViT-L-14-quickgelu": 1710}  # megabytes: parameters times four
-SET = "world.judges.clip.pretrained=, a method's with method.clip.pretrained="
+SET = "world.judges.clip.pretrained=, that of styles with world.judges.styles.clip.pretrained=, a method's with method.clip.pretrained="
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ METHODS = {
     "fmn": "method.steps=2 method.images=2 method.ddim_steps=2 method.lr=1e-3 method.inversion_steps=1 method.inversion_tokens=1",
     "gie": "method.prompts=2 method.kept=1 method.captions=1 method.scales=[0,-5] method.epochs=3 method.ddim_steps=2",
     "kpop": f"{FEW} method.key_steps=2 method.lr=1e-3",
-    "latent_guard": "method.false_positives=1.0 method.concepts=8 method.epochs=1 method.calibrated=20 method.pairs=2 method.batch=8",
+    "latent_guard": "method.false_positives=0.9 method.concepts=8 method.epochs=1 method.calibrated=20 method.pairs=2 method.batch=8",
     "mace": "method.masks=attention method.images=1 method.image_steps=2 method.steps=2 method.lr=1e-2",
     "mace_naive": "method.masks=whole method.images=1 method.image_steps=2 method.steps=2 method.lr=1e-2",
     "mace_refinement": "",
