@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import generate, judging, provenance, verdicts
+from . import judging, provenance, verdicts
 from .contracts import (
     Attack,
     Decider,
@@ -26,7 +26,6 @@ from .contracts import (
     ErasebenchError,
     Found,
     HasObjective,
-    HasThreshold,
     IsProbe,
     Metric,
     Prompt,
@@ -38,26 +37,14 @@ from .contracts import (
     SharesSearch,
     Shot,
     Skips,
-    StopsEarly,
     Undrawn,
 )
 from .gate import refuses
 from .generate import Shard, shards
 from .model import Model, Sampled
-from .run import (
-    Erased,
-    Run,
-    calibrated,
-    costs,
-    explain,
-    image_identities,
-    model_identities,
-    produce,
-    reason_to_skip,
-    score,
-    watcher,
-)
+from .run import Erased, calibrated, costs, explain, produce, reason_to_skip, score, watcher
 from .search import draw_vectors, guided
+from .specification import Run, found_identity, image_identities, search_identity
 from .stats import Measure, Part, draws, estimate, mcnemar
 from .store import Store, canonical, digest
 
@@ -276,39 +263,11 @@ class Stage:
 
     def identity(self) -> dict[str, Any]:
         """What a search depends on besides its prompt."""
-        base, ours = model_identities(self.run)
-        shared = {
-            "attack": self.attack,
-            "version": type(self.attack).version,
-            "seed": self.run.seed,
-            "concepts": self.run.plan.concepts,
-            "templates": self.run.plan.brief.templates,
-            "gate": self.explicit,
-            **generate.version(),
-        }
-        if self.attack.shared:
-            return {**shared, **base}
-        judge = self.evaluator.judge
-        return {
-            **shared,
-            **ours,
-            "sampler": self.run.sampler,
-            "detector": [self.evaluator, type(judge).version, judge.weights()],
-            "pictures": [shard.path.name for shard in self.originals if shard.prompts[0].split == "target"],
-            **self.stops_at(),
-        }
-
-    def stops_at(self) -> dict[str, float]:
-        """The judge's own threshold, where the search ends there; under the name that it has in stored keys."""
-        attack, judge = self.attack, self.evaluator.judge
-        if isinstance(attack, StopsEarly) and attack.stops and isinstance(judge, HasThreshold):
-            return {"sure": judge.threshold}
-        return {}
+        shown = [shard.path.name for shard in self.originals if shard.prompts[0].split == "target"]
+        return search_identity(self.run, self.attack, self.evaluator, shown)
 
     def of(self, i: int) -> dict[str, Any]:
-        p = self.prompts[i]
-        before = {} if self.attack.shared else {"before": bool(self.before[i])}
-        return {**self.identity(), "prompt": [p.text, p.seed, p.concept, p.guidance], **before}
+        return found_identity(self.identity(), self.attack, self.prompts[i], bool(self.before[i]))
 
     def skips(self) -> str:
         if not isinstance(self.attack, Skips) or all(self.store.get("attacks", self.of(i)) for i in range(len(self.prompts))):

@@ -17,7 +17,8 @@ import numpy as np
 from . import config, interrupt, stats, verdicts
 from .contracts import DecidesSuccess, ErasebenchError, Prompt, Scored
 from .entry import breakage
-from .run import Erased, Run, calibrated, execute, images, score
+from .run import Erased, calibrated, execute, images, score
+from .specification import Run
 from .store import Store
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from .contracts import ErasebenchError
 from .execute import A, B, Work
-from .run import Erased, Run
+from .run import Erased
+from .specification import Run
 from .store import Store, home
 
 RETRIES = 3  # of an item whose worker died; one that every worker dies of would never end

@@ -25,7 +25,8 @@ from . import config, interrupt, rows
 from .contracts import ErasebenchError, Metric, Undrawn
 from .entry import Run as Measured
 from .entry import told_apart
-from .run import Erased, Run, execute, images, score, slug
+from .run import Erased, execute, images, score
+from .specification import Run, slug
 from .stats import interval, summarize
 from .store import Store, digest
 

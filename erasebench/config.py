@@ -46,7 +46,7 @@ if typing.TYPE_CHECKING:
     from .own import Asked, Own
     from .pictured import Pictured
     from .rows import Row
-    from .run import Run
+    from .specification import Run
 
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float | None], None]
@@ -472,7 +472,7 @@ def build(config: DictConfig) -> Run:
     plan, own = plan_of(config, world)
     check_plugins(config)
     from .devices import check_gpu_is_seen, own_device
-    from .run import Run
+    from .specification import Run
 
     if config.device == "auto" and not config.dry_run:
         check_gpu_is_seen()

@@ -29,7 +29,7 @@ from .store import Store
 
 if TYPE_CHECKING:
     from .model import Source
-    from .run import Run
+    from .specification import Run
 
 MODELS = ("mini", "sd14")  # a model of each world
 SIZES = {  # of the bases that the configuration names, in megabytes: parameters of the parts that are read, times four

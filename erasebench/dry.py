@@ -10,7 +10,7 @@ from . import bases, generate, provenance, rates
 from .contracts import ChecksItself, ErasebenchError
 from .model import Source
 from .needs import needs_of
-from .run import Run, image_identities
+from .specification import Run, image_identities, shard_identity
 from .store import Store, digest
 
 
@@ -36,7 +36,7 @@ def planned(run: Run) -> Planned:
     missing = [unknown] if unknown else []
     for identity in (base, erased):
         for part in generate.shards(run.plan.prompts):
-            key = generate.key(identity, run.sampler, part)
+            key = shard_identity(identity, run.sampler, part)
             images[digest(key)] = len(part), store.has("images", key)
     judges, able = {}, []
     for name, evaluator in run.plan.evaluators.items():

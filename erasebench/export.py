@@ -29,7 +29,8 @@ from .model import Source
 from .options import command_of
 from .render import markdown
 from .rows import Row, read, replace_file
-from .run import Erased, Run
+from .run import Erased
+from .specification import Run
 from .store import Store
 
 if TYPE_CHECKING:

@@ -18,11 +18,10 @@ from . import provenance
 from .contracts import ErasebenchError, Prompt, Sampler
 from .memory import SHORT, halve, size_of
 from .model import Model, Sampled
+from .specification import shard_identity
 from .store import Store
 
 log = logging.getLogger("erasebench")
-VERSION = 2  # of the sampling code: raise it when images change
-VERSIONS = {"pndm": 3}  # of single samplers: 3 combines v as the network predicts it, and not its noise
 SHARD = 64
 Draw = Callable[[Model, Sequence[Prompt], Sampler], Sampled]
 
@@ -101,30 +100,7 @@ def make(
         }
         (folder / "shard.json").write_text(json.dumps(meta))
 
-    return store.get_or_make("images", key(identity, sampler, prompts), fill, wait) is not None
-
-
-def version() -> dict[str, int]:
-    """The sampling code's, for the identities of what samples without being an image (fits, attacks): they have had it
-    only since it is 3, so that what was in the store before stayed good."""
-    return {"sampling": VERSION} if VERSION > 2 else {}
-
-
-def key(identity: dict, sampler: Sampler, prompts: Sequence[Prompt]) -> dict:
-    """What a shard's images depend on."""
-    version = VERSIONS.get(sampler.name, VERSION)
-    sampler = replace(sampler, guidance=guidance_of(sampler.guidance))
-    return {"sampling": version, **identity, "sampler": sampler, "prompts": asked(prompts)}
-
-
-def asked(prompts: Sequence[Prompt]) -> list[tuple]:
-    """What makes one image differ from another of the same model and sampler: text, seed, a guidance of its own."""
-    return [(p.text, p.seed) if p.guidance is None else (p.text, p.seed, guidance_of(p.guidance)) for p in prompts]
-
-
-def guidance_of(scale: float) -> float:
-    """The guidance that a scale stands for: below 1 it is left out, as at 1 (see Model.guided)."""
-    return scale if scale >= 1 else 1.0
+    return store.get_or_make("images", shard_identity(identity, sampler, prompts), fill, wait) is not None
 
 
 def plain(model: Model, prompts: Sequence[Prompt], sampler: Sampler) -> Sampled:

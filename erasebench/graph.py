@@ -30,7 +30,8 @@ from .entry import plain
 from .inspect import change
 from .model import Model
 from .rows import Row, check_writable, write_table
-from .run import Erased, Run
+from .run import Erased
+from .specification import Run
 from .store import Store
 
 log = logging.getLogger("erasebench")

@@ -21,7 +21,8 @@ from torch import Tensor
 from . import config, vocabulary
 from .model import Model, join
 from .rows import Row
-from .run import Erased, Run
+from .run import Erased
+from .specification import Run
 from .store import Store
 
 SHOWN = 20

@@ -16,7 +16,8 @@ from .evaluators.verification import ClipImages
 from .evaluators.wellformed import Wellformed
 from .evaluators.zero_shot import ZeroShotShare
 from .own import Own
-from .run import Run, watcher
+from .run import watcher
+from .specification import Run
 from .tasks import OTHER_WORDS
 
 LABELS = {  # how zero-shot CLIP reads a name of each kind

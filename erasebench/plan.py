@@ -30,7 +30,7 @@ from .contracts import DecidesSuccess, ErasebenchError
 from .entry import plain
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .specification import Run
 
 COSTS = Path(str(resources.files("erasebench.conf"))) / "plan.yaml"
 SHARED = "shared by all"
@@ -141,8 +141,9 @@ def planned(runs: Sequence[Run], costs: Costs) -> Planned:
 def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
     """The jobs of one run that no run before it has asked for."""
     from .dry import identities
-    from .generate import asked, key, shards
+    from .generate import shards
     from .run import watcher
+    from .specification import requests, shard_identity
     from .store import Store, digest
 
     base, ours, unknown = identities(run)
@@ -172,7 +173,7 @@ def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
     shown = []  # images of the concept, which attacks ask for
     for identity, who, each in models:
         for part in shards(run.plan.prompts):
-            content = key(identity, run.sampler, part)
+            content = shard_identity(identity, run.sampler, part)
             name = f"images {digest(content)}"
             shown += [name] if part[0].split == "target" else []
             if not unknown and name not in made.jobs and store.has("images", content):
@@ -202,7 +203,7 @@ def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
             return costs["searched"] * search + kept * drawn
 
         model, begin = ("", []) if attack.shared else (digest(ours), [fit, *shown])
-        what = digest([attack, model, [asked([p]) for p in prompts]])
+        what = digest([attack, model, [requests([p]) for p in prompts]])
         once = sums.get("once", {})
         before = [fit, *shown] + [
             job(
@@ -305,12 +306,12 @@ def composed(words: Sequence[str], published: Mapping[str, float]) -> tuple[list
     runs: list[Run] = []
     absent: list[Absent] = []
     with tempfile.TemporaryDirectory() as folder:
-        files = {key: Path(folder) / f"{key}.{'csv' if 'prompts' in key else 'txt'}" for key in published}
-        for key, file in files.items():
-            rows = (f"{i},{i}" for i in range(int(published[key])))
+        files = {shard_identity: Path(folder) / f"{shard_identity}.{'csv' if 'prompts' in shard_identity else 'txt'}" for shard_identity in published}
+        for shard_identity, file in files.items():
+            rows = (f"{i},{i}" for i in range(int(published[shard_identity])))
             file.write_text("\n".join(["prompt,seed", *rows] if file.suffix == ".csv" else rows), encoding="utf-8")
         collect = lambda every, uncounted, rate: (runs.extend(every), absent.extend(uncounted))
-        stand_ins = {key: str(file) for key, file in files.items()}
+        stand_ins = {shard_identity: str(file) for shard_identity, file in files.items()}
         code = config.main(lambda run: [], [*words, "dry_run=true"], collect, stand_ins)
     return runs, absent, code
 

@@ -31,7 +31,7 @@ from .entry import plain
 
 if TYPE_CHECKING:
     from .rows import Row
-    from .run import Run
+    from .specification import Run
 
 LIST = Path(str(resources.files("erasebench.conf"))) / "reference.yaml"
 PLACE = Path("results/reference")

@@ -47,7 +47,7 @@ from .entry import json_of, plain
 from .rows import Row, replace_file, text_of, write_table
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .specification import Run
 
 LIST = Path(str(resources.files("erasebench.conf"))) / "regress.yaml"
 GOLDENS = Path(__file__).resolve().parent.parent / "results" / "reference" / "regress"

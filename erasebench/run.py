@@ -5,55 +5,45 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import secrets
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import generate, judging, needs, provenance, rates, verdicts
+from . import judging, needs, provenance, rates, verdicts
 from .contracts import (
     WORD,
     Attack,
     Calibrates,
-    ChecksItself,
     Decider,
     DecidesSuccess,
     ErasebenchError,
     Eraser,
     Evaluator,
-    HasWeights,
-    IsBase,
-    IsPretrained,
     Metric,
-    Missing,
-    Plan,
     Prompt,
-    Recognises,
     Sampler,
     Scored,
-    SecondOpinion,
     Skips,
     Undrawn,
     Unlocks,
 )
-from .execute import Executor, Local, Work
-from .generate import Draw, Shard, asked, key, make, shards
-from .model import Model, NotFinite, Source, check_device, is_finite
-from .pictured import Pictured
+from .execute import Local, Work
+from .generate import Draw, Shard, make, shards
+from .model import Model, NotFinite, check_device, is_finite
 from .places import masked_json, masked_text, strings
 from .redaction import redact
 from .rows import SCHEMA, Row, check_writable, record, replace_file
+from .specification import Run, image_identities, requests, score_identity, shard_identity, word_identity
 from .stats import Measure, Part, summarize
 from .store import Store, canonical, digest
 from .tables import with_published
@@ -63,121 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 SHEET = 96  # pixels of a picture on a sheet, at most
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that decides a run; what is hashed of it, and what is not, is settled in `identity`."""
-
-    method: str
-    eraser: Eraser
-    source: Source
-    world: str
-    plan: Plan
-    sampler: Sampler
-    seed: int = 0
-    target: str = ""  # the concept's name where there is one alone
-    batch: int = 32  # images at once; 0: as many as the GPU has memory for
-    speed: Literal["exact", "fast"] = "exact"  # of sampling; fits and attacks are always exact
-    device: str = "cpu"
-    judges: str = "cpu"  # the device of their networks
-    results: Path = Path("results")
-    second: SecondOpinion | None = None  # another judge's opinion on the target images, for audits
-    given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
-    attacks: Mapping[str, Attack] = field(default_factory=dict)
-    attacked: int = 20  # prompts under attack: the first of the target split
-    together: int = 32  # of them at once
-    executor: Executor = Local()
-    pictured: Pictured | None = None  # what the method is given in place of the concept's name
-    overrides: tuple[str, ...] = ()  # what the command line said of it, for the rows alone
-    own: Mapping[str, Any] | None = None  # of a concept of the user's own: name, kind, keep, synonyms, reference pictures
-
-    @property
-    def is_base(self) -> bool:
-        return isinstance(self.eraser, IsBase) and self.eraser.is_base
-
-    def identity(self) -> dict[str, Any]:
-        under = {"attacks": [(n, a, type(a).version) for n, a in self.attacks.items()], "attacked": self.attacked}
-        return {
-            **(under if self.attacks else {}),
-            **({} if self.speed == "exact" else {"speed": self.speed}),
-            **({} if self.own is None else {"own": self.own}),
-            "fit": self.fit_identity(),
-            "plan": [
-                self.plan.task,
-                self.plan.version,
-                [(p.id, *what, p.concept) for p, what in zip(self.plan.prompts, asked(self.plan.prompts), strict=True)],
-            ],
-            "sampler": self.sampler,
-            "evaluators": [
-                (name, e, type(e.judge).version, e.judge.weights())
-                for name, e in self.plan.evaluators.items()
-                if e is not None and not self.skips(e)
-            ],
-        }
-
-    @property
-    def plugins(self) -> list[Any]:
-        """Whatever may need files that are not its own."""
-        judges = [e.judge for e in self.plan.evaluators.values() if e is not None]
-        return [self.eraser, *self.plan.evaluators.values(), *judges, *self.attacks.values(), self.second]
-
-    def skips(self, evaluator: Evaluator | None) -> str:
-        """Why an evaluator cannot be part of this run, or nothing."""
-        if evaluator is None or evaluator.judge is None:
-            return f"world {self.world} has no judge for it"
-        try:
-            evaluator.judge.weights()
-            if isinstance(evaluator, ChecksItself):
-                evaluator.check()
-        except Missing as error:
-            return str(error)
-        if reason := needs.lacking(evaluator, evaluator.judge):
-            return reason
-        absent = set(evaluator.splits) - set(self.concepts)
-        missing = f"the world {self.world} gives no {', '.join(sorted(absent))} prompts" if absent else ""
-        return self.unknown_to(evaluator) or missing
-
-    @cached_property
-    def concepts(self) -> dict[str, list[str]]:
-        """Split -> the names that its prompts are judged by."""
-        found: dict[str, dict[str, None]] = {}
-        for prompt in self.plan.prompts:
-            found.setdefault(prompt.split, {})[prompt.concept] = None
-        return {split: list(filter(None, names)) for split, names in found.items()}
-
-    def unknown_to(self, evaluator: Evaluator) -> str:
-        """Why an evaluator has no verdict on some of the concepts, or nothing."""
-        if not isinstance(evaluator, Recognises):
-            return ""
-        asked_for = dict.fromkeys(name for split in evaluator.splits for name in self.concepts.get(split, ()))
-        unknown = [name for name in asked_for if not evaluator.recognises(name)]
-        and_more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        return f"{evaluator.judge.name} does not know {', '.join(unknown[:3])}{and_more}" if unknown else ""
-
-    @property
-    def id(self) -> str:
-        """What its files are called."""
-        which = self.target or f"n{len(self.plan.concepts)}"
-        return "-".join(
-            [*map(slug, (self.method, self.plan.task, which, self.source.name)), digest(self.identity())[:10]]
-        )
-
-    def fit_identity(self) -> dict[str, Any]:
-        judges = {name: judge for name, judge in vars(self.eraser).items() if isinstance(judge, HasWeights)}
-        # where they lie says nothing of what they are; those of the package go with its models
-        embedded = lambda judge: isinstance(judge, IsPretrained) and judge.pretrained == "embedded"
-        outside = {name: judge.weights() for name, judge in judges.items() if not embedded(judge)}
-        return {
-            **({"weights": outside} if outside else {}),
-            "eraser": self.eraser,
-            "version": self.eraser.version,
-            "brief": self.plan.brief,
-            "seed": self.seed,
-            "base": self.source.identity(),
-            **({"pictured": self.pictured.identity()} if self.pictured else {}),
-            **generate.version(),
-        }
 
 
 def watcher(run: Run) -> Decider | None:
@@ -299,10 +174,9 @@ class Erased:
         """The model that knows what the brief calls the concept: a word learnt of pictures, or its name as it is."""
         if (pictured := self.run.pictured) is None:
             return nullcontext()
-        what = [pictured.identity(), self.run.plan.brief.templates, self.run.seed, self.run.source.identity()]
         learn = lambda: pictured.learn(model, self.run.plan.brief.templates, self.run.seed)
         fill = lambda folder: save_file({"vector": learn().cpu()}, folder / "vector.safetensors")
-        entry = Store().get_or_make("words", {"word": what}, fill)
+        entry = Store().get_or_make("words", word_identity(self.run), fill)
         return model.word(WORD, load_file(entry / "vector.safetensors")["vector"])
 
     def erased(self) -> Model:
@@ -541,16 +415,16 @@ def produce(
                 who = f"base {here.run.source.name}" if state == "base" else f"method {here.run.method}"
                 raise NotFinite(f"{error} ({who})") from error
             if made and here.forecast is not None:
-                here.forecast.correct(Shard(here.store.get("images", key(identity, sampler, part)), part).meta())
+                here.forecast.correct(Shard(here.store.get("images", shard_identity(identity, sampler, part)), part).meta())
             for evaluator in judges if made else ():
                 if part[0].split in evaluator.splits:
                     with suppress(Exception):  # it is judged again when it is summed up, and fails there
-                        judge(here, evaluator, Shard(here.store.get("images", key(identity, sampler, part)), part))
+                        judge(here, evaluator, Shard(here.store.get("images", shard_identity(identity, sampler, part)), part))
             return made
 
         return one
 
-    shard = lambda part: store.get("images", key(identity, sampler, part))
+    shard = lambda part: store.get("images", shard_identity(identity, sampler, part))
     missing = [part for part in parts if shard(part) is None]
     done = erased.map(work(wait=False), missing, label)
     erased.map(work(wait=True), [part for part, mine in zip(missing, done, strict=True) if not mine], label)
@@ -566,7 +440,7 @@ def produce(
 def forecast(erased: Erased, parts: Sequence[tuple[Prompt, ...]], identities: Sequence[dict]) -> rates.Forecast | None:
     """What is left to sample, told at an assumed rate; nothing where all is in the store."""
     run, sampler = erased.run, erased.run.sampler
-    asked_for = [(key(identity, sampler, part), len(part)) for identity in identities for part in parts]
+    asked_for = [(shard_identity(identity, sampler, part), len(part)) for identity in identities for part in parts]
     missing = {digest(k): count for k, count in asked_for if not erased.store.has("images", k)}
     images = sum(missing.values())
     if not images:
@@ -583,25 +457,6 @@ def ahead(run: Run) -> list[Evaluator]:
     return [] if run.device == "cpu" else [e for e in run.plan.evaluators.values() if not run.skips(e)]
 
 
-def model_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The base, and the erased model."""
-    base = {"base": run.source.identity()}
-    return base, base if run.is_base else {**base, "artifact": digest(run.fit_identity())}
-
-
-def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the originals depend on besides prompts and sampler, and what the erased images do."""
-    how = {} if run.speed == "exact" else {"speed": run.speed}
-    base, ours = model_identities(run)
-    return {**base, **how}, {**ours, **how}
-
-
-def judged(evaluator: Evaluator, shard: Shard) -> dict[str, Any]:
-    """What raw scores depend on."""
-    judge = evaluator.judge
-    return {"judge": judge, "version": type(judge).version, "weights": judge.weights(), "images": shard.path.name}
-
-
 def judge(erased: Erased, evaluator: Evaluator, shard: Shard) -> None:
     """Get or make a shard's raw scores. Judges work one at a time, and may keep what they have loaded."""
     own = shard.of(erased.store)
@@ -615,12 +470,12 @@ def judge(erased: Erased, evaluator: Evaluator, shard: Shard) -> None:
         provenance.write_sources(folder, made_by)
 
     with erased.judging:
-        erased.store.get_or_make("scores", judged(evaluator, shard), fill)
+        erased.store.get_or_make("scores", score_identity(evaluator.judge, shard.path.name), fill)
 
 
 def score(erased: Erased, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:
     """Raw scores of one split, shard by shard through the store."""
-    entry = lambda shard: erased.store.get("scores", judged(evaluator, shard))
+    entry = lambda shard: erased.store.get("scores", score_identity(evaluator.judge, shard.path.name))
     members = [shard for shard in made if shard.prompts[0].split == split]
     if not members:
         raise ErasebenchError(f"the task has no {split} prompts")
@@ -733,7 +588,7 @@ def row(
     """One row: of a metric, or of something that failed or was skipped."""
     splits = metric.split.split("+") if metric else []
     refused = sum(sum(shard.meta()["refused"]) for shard in made if shard.prompts[0].split in splits)
-    prompts = asked([p for p in run.plan.prompts if p.split in splits])
+    prompts = requests([p for p in run.plan.prompts if p.split in splits])
     commit, dirty = provenance.git()
     fallback = {
         "packages": provenance.packages(),
@@ -793,7 +648,7 @@ def row(
 def attack_rows(run: Run, run_id: str, ours: Sequence[Shard], cost: dict[str, Any], outcome: Outcome) -> list[Row]:
     """Rows of one attack, with its own cost; one row alone if it failed or was skipped."""
     spent = dict(outcome.cost) or cost
-    prompts = asked([p for p in run.plan.prompts if p.split == "target"][: run.attacked])
+    prompts = requests([p for p in run.plan.prompts if p.split == "target"][: run.attacked])
     under: dict[str, Any] = {"attack": outcome.name, "attack_params": masked_json(outcome.params), "prompts_sha256": digest(prompts)}
     if outcome.status != "ok":
         made = [row(run, run_id, ours, spent, "", None, reason=outcome.reason, status=outcome.status)]
@@ -807,11 +662,6 @@ def attack_rows(run: Run, run_id: str, ours: Sequence[Shard], cost: dict[str, An
 def sampler_text(sampler: Sampler) -> str:
     size = f", {sampler.size} px" if sampler.size else ""
     return f"{sampler.name} {sampler.steps} steps, guidance {sampler.guidance:g}{size}"
-
-
-def slug(text: str) -> str:
-    """Safe in any file name: hostile names neither leave the folder nor collide with the run's hash beside them."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "x"
 
 
 def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Path, columns: int = 8) -> None:

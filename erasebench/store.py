@@ -70,10 +70,16 @@ def canonical(value: Any) -> str:
 
     def plain(x: Any) -> Any:
         if is_dataclass(x) and not isinstance(x, type):
-            return {"type": f"{type(x).__module__}.{type(x).__qualname__}", **asdict(x)}
+            return {"type": type_name(type(x)), **asdict(x)}
         raise TypeError(f"{type(x).__name__} has no canonical text")
 
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=plain, separators=(",", ":"), allow_nan=False)
+
+
+def type_name(kind: type) -> str:
+    """The name of a dataclass in a key: alone for this package's, whose files may move; with its module for others'."""
+    ours = kind.__module__.partition(".")[0] == "erasebench"
+    return kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def digest(value: Any) -> str:

@@ -24,7 +24,7 @@ from .dry import planned
 from .entry import json_of, plain
 from .options import ALONE, command_of
 from .rows import Row, read, replace_file
-from .run import Run
+from .specification import Run
 
 
 def faults(path: Path, rows: Sequence[Row], command: Sequence[str]) -> tuple[list[tuple[str, str]], list[Run]]:

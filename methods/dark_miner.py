@@ -35,10 +35,10 @@ from tqdm import tqdm
 from erasebench.attention import Adapted, LowRank, projection
 from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, ErasebenchError, Sampler
-from erasebench.generate import version
 from erasebench.memory import sampled, sampled_images
 from erasebench.model import Context, Model, NotFinite, is_finite, weights_digest
 from erasebench.provenance import changed_sources, sources, write_sources
+from erasebench.specification import sampling
 from erasebench.store import Store, digest
 from erasebench.tasks import seed_of
 from erasebench.training import checked, noised
@@ -80,7 +80,7 @@ class DarkMiner:
     guidance: float = 7.5
     ddim_steps: int = 50
     clip: Clip = Clip(architecture="ViT-L-14-quickgelu")
-    version: ClassVar[int] = 1
+    sampling: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preserved", tuple(self.preserved))
@@ -99,7 +99,7 @@ class DarkMiner:
             "concepts": names,
             "seed": seed,
             "base": weights_digest(model.unet, model.text_encoder, model.vae),
-            **version(),
+            **sampling(),
         }
         outdated = set()
 

@@ -17,7 +17,8 @@ from erasebench.config import embedded_source
 from erasebench.contracts import Brief, Concept, ErasebenchError, Prompt, Sampler
 from erasebench.execute import Local
 from erasebench.model import Model
-from erasebench.run import Erased, execute, image_identities, images
+from erasebench.run import Erased, execute, images
+from erasebench.specification import image_identities
 from erasebench.store import Store
 
 SAMPLER = Sampler("ddim", 3, 4.0)

@@ -19,7 +19,8 @@ import torch
 
 from erasebench import config, leaderboard, render, tables
 from erasebench.model import ClassifierFree, Model, Sampled
-from erasebench.run import Erased, Run, execute, images
+from erasebench.run import Erased, execute, images
+from erasebench.specification import Run
 from erasebench.store import Store
 
 IMAGES, STEPS = 8, 6

@@ -10,7 +10,7 @@ import pytest
 from erasebench.evaluators.attacks.seed_search import SeedSearch
 from erasebench.methods.uce import UCE
 
-from erasebench import attack, entry, generate, provenance
+from erasebench import attack, entry, provenance, specification
 from erasebench.contracts import Prompt, Sampler
 from erasebench.run import execute
 
@@ -186,10 +186,8 @@ def test_the_sampler_s_version_is_part_of_fits_and_attacks(make_run, monkeypatch
     run = make_run("uce", UCE(), attacks={"mine": SeedSearch()})
     prompts = (Prompt("", "a cat", 1, "target"),)
     search = attack.Stage(SimpleNamespace(run=run), None, "mine", SeedSearch(), prompts, None, (), None, None)
-    identities = lambda: [run.fit_identity(), search.identity(), generate.key({}, Sampler(), prompts)]
-    monkeypatch.setattr(generate, "VERSION", 2)
-    before = identities()
-    assert ["sampling" in identity for identity in before] == [False, False, True]  # as they have always been
+    identities = lambda: [run.fit_identity(), search.identity(), specification.shard_identity({}, Sampler(), prompts)]
     for number in (3, 4):
-        monkeypatch.setattr(generate, "VERSION", number)
-        assert [identity["sampling"] for identity in identities()] == [number] * 3
+        monkeypatch.setattr(specification, "SAMPLING", number)
+        wanted = [[number, specification.SAMPLERS]] * 2 + [number]
+        assert [identity["sampling"] for identity in identities()] == wanted

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import build_pipeline
 
-from erasebench import generate
+from erasebench import specification
 from erasebench.contracts import ErasebenchError, Prompt, Sampler
 from erasebench.model import SCHEDULERS, Model
 
@@ -119,8 +119,8 @@ def test_guidance_is_left_out_at_one_and_below(parts, guidance):
     mixed = model.latents(context, SEEDS, Sampler("ddim", 2, 5.0), scales=[guidance, 3.0])
     alone = [model.latents(context, SEEDS, Sampler("ddim", 2, scale)) for scale in (guidance, 3.0)]
     torch.testing.assert_close(mixed, torch.stack([alone[0][0], alone[1][1]]))
-    assert generate.key({}, sampler, []) == generate.key({}, Sampler("ddim", 2, 1.0), [])
-    own = lambda scale: generate.asked([Prompt("i", "x", 0, "target", guidance=scale)])
+    assert specification.shard_identity({}, sampler, []) == specification.shard_identity({}, Sampler("ddim", 2, 1.0), [])
+    own = lambda scale: specification.requests([Prompt("i", "x", 0, "target", guidance=scale)])
     assert own(guidance) == own(1.0) != own(1.5)
 
 

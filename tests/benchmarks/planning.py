@@ -29,6 +29,7 @@ from measure import record
 from erasebench import generate, plan, training
 from erasebench.model import Model
 from erasebench.run import execute
+from erasebench.specification import shard_identity
 from erasebench.store import Store, digest
 
 SWEEP = ["-m", "method=none,uce,esd", "task=object", "target=cat", "images=64"]
@@ -57,7 +58,7 @@ def calibrated(folder: Path) -> dict[str, Any]:
     draw = lambda which: generate.make(Store(), lambda: model, {"drawn": which}, run.sampler, part, run.batch)
     draw(0)
     costs["rate"] = len(part) * run.sampler.steps * 2 / (sum(took(partial(draw, i)) for i in (1, 2)) / 2)
-    shown = Store().get("images", generate.key({"drawn": 0}, run.sampler, part))
+    shown = Store().get("images", shard_identity({"drawn": 0}, run.sampler, part))
     images = generate.Shard(shown, part).images()
     for judge in {digest(e.judge): e.judge for e in run.plan.evaluators.values() if e and e.judge}.values():
         costs["start"] += took(lambda judge=judge: judge.score(images[:1], part[:1]))

@@ -24,7 +24,8 @@ from erasebench.contracts import Sampler
 from erasebench.mini.files import captions
 from erasebench.mini.world import names
 from erasebench.model import Model
-from erasebench.run import Run, execute
+from erasebench.run import execute
+from erasebench.specification import Run
 from erasebench.tasks import ObjectTask
 
 

@@ -14,7 +14,8 @@ from sampling import one_run
 from erasebench.contracts import Prompt, Sampler
 from erasebench.execute import Local
 from erasebench.generate import shards
-from erasebench.run import Erased, Run, image_identities, produce
+from erasebench.run import Erased, produce
+from erasebench.specification import Run, image_identities
 from erasebench.store import Store
 
 

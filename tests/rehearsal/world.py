@@ -148,6 +148,11 @@ def measured(rows: Sequence[Row]) -> set[str]:
     return {row.metric for row in rows if row.status == "ok" and row.value is not None and row.value == row.value}
 
 
+def erased(rows: Sequence[Row]) -> bool:
+    """Whether forgetting is measured; where a guard refuses every image of the concept, under the name that says so."""
+    return bool(measured(rows) & {"acc_e_top1", "acc_e_top1_refused_as_forgotten"})
+
+
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory) -> Photo:
     return Photo(tmp_path_factory.mktemp("photo"))
