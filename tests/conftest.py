@@ -25,6 +25,15 @@ torch.set_num_threads(
 )  # more workers than cores would wait for each other
 
 
+LONGEST = ("documents", "cluster", "cli", "sweeps", "experiments", "fast", "cases", "run", "audit", "submit", "reference", "track")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first: a worker takes whole files, and the last one would keep the others waiting."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl: bool = False) -> Path:
     """Write a diffusers folder: 16x16 pixels, 4x4 latents, two U-Net levels with cross-attention, byte tokenizer.
     `xl`: of SDXL's classes, with its second text encoder and its further conditions."""

@@ -21,9 +21,9 @@ def steps(workflow):
 
 def test_it_makes_what_the_makefile_has(steps):
     made = re.findall(r"^make (\w+)$", "\n".join(step.get("run", "") for step in steps), re.MULTILINE)
-    assert made == ["lint", "test", "regress"]
+    assert made == ["lint", "test", "rehearse", "regress"]
     makefile = (ROOT / "Makefile").read_text()
-    assert all(re.search(rf"^{target}: \$\(INSTALLED\)$", makefile, re.MULTILINE) for target in made)
+    assert all(re.search(rf"^{target}: \$\(INSTALLED\)", makefile, re.MULTILINE) for target in made)
     assert set(made) < set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
 
 
@@ -44,9 +44,9 @@ def test_actions_and_python_are_pinned_and_a_newer_push_ends_an_older(workflow, 
     assert {"push", "pull_request"} == set(workflow[True])  # YAML 1.1 reads `on` as true
 
 
-def test_pip_s_cache_is_the_one_that_is_kept(workflow, steps):
+def test_uv_s_cache_is_the_one_that_is_kept(workflow, steps):
     cache = next(step["with"] for step in steps if step.get("uses", "").startswith("actions/cache@"))
-    assert cache["path"] == workflow["jobs"]["check"]["env"]["PIP_CACHE_DIR"]
+    assert cache["path"] == workflow["jobs"]["check"]["env"]["UV_CACHE_DIR"]
     assert all((ROOT / name).is_file() for name in re.findall(r"'([\w.]+)'", cache["key"]))
 
 
