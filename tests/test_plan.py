@@ -165,7 +165,7 @@ def test_the_reference_s_fits_evaluated_what_the_sums_say():
     rows = row_table.read_all(ROOT / "results/reference")
     for row in (row for row in rows if row.metric == "fit_unet_calls" and not row.attack):
         name = "mace" if row.method.startswith("mace") else row.method
-        if name in COSTS["fits"] and row.value:
+        if name in COSTS["fits"] and row.value is not None:
             sum_ = counted(name, json.loads(row.params), concepts=row.n_concepts)
             within = (1, 1)
             if name == "gie":  # it stops where a weight is enough
