@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m erasebench.leaderboard
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/rehearsal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore=tests/rehearsal
 
 rehearse: $(INSTALLED)   # the photo world in small
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/rehearsal

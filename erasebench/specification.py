@@ -243,14 +243,16 @@ def search_identity(run: Run, attack: Attack, evaluator: Decider, pictures: Sequ
     if attack.shared:
         return {**shared, **base}
     judge = evaluator.judge
-    stops = isinstance(attack, StopsEarly) and attack.stops and isinstance(judge, HasThreshold)
+    ends = {}
+    if isinstance(attack, StopsEarly) and attack.stops and isinstance(judge, HasThreshold):
+        ends = {"threshold": judge.threshold}
     return {
         **shared,
         **ours,
         "sampler": run.sampler,
         "detector": [evaluator, type(judge).version, judge.weights()],
         "pictures": list(pictures),
-        **({"threshold": judge.threshold} if stops else {}),
+        **ends,
     }
 
 

@@ -80,7 +80,7 @@ class DarkMiner:
     guidance: float = 7.5
     ddim_steps: int = 50
     clip: Clip = Clip(architecture="ViT-L-14-quickgelu")
-    sampling: ClassVar[int] = 1
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preserved", tuple(self.preserved))

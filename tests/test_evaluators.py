@@ -1,6 +1,7 @@
 """Metrics from raw scores made by hand."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def test_every_object_interval_holds_its_value_and_splits_are_named():
 
 @dataclass(frozen=True)
 class Known:
+    name: ClassVar[str] = "known"
     people: tuple[str, ...] = ("Bill Moss", "Bill Stone", "Ann Reed")
 
 

@@ -96,7 +96,7 @@ class Judge:
     """In place of CLIP: sees the concept unless the picture is dark."""
 
     def __init__(self, name, architecture, pretrained, texts):
-        self.texts = texts
+        self.name, self.texts = name, texts
 
     def score(self, images, prompts):
         red = images.float().mean((1, 2, 3)).numpy() / 255
