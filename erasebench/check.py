@@ -24,9 +24,10 @@ from .clauses import SAMPLER, Finding, examine
 from .clauses import attacks as of_attacks
 from .clauses import evaluators as of_evaluators
 from .clauses import methods as of_methods
-from .contracts import Attack, Brief, ErasebenchError, Eraser, Evaluator, Prompt, Skips
+from .contracts import Attack, Brief, ErasebenchError, Eraser, Evaluator, Prompt
 from .model import Model
 from .rows import Row
+from .run import reason_to_skip
 from .specification import Run
 
 PROMPT_COUNT, IMAGE_COUNT = 3, 6  # of a method's and an attack's prompts; of an evaluator's images of a split
@@ -74,7 +75,7 @@ def brief_of(run: Run) -> Brief:
 
 def refuse_unfit(name: str, plugin: Any, run: Run, model: Model) -> None:
     """Raises ErasebenchError for a plugin that skips this model: its clauses would say nothing."""
-    if isinstance(plugin, Skips) and (reason := plugin.skip(model)):
+    if reason := reason_to_skip(plugin, model):
         raise ErasebenchError(f"{name} does not fit {run.source.name}: {reason}")
 
 

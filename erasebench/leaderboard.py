@@ -117,15 +117,15 @@ class Column:
     label: str
     cells: dict[str, Row]  # run id -> row
     rank: dict[str, int | None]
-    is_quoted: bool = False  # published values of another model, which do not compare with the column before
+    is_paper: bool = False  # published values of another model, which do not compare with the column before
 
     @cached_property
-    def papers(self) -> Column | None:
+    def paper(self) -> Column | None:
         """Published values to stand beside this column's, where they do not compare with them; None without any."""
-        found = {run_id: (row, beside(row)) for run_id, row in self.cells.items()}
+        found = {run_id: (row, paper_value(row)) for run_id, row in self.cells.items()}
         nothing = dict.fromkeys(("low", "high", "n", "n_valid", "n_refused", "published", "higher_is_better"))
         cells = {k: replace(row, value=value, **nothing) for k, (row, value) in found.items() if value is not None}
-        return Column(f"{self.label}: {PAPER}", cells, {}, is_quoted=True) if cells else None
+        return Column(f"{self.label}: {PAPER}", cells, {}, is_paper=True) if cells else None
 
     @property
     def row(self) -> Row:
@@ -183,7 +183,7 @@ class Column:
     @property
     def meaning(self) -> str:
         row = self.row
-        if self.is_quoted:
+        if self.is_paper:
             return plain(f"{row.metric} as papers print it of Stable Diffusion: another model, other images, another judge")
         start = max((name for name in MEANING if row.metric.startswith(name)), key=len, default="")
         judge = row.judge or "the judge"
@@ -208,7 +208,7 @@ class Column:
         return None if None in (row.published, row.low, row.high) else row.low <= row.published <= row.high
 
 
-def beside(row: Row) -> float | None:
+def paper_value(row: Row) -> float | None:
     """Published value of the row's counterpart where it does not compare: of another world than the paper's."""
     found = find_published(row) if row.world != "photo" else None
     return None if found is None else found[0]
@@ -291,12 +291,12 @@ class Group:
     @property
     def kinds(self) -> list[tuple[str, list[Column]]]:
         """Columns by what they are about."""
-        return [(KINDS[k], list(same)) for k, same in groupby(self.shown, lambda column: column.kind)]
+        return [(KINDS[k], list(same)) for k, same in groupby(self.table_columns, lambda column: column.kind)]
 
     @cached_property
-    def shown(self) -> list[Column]:
+    def table_columns(self) -> list[Column]:
         """Columns of a table, each with the published values that do not compare behind it."""
-        return [one for column in self.columns for one in (column, column.papers) if one is not None]
+        return [one for column in self.columns for one in (column, column.paper) if one is not None]
 
     @property
     def together(self) -> list[list[Run]]:

@@ -306,12 +306,12 @@ def composed(words: Sequence[str], published: Mapping[str, float]) -> tuple[list
     runs: list[Run] = []
     absent: list[Absent] = []
     with tempfile.TemporaryDirectory() as folder:
-        files = {shard_identity: Path(folder) / f"{shard_identity}.{'csv' if 'prompts' in shard_identity else 'txt'}" for shard_identity in published}
-        for shard_identity, file in files.items():
-            rows = (f"{i},{i}" for i in range(int(published[shard_identity])))
+        files = {key: Path(folder) / f"{key}.{'csv' if 'prompts' in key else 'txt'}" for key in published}
+        for key, file in files.items():
+            rows = (f"{i},{i}" for i in range(int(published[key])))
             file.write_text("\n".join(["prompt,seed", *rows] if file.suffix == ".csv" else rows), encoding="utf-8")
         collect = lambda every, uncounted, rate: (runs.extend(every), absent.extend(uncounted))
-        stand_ins = {shard_identity: str(file) for shard_identity, file in files.items()}
+        stand_ins = {key: str(file) for key, file in files.items()}
         code = config.main(lambda run: [], [*words, "dry_run=true"], collect, stand_ins)
     return runs, absent, code
 

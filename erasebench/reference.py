@@ -131,12 +131,12 @@ def tell(lines: Sequence[Line], place: Path) -> None:
         f"{counted - len(missing)} of {counted} runs are there; the others take about {total / 3600:.1f} hours of "
         f"this machine" + (f", and {unknown} of which no run tells" if unknown else "")
     )
-    for run_id in left_over(lines, place):
+    for run_id in find_unlisted(lines, place):
         path = row_table.place(place, run_id)
         print(plain(f"left over: {path if path.exists() else f'{run_id} in {place / row_table.TABLE}'}"))
 
 
-def left_over(lines: Sequence[Line], place: Path) -> list[str]:
+def find_unlisted(lines: Sequence[Line], place: Path) -> list[str]:
     """Runs that nothing of the list asks for."""
     asked = {run.id for line in lines for run in line.runs}
     return [path.stem for path in row_table.list_places(place) if path.stem not in asked]
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None, path: Path = LIST, place: Path = PLACE) 
     try:
         lines = [composed(words, place) for words in listed(path)]
         tell(lines, place)
-        return 0 if given.dry_run else make(lines, place, left_over(lines, place) if given.prune else (), given.sheets)
+        return 0 if given.dry_run else make(lines, place, find_unlisted(lines, place) if given.prune else (), given.sheets)
     except ErasebenchError as error:
         print(f"error: {plain(error)}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .claims import Finding, findings
 from .entry import GROUP, Run, plain, short
-from .leaderboard import KINDS, Column, Comparison, Group, beside
+from .leaderboard import KINDS, Column, Comparison, Group, paper_value
 from .row_table import arrow_fields
 from .rows import write_table
 from .tables import PAPER
@@ -45,7 +45,7 @@ def view(groups: Sequence[Group]) -> list[dict[str, object]]:
         about = {name: getattr(run.head, name) for name in ABOUT}
         about |= {"status": run.status, "reason": "; ".join(run.flaws), "verified": run.verified is not None}
         for row in run.cells.values():
-            lines.append(about | {name: getattr(row, name) for name in NUMBER} | {PAPER: beside(row)})
+            lines.append(about | {name: getattr(row, name) for name in NUMBER} | {PAPER: paper_value(row)})
         if not run.cells:
             lines.append(about)
     return lines
@@ -93,7 +93,7 @@ def as_text(groups: Sequence[Group], width: int = 100) -> str:
             table.append(lines)
         sizes = [max(map(len, cells)) for cells in table]
         out += ["  ".join(map(str.ljust, line, sizes)).rstrip() for line in zip(*table, strict=True) if shown]
-        for said in (*quoted(group), *listed(group)):
+        for said in (*paper_lines(group), *listed(group)):
             out += textwrap.wrap(said, width, subsequent_indent="    ")
         for said in group.repeats:
             out += textwrap.wrap(said, width, subsequent_indent="    ")
@@ -101,12 +101,14 @@ def as_text(groups: Sequence[Group], width: int = 100) -> str:
     return "\n".join(out)
 
 
-def quoted(group: Group) -> Iterator[str]:
-    """A line for each metric with published values that do not compare: what they are."""
+def paper_lines(group: Group) -> Iterator[str]:
+    """A line for each metric with published values that do not compare: those of each run."""
     for column in group.columns:
-        if column.papers is not None:
-            said = (f"{run.label} {column.text(column.papers.cells[run.head.run_id].value)}" for run in group.reference + group.ranked if run.head.run_id in column.papers.cells)
-            yield f"{column.papers.label}: {'; '.join(said)}"
+        if (paper := column.paper) is None:
+            continue
+        runs = [run for run in group.reference + group.ranked if run.head.run_id in paper.cells]
+        values = (f"{run.label} {column.text(paper.cells[run.head.run_id].value)}" for run in runs)
+        yield f"{paper.label}: {'; '.join(values)}"
 
 
 def listed(group: Group) -> Iterator[str]:

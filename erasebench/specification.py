@@ -225,7 +225,7 @@ def score_identity(judge: Judge, shard: str) -> dict[str, Any]:
 def word_identity(run: Run) -> dict[str, Any]:
     """What the word that is learnt of pictures depends on."""
     assert run.pictured is not None
-    return {"word": [run.pictured.identity(), run.plan.brief.templates, run.seed, run.source.identity(), sampling()]}
+    return {"word": [run.pictured.identity(), run.plan.brief.templates, run.seed, run.source.identity()]}
 
 
 def search_identity(run: Run, attack: Attack, evaluator: Decider, pictures: Sequence[str]) -> dict[str, Any]:
@@ -257,6 +257,6 @@ def search_identity(run: Run, attack: Attack, evaluator: Decider, pictures: Sequ
 
 
 def found_identity(search: Mapping[str, Any], attack: Attack, prompt: Prompt, before: bool) -> dict[str, Any]:
-    """What is found for one prompt depends on; `before`: whether the erased model shows the concept without an attack."""
+    """What a finding for one prompt depends on; `before`: whether the erased model shows the concept without an attack."""
     known = {} if attack.shared else {"before": before}
     return {**search, "prompt": [prompt.text, prompt.seed, prompt.concept, prompt.guidance], **known}

@@ -223,29 +223,29 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 def frechet_to(b: np.ndarray) -> Callable[[np.ndarray], float]:
     """Frechet distance of features [N, D] from those of `b` [M, D], whose own part is computed once.
 
-    The trace of (S1 S2)^1/2 comes in fp64 from the eigenvalues of S2^1/2 S1 S2^1/2, which are real; where there are fewer
-    images than features, from those of the centred features' products X Y' Y X', which are the same and fewer.
+    The trace of (S1 S2)^1/2 is the sum of the roots of the eigenvalues of S1 S2. In fp64 they come from S2^1/2 S1 S2^1/2;
+    where one side has fewer images than features, with X for its centred ones, from X S X', which has the same and fewer.
     """
     b = np.asarray(b, np.float64)
-    mean, centred = b.mean(0), (b - b.mean(0)) / math.sqrt(len(b) - 1)
-    trace = float((centred**2).sum())
+    mean, y = b.mean(0), (b - b.mean(0)) / math.sqrt(len(b) - 1)
+    covariance = cache(lambda: y.T @ y)
 
     @cache
     def root() -> np.ndarray:
-        w, v = np.linalg.eigh(centred.T @ centred)
+        w, v = np.linalg.eigh(covariance())
         return (v * np.sqrt(np.clip(w, 0, None))) @ v.T
 
     def distance(a: np.ndarray) -> float:
         a = np.asarray(a, np.float64)
         x = (a - a.mean(0)) / math.sqrt(len(a) - 1)
-        if min(len(a), len(b)) < a.shape[1]:
-            product = x @ centred.T
-            product = product if len(a) <= len(b) else product.T
-            square = product @ product.T
+        if len(a) < a.shape[1]:
+            square = x @ covariance() @ x.T
+        elif len(b) < a.shape[1]:
+            square = y @ (x.T @ x) @ y.T
         else:
             square = root() @ (x.T @ x) @ root()
         cross = np.sqrt(np.clip(np.linalg.eigvalsh(square), 0, None)).sum()
-        return float(((a.mean(0) - mean) ** 2).sum() + (x**2).sum() + trace - 2 * cross)
+        return float(((a.mean(0) - mean) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * cross)
 
     return distance
 

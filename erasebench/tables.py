@@ -269,7 +269,7 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
         lines += ["| method | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
         for method in dict.fromkeys(cell["method"] for cell in here):
             own = [cell for cell in here if cell["method"] == method and cell["metric"] in metrics]
-            shown = [part for cell in own for part in (said(cell), *[said_beside(cell)] * (cell["metric"] in beside))]
+            shown = [part for cell in own for part in (said(cell), *[format_paper(cell)] * (cell["metric"] in beside))]
             lines.append(f"| {method} | " + " | ".join(shown) + " |")
         lines.append("")
     why = dict.fromkeys((c["method"], c["block"], c["broken"]) for c in made if c["broken"] and c["value"] is not None)
@@ -280,7 +280,7 @@ def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
 def said(cell: Mapping[str, Any]) -> str:
     if cell["value"] is None:
         return "not measured"
-    show = partial(said_number, cell["raw"])
+    show = partial(format_number, cell["raw"])
     number = show(cell["value"])
     if cell["low"] is not None:
         number += f" [{show(cell['low'])}, {show(cell['high'])}]"
@@ -290,11 +290,11 @@ def said(cell: Mapping[str, Any]) -> str:
     return number + (f" ({show(cell['published'])})" if cell["published"] is not None else "")
 
 
-def said_beside(cell: Mapping[str, Any]) -> str:
-    return "–" if cell[PAPER] is None else said_number(cell["raw"], cell[PAPER])
+def format_paper(cell: Mapping[str, Any]) -> str:
+    return "–" if cell[PAPER] is None else format_number(cell["raw"], cell[PAPER])
 
 
-def said_number(is_raw: bool, value: float) -> str:
+def format_number(is_raw: bool, value: float) -> str:
     return f"{value:.2f}" if is_raw else f"{100 * value:.1f}"
 
 

@@ -528,7 +528,7 @@ def test_published_values_of_another_model_are_a_column_of_their_own(tmp_path):
     for name, method, value in (("n", "none", 0.9), ("u", "uce", 0.25), ("m", "mine", 0.5)):
         save(tmp_path, name, row("acc_e_prob", value), row("acc_s", value, group="keep"), method=method)
     ((group,), _) = leaderboard.load(tmp_path)
-    ((column,), shown) = [[c for c in some if c.label.startswith("acc_e_prob")] for some in (group.columns, group.shown)]
+    ((column,), shown) = [[c for c in some if c.label.startswith("acc_e_prob")] for some in (group.columns, group.table_columns)]
     assert [c.label for c in shown] == ["acc_e_prob", f"acc_e_prob: {tables.PAPER}"]
     assert {k: row.value for k, row in shown[1].cells.items()} == {"n": 0.9606, "u": 0.4032}
     assert not shown[1].rank and column.row.published is None and group.order is not shown[1]

@@ -26,6 +26,13 @@ class Examined(Protocol):
     def plugin(self) -> Any: ...
 
 
+class OnModel(Examined, Protocol):
+    """A plugin under examination on a model."""
+
+    @property
+    def model(self) -> Model: ...
+
+
 S = TypeVar("S", bound=Examined)
 
 
@@ -98,11 +105,11 @@ def says_needs(subject: Examined) -> str | None:
     return f"needs() gives {', '.join(odd)} among its needs" if odd else None
 
 
-def skip_of(plugin: Any, model: Model) -> str | None:
+def gives_reason(subject: OnModel) -> str | None:
     """What is wrong with the reason for which a plugin skips a model."""
-    if not isinstance(plugin, Skips):
+    if not isinstance(subject.plugin, Skips):
         return None
-    reason = plugin.skip(model)
+    reason = subject.plugin.skip(subject.model)
     return None if isinstance(reason, str) else f"skip() gives {type(reason).__name__}, not a reason or ''"
 
 

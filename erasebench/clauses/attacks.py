@@ -28,7 +28,7 @@ from ..gate import refuses
 from ..model import Model, Sampled
 from ..search import draw_vectors
 from ..store import Store
-from . import SAMPLER, Clause, Openings, disturb, has_text, has_version, is_frozen, is_sent, says_needs, skip_of
+from . import SAMPLER, Clause, Openings, disturb, gives_reason, has_text, has_version, is_frozen, is_sent, says_needs
 
 OUTCOMES = ("", "too long", "refused", "diverged", "not in the source")
 APART = 1e-3  # of what is learnt of a prompt in other company, which networks round differently
@@ -134,10 +134,6 @@ def says_what_it_sees(attacking: Attacking) -> str | None:
 def says_its_budget(attacking: Attacking) -> str | None:
     images = attacking.plugin.images
     return None if isinstance(images, int) and images >= 0 else f"images is {images!r}, no number of images"
-
-
-def gives_reason(attacking: Attacking) -> str | None:
-    return skip_of(attacking.plugin, attacking.model)
 
 
 def searches(attacking: Attacking) -> str | None:

@@ -23,12 +23,12 @@ from . import (
     Openings,
     disturb,
     gap,
+    gives_reason,
     has_text,
     has_version,
     is_frozen,
     is_sent,
     says_needs,
-    skip_of,
 )
 
 
@@ -74,10 +74,6 @@ class Method:
 
 def has_both(method: Method) -> str | None:
     return None if isinstance(method.plugin, Eraser) else "fit or apply is missing"
-
-
-def gives_reason(method: Method) -> str | None:
-    return skip_of(method.plugin, method.model)
 
 
 def fits(method: Method) -> str | None:

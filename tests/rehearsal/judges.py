@@ -132,8 +132,8 @@ def write_pictures(folder: Path, count: int, side: int = 64, seed: int = 0) -> P
 
 @dataclass(frozen=True)
 class Wording:
-    """A judge that looks at no picture: whether one shows the concept hangs on its prompt, so that the first of two prompts
-    has it before and after erasing, the second has not, and a search may end either way. Random weights see one thing in all."""
+    """A judge that looks at no picture: whether one shows the concept hangs on its prompt. Of the two under attack one
+    shows it with no attack and the other must be searched for; random weights would see one thing in all."""
 
     name: str = "wording"
     version: ClassVar[int] = 1

@@ -88,25 +88,22 @@ class Pretended(TorchFunctionMode):
             return place_of(function, args[0])
         if function in TO_NUMPY and is_marked(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        if function == torch.autograd.grad:  # a gradient lies where its input does, wherever the loss is
+            gradients = function(*args, **kwargs)
+            inputs = tensors_in([kwargs.get("inputs", args[1:2])])
+            return tuple(mark(gradient, is_marked(x)) for gradient, x in zip(gradients, inputs, strict=True))
         if function == Tensor.cuda:
             function, args, kwargs = Tensor.to, (args[0], GPU), {}
         wanted, args, kwargs = device_asked_for(function, args, kwargs)
         given = list(tensors_in(args[:1] if function in ALONE else [args, kwargs]))
         if wanted is None:
-            if function != torch.autograd.grad:
-                check(function, args, given)
+            check(function, args, given)
             on_gpu = is_marked(args[0]) if function in ONTO | INDEXING else any(map(is_marked, given))
         else:
             on_gpu = wanted.type == "cuda"
         generator = kwargs.get("generator")
         if on_gpu and generator is not None and generator.device.type == "cpu":
             raise MixedDevices("Expected a 'cuda' device type for generator but found 'cpu'")
-        if function == torch.autograd.grad:  # a gradient lies where its input does, wherever the loss is
-            inputs = kwargs.get("inputs", args[1] if len(args) > 1 else ())
-            made = function(*args, **kwargs)
-            for gradient, x in zip(made, tensors_in([inputs]), strict=True):
-                mark(gradient, is_marked(x))
-            return made
         unknown = in_backward() and wanted is None and not any(map(is_known, given))
         made = function(*args, **kwargs)
         if function == Tensor.data.__set__:

@@ -148,6 +148,13 @@ def measured(rows: Sequence[Row]) -> set[str]:
     return {row.metric for row in rows if row.status == "ok" and row.value is not None and row.value == row.value}
 
 
+def attacked(rows: Sequence[Row]) -> bool:
+    """Whether every attack measured, on prompts of which half did not show the concept without it."""
+    under = [row for row in rows if row.attack]
+    before = [row.value for row in rows if row.metric == "wording"]
+    return bool(under) and {row.status for row in under} == {"ok"} and before == [0.5]
+
+
 def erased(rows: Sequence[Row]) -> bool:
     """Whether forgetting is measured; where a guard refuses every image of the concept, under the name that says so."""
     return bool(measured(rows) & {"acc_e_top1", "acc_e_top1_refused_as_forgotten"})
