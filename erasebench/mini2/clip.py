@@ -2,7 +2,8 @@
 
     L = 1/2 [CE(s F_i F_t^T, 1..B) + CE(s F_t F_i^T, 1..B)],   F normalised features [B, 128], s a learnt scale <= 100
 
-Pictures are drawn as it goes, never one twice.
+Pictures are drawn as it goes, never one twice. The image tower begins with the first version's weights, the text tower anew;
+of `retrained` both are new, as the first version has seen the things that it must not know.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..mini import nets as first_nets
 from ..mini.train import worn
-from .loop import Recipe, fit
+from .loop import Recipe, carry_over, fit
 from .nets import WEIGHTS, clip_model, text_encoder, text_features, tokenize, tokenizer
 from .world import Picture, World, picture
 
-RECIPE = Recipe(steps=8_000, lr=1e-3, decay=0.05, warmup=300)
+RECIPE = Recipe(steps=4_000, lr=1e-3, decay=0.05, warmup=300)
 BATCH = 256
 
 
@@ -41,6 +43,8 @@ def train(
     torch.manual_seed(0)
     words, drawing = tokenizer(), drawing or World()
     model = clip_model(len(words)).to(memory_format=torch.channels_last)
+    if stage == "clip":
+        carry_over(model.visual, first_nets.load_clip()[0].visual.state_dict())
     contrast = ClipLoss()
 
     def loss_of(step: int) -> Tensor:

@@ -84,6 +84,14 @@ def fit(stage: str, module: nn.Module, loss_of: Callable[[int], Tensor], recipe:
         parameter.data.copy_(mean)
 
 
+def carry_over(net: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Copy every tensor of the same name and shape; -> the names of those that keep their random start."""
+    mine = net.state_dict()
+    fitting = {k: v.float() for k, v in state.items() if k in mine and mine[k].shape == v.shape}
+    net.load_state_dict(fitting, strict=False)
+    return [k for k in mine if k not in fitting]
+
+
 def save(state: dict, path: Path) -> None:
     """Write a checkpoint beside its place, then move it there."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,8 @@ from .nets import WEIGHTS
 from .world import World
 
 FOLDER = WEIGHTS / "retrained"
-CLIP_RECIPE = replace(clip.RECIPE, steps=4_000)
-UNET_RECIPE = replace(unet.RECIPE, steps=10_000)
+CLIP_RECIPE = replace(clip.RECIPE, steps=3_000)
+UNET_RECIPE = replace(unet.RECIPE, steps=8_000)
 
 
 def forgotten() -> list[str]:

@@ -24,7 +24,7 @@ from ..mini import files as first_files
 from ..mini.train import INDEX
 from ..store import sha256_file
 from .latents import encode_captions, pool, pool_folder
-from .loop import Recipe, fit
+from .loop import Recipe, carry_over, fit
 from .nets import WEIGHTS, WIDTH, tokenize
 
 log = logging.getLogger("erasebench")
@@ -40,14 +40,6 @@ def build(width: int = WIDTH) -> nn.Module:
 
     shape = UNet2DConditionModel.load_config(first_files.WEIGHTS / "sd" / "unet")
     return UNet2DConditionModel.from_config({**shape, "cross_attention_dim": width})
-
-
-def carry_over(net: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Copy every tensor of the same name and shape; -> the names of those that keep their random start."""
-    mine = net.state_dict()
-    fitting = {k: v.float() for k, v in state.items() if k in mine and mine[k].shape == v.shape}
-    net.load_state_dict(fitting, strict=False)
-    return [k for k in mine if k not in fitting]
 
 
 def load_tower(folder: Path) -> nn.Module:
