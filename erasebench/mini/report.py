@@ -425,7 +425,9 @@ def write_readme(
             drawings=judge_rows[0].n,
             judges=results_table(judge_rows),
             hazards=table(["hazard", "detected when present", "detected when absent"], hazards),
-            rejected=table(["broken by", "no object", "no face", "no known person", "no artist", "no hazard"], rejected),
+            rejected=table(
+                ["broken by", "no object", "no face", "no known person", "no artist", "no hazard"], rejected
+            ),
             objects=len(every["objects"]),
             hazard_count=len(every["hazards"]),
             person_count=len(every["people"]),
