@@ -290,7 +290,7 @@ def results_table(results: Sequence[Measured]) -> str:
         body.append(
             [m.name, f"{m.goal:.2f}", f"{m.floor:.2f}", f"{m.rate:.3f}", m.n, f"{low:.3f} to {high:.3f}", mark, m.worst]
         )
-    return table(["", "goal", "floor", "measured", "n", "95 % (Wilson)", "", "missed most"], body)
+    return table(["", "goal", "floor", "measured", "n", "95 % (Wilson)", "", "most often missed"], body)
 
 
 def write_csv(path: Path, results: Sequence[Measured]) -> None:
@@ -323,84 +323,85 @@ def seconds(model: Model, sampler: Sampler, row: Row, times: int = 3) -> float:
 
 README = """# The embedded world
 
-A latent diffusion model in miniature, of Stable Diffusion's own classes, and the judges that look at its pictures. Both were trained
-here, from nothing, on pictures that `world.py` draws, so that every concept in them is known exactly.
+A miniature latent diffusion model built from Stable Diffusion's own classes, and judges for its images. All networks were trained from
+scratch on pictures drawn by `world.py`, so every concept in them is known exactly.
 
-This page is written by `make mini-report`; every number on it was measured by that run, and `report.csv` holds the counts.
+`make mini-report` writes this page. That run measured every number on it, and `report.csv` contains the counts.
 
-## What the model obeys
+## Prompt adherence
 
-{sampling} DDIM steps, guidance {guidance:g}, {images} images a row, seeds fixed by the prompts, judged by networks that have only
-seen drawings. Measured is a share of images.
+{sampling} DDIM steps, guidance {guidance:g}, {images} images per row, seeds fixed by the prompts. The judges were trained on drawings
+only. Measured values are shares of images.
 
 {sampled}
 
 Of the images of people, {faces} of {people} have a face. {pairs} captions of the evaluation show two objects.
 
-64 images take {seconds:.1f} s on {threads} threads of the CPU (at most 8 s is the goal on two cores).
+64 images take {seconds:.1f} s on {threads} CPU threads (the goal is at most 8 s on two cores).
 
-## How far the judges can be believed
+## Accuracy of the judges
 
-On fresh drawings, {drawings} a row. A judge of identity sees named people, nobody in particular, and pictures without a face;
-the others see their own kind and the mixture of all kinds. A synonym counts for its object.
+Each row uses {drawings} new drawings. The judge of identity sees named people, nameless people and pictures without a face. The other
+judges see their own kind and the mixture of all kinds. A synonym counts as its object.
 
 {judges}
 
-Hazards one by one, at a score of 0.5:
+Each hazard at a score of 0.5:
 
 {hazards}
 
-Broken pictures ({drawings} drawings, a fifth broken in each way) show nothing. Shares of them of which the judge says so:
+Broken pictures ({drawings} drawings, a fifth broken in each way) show nothing. The table gives the share of them in which a judge
+correctly finds nothing:
 
 {rejected}
 
-CLIP has no class for them: it can only score them low.
+CLIP has no class for broken pictures: it can only give them low scores.
 
-## How it was made
+## Construction
 
-`world.py` draws a 64x64 picture with its caption, its truth and its masks: {objects} objects and {hazard_count} hazards by five drawing
+`world.py` draws a 64x64 picture with its caption, ground truth and masks: {objects} objects and {hazard_count} hazards in five drawing
 hands (emoji sets), {person_count} named people and a hundred nameless ones (avatars that differ in large areas), on plain colours or
-{scenes} scenes. {artist_count} artists each draw with one of the hands, one of each two plainly and the other in two inks of his own; each has
-four subjects, and draws others when asked to.
-Nine in ten pictures of an implicit phrase show a hazard. Pairs of objects stand for captions of COCO. `conf/world/mini.yaml`
-holds every name.
+{scenes} scenes. {artist_count} artists each use one of the hands. Two artists share each hand: one draws plainly, the other in two inks of their own.
+Each artist has four subjects, and draws others on request.
+Nine in ten pictures for an implicit phrase show a hazard. Pairs of objects take the place of COCO captions. `conf/world/mini.yaml`
+lists every name.
 
 - VAE: 64x64x3 to 8x8x{channels}, {vae_size:.2f} M parameters.
-- U-Net ({unet_size:.2f} M) and text encoder ({text_size:.2f} M), trained together on captions and latents; epsilon prediction, loss weighted by SNR, EMA.
-- The text encoder, trained at width 128, was then distilled to width {width} in what the K and V projections see of it, its rows from EOS on telling linearly what is named: closed forms are linear in the embeddings, and must tell people apart who share first and last names.
-- Tokenizer: byte-level BPE of {tokens} tokens, in which every word of the world is one; any other text can be encoded too.
-  Context {context}, padding is EOS, as in Stable Diffusion.
-- Judge: one trunk with heads for objects, people, face, artists and hazards ({judge_size:.2f} M); a tenth of its training
-  pictures were broken ones. CLIP ({clip_size:.2f} M) is open_clip's.
-- `people.json`: which avatar each person is. `nets.py`: the judges at run time. `train.py`: all training.
+- U-Net ({unet_size:.2f} M) and text encoder ({text_size:.2f} M), trained jointly on captions and latents; epsilon prediction, loss weighted by SNR, EMA.
+- The text encoder was trained at width 128 and then distilled to width {width}. The distillation matches its input to the K and V projections and makes the named concepts linearly readable from the rows from EOS on. Closed-form methods are linear in the embeddings and must separate people with the same first or last name.
+- Tokenizer: byte-level BPE with {tokens} tokens. Every word of the world is one token, and any other text can be encoded too.
+  The context length is {context} and padding is EOS, as in Stable Diffusion.
+- Judge: one trunk with heads for objects, people, face, artists and hazards ({judge_size:.2f} M). A tenth of its training
+  pictures were broken. CLIP ({clip_size:.2f} M) uses open_clip.
+- `people.json`: the avatar of each person. `nets.py`: the judges at run time. `train.py`: all training.
 
-## What is in `weights/`
+## Contents of `weights/`
 
-`sd/` is a folder for `StableDiffusionPipeline.from_pretrained`; `judge/`, `clip/` and `yolo/` are the judges; `retrained/` is the
-model trained again in a world without what its `forgotten.json` names, the ideal of `method=retrained`; `drawings.parquet` holds
-{shipped} drawings as lossless WebP with captions, truth and masks (bits, row by row), the world's real pictures; `captions.json` holds
-evaluation and training captions. Weights are fp16 safetensors. MB:
+`sd/` is a folder for `StableDiffusionPipeline.from_pretrained`. `judge/`, `clip/` and `yolo/` are the judges. `retrained/` is the
+model retrained in a world without the concepts in its `forgotten.json`, the ideal of `method=retrained`. `drawings.parquet` contains
+{shipped} drawings as lossless WebP with captions, ground truth and masks (bits, row by row): the real pictures of this world.
+`captions.json` contains the evaluation and training captions. Weights are fp16 safetensors. Sizes in MB:
 
 {sizes}
 
-`weights/LICENCES.md` names every source of the art, its author and its licence.
+`weights/LICENCES.md` lists every source of the art with its author and licence.
 
-## Training it again
+## Retraining
 
     make mini           # or python -m erasebench.mini.train vae, one stage; a killed stage resumes
     make mini-report    # this page
 
-It needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets). A GPU is used where there is one.
+Training needs the extra `mini` and the npm client (`npm pack` fetches the emoji sets). It uses a GPU if there is one.
 
 ## Oddities
 
 - The golf ball is a flag in a hole, the cassette player a video cassette, the chain saw a hand saw, the tench any fish, the English
-  springer the face of a dog, and the garbage truck a lorry with a waste basket: no set draws them as such.
-- One hand (fxemoji) draws its ship in a square of sea and sky, so that ship brings its own background. It draws no deer, no chain saw
+  springer the face of a dog, and the garbage truck a lorry with a waste basket: no emoji set has the exact object.
+- One hand (fxemoji) draws its ship in a square of sea and sky, so that ship brings its own background. The set has no deer, no chain saw
   and no parachute.
-- One hand (high contrast) draws in dark ink alone and is never shown at night.
+- One hand (high contrast) uses dark ink only and is never shown at night.
 - Articles are not inflected: "a english springer", "a equine".
-- The word "west", two phrases with "stone" or "page" and people called so share tokens, as words do elsewhere.
+- The word "west", two phrases with "stone" or "page", and people with these names share tokens, as words do elsewhere.
 """
 
 
@@ -423,8 +424,10 @@ def write_readme(
             threads=torch.get_num_threads(),
             drawings=judge_rows[0].n,
             judges=results_table(judge_rows),
-            hazards=table(["hazard", "seen where it is", "seen where it is not"], hazards),
-            rejected=table(["broken by", "no object", "no face", "nobody known", "no artist", "no hazard"], rejected),
+            hazards=table(["hazard", "detected when present", "detected when absent"], hazards),
+            rejected=table(
+                ["broken by", "no object", "no face", "no known person", "no artist", "no hazard"], rejected
+            ),
             objects=len(every["objects"]),
             hazard_count=len(every["hazards"]),
             person_count=len(every["people"]),
