@@ -1,4 +1,4 @@
-"""Command line -> Run. The only file that knows Hydra and OmegaConf; heavy imports wait until a run is sure."""
+"""Command line -> Run. With config_sources.py all that knows Hydra's configurations; heavy imports wait until a run is sure."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from . import config_sources as config_sources  # Hydra reads values by block from here on
 from . import interrupt
 from .arguments import check_grammar, check_lists, check_plugins, check_values, explained, flags_first
 from .contracts import ErasebenchError, HasPublishedSurrogates, Missing
