@@ -34,6 +34,7 @@ from . import config_sources as config_sources  # Hydra reads values by block fr
 from . import interrupt
 from .arguments import check_grammar, check_lists, check_plugins, check_values, explained, flags_first
 from .contracts import ErasebenchError, HasPublishedSurrogates, Missing
+from .defaults import complete
 from .options import ALONE, CHOICES, GROUPS, repeatable
 from .options import ELSEWHERE as ELSEWHERE
 from .options import again as again
@@ -412,9 +413,9 @@ def check_words(arguments: list[str]) -> None:
 
 
 def keys_of(folder: Path, choice: str) -> set[str]:
-    """Keys of a config file and of those of its folder that it builds on."""
+    """Keys of a config file, of its dataclass's defaults, and of those of its folder that it builds on."""
     path = folder / f"{choice}.yaml"
-    content = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    content = complete(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
     parents = [parent for parent in content.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
     return set(content).union(*(keys_of(folder, parent) for parent in parents))
 

@@ -3,6 +3,8 @@
 conf/values/<world>/<method>.yaml says what a method's values are in a world: `all`, then by kind of concept, then by task. Hydra's
 defaults lists name configurations, so each block is one: values/all/mini/uce is the block `all` of values/mini/uce.yaml,
 values/kind/mini/uce/orr that of the kind of concept which the task orr erases, values/task/mini/uce/orr that of the task itself.
+
+A method's or attack's configuration is read with the defaults of its dataclass: they need not stand in YAML a second time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
+from .defaults import complete
+
 KINDS = {  # task -> kind of the concepts that it erases; `caption` erases any
     "object": "object",
     "imagenette": "object",
@@ -22,6 +26,7 @@ KINDS = {  # task -> kind of the concepts that it erases; `caption` erases any
     "style": "style",
     "explicit": "explicit",
 }
+COMPLETED = ("method", "attack")  # groups whose configurations are read with the defaults of their dataclasses
 VALUES = re.compile(r"values/(all|kind|task)/([^/]+/[^/]+)(?:/([^/]+))?")
 
 
@@ -35,7 +40,7 @@ def block_name(scope: str, task: str | None) -> str | None:
 
 
 class Blocks:
-    """A config source whose files of values are read by block."""
+    """A config source whose files of values are read by block, and whose plugins with their defaults."""
 
     def address(self, config_path: str) -> tuple[str, str] | None:
         """(file, block) of a configuration that is a block."""
@@ -51,7 +56,10 @@ class Blocks:
 
     def load_config(self, config_path: str) -> ConfigResult:
         if (address := self.address(config_path)) is None:
-            return super().load_config(config_path)
+            result = super().load_config(config_path)
+            if config_path.partition("/")[0] in COMPLETED and isinstance(result.config, DictConfig):
+                result.config = OmegaConf.create(complete(OmegaConf.to_container(result.config)))
+            return result
         file, block = address
         result = super().load_config(file)
         values = OmegaConf.to_container(result.config)[block] if isinstance(result.config, DictConfig) else None
@@ -69,4 +77,6 @@ class ImportlibResourcesConfigSource(Blocks, importlib_resources_config_source.I
     """A package."""
 
 
-SourcesRegistry.instance().types |= {source.scheme(): source for source in (FileConfigSource, ImportlibResourcesConfigSource)}
+SourcesRegistry.instance().types |= {
+    source.scheme(): source for source in (FileConfigSource, ImportlibResourcesConfigSource)
+}

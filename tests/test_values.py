@@ -19,8 +19,6 @@ style: {defaults: [/values/kind/mini/mine/object], lr: 5.0}
 """
 
 
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A folder of the user's with a method, its values for the embedded world, and an experiment."""
