@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,8 @@ def fit_cost(run: Run, costs: Costs) -> FitCost:
     if not isinstance(run.eraser, HasFitCost):
         return FitCost()
     concepts = run.plan.concepts
-    return run.eraser.fit_cost(len(concepts), len({concept.surrogate for concept in concepts}), costs["loops"])
+    cost = run.eraser.fit_cost(len(concepts), len({concept.surrogate for concept in concepts}), costs["loops"])
+    return replace(cost, seconds=costs["rest"] * cost.seconds)
 
 
 def attack_cost(run: Run, attack: Attack, prompts: Sequence[Prompt]) -> AttackCost:
@@ -257,7 +258,7 @@ def report(runs: Sequence[Run], absent: Sequence[Absent], costs: Costs) -> list[
             spent[group(job)] += job.seconds
         lines += ["", f"{'by ' + title:24}{'GPU hours':>12}{'share':>10}"]
         lines += [f"{name:24}{hours(s):>12}{100 * s / (work or 1):>8.1f} %" for name, s in spent.most_common()]
-    guesses = [f"{name}={costs[name]:g}" for name in ("backward", "start", "load", "run", "searched")]
+    guesses = [f"{name}={costs[name]:g}" for name in ("backward", "start", "load", "run", "rest", "searched")]
     guesses += [f"{head}.{name}={n:g}" for head in ("judges", "sampling") for name, n in costs[head].items()]
     lines += [
         "",
