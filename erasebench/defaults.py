@@ -99,7 +99,9 @@ def read_instance(module: str, node: ast.Call, keywords: Mapping[str | None, ast
     if found is None or node.args or None in keywords:
         raise Unreadable
     given = {str(name): read_value(module, value) for name, value in keywords.items()}
-    return {"_target_": f"{found[0]}.{found[1].name}", **class_defaults(*found), **given}
+    # Hydra would hand on a list, with which a part that has a tuple cannot be hashed any more
+    own = {name: value for name, value in class_defaults(*found).items() if not isinstance(value, list)}
+    return {"_target_": f"{found[0]}.{found[1].name}", **own, **given}
 
 
 def read_constant(module: str, name: str) -> Any:
