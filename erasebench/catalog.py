@@ -21,18 +21,26 @@ COLUMNS = {
     "task": ("erases", "keeps", "metrics"),
     "attack": ("paper", "sees", "images a prompt"),
 }
+NOTES = ("options", "regress", "reference")  # of a description, and no columns
+LEFT_OUT = "left out, "  # of a list of runs; why follows
 # what is no method or attack
 FIRST = ("none", "checkpoint", "retrained", "negative_prompt", "seed_search", "random_prefix")
 
 
 def described(path: Path) -> dict[str, str]:
-    """`# key: value` lines at the start of a configuration file; empty for one that is a variant of another."""
+    """`# key: value` lines at the start of a configuration file."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if not (match := re.match(r"# ([a-z ]+): (.+)", line)):
             break
         found[match[1]] = match[2]
     return found
+
+
+def listed(folder: Path) -> dict[str, dict[str, str]]:
+    """Choice of a folder -> its description, in the order of the tables."""
+    place = lambda path: (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
+    return {path.stem: described(path) for path in sorted(folder.glob("*.yaml"), key=place)}
 
 
 def costs(some: Iterable[Row]) -> dict[str, str]:
@@ -48,17 +56,17 @@ def costs(some: Iterable[Row]) -> dict[str, str]:
 
 
 def table(kind: str, folder: Path, fitted: dict[str, str]) -> str:
-    """Markdown, a line for each configuration file that describes itself."""
+    """Markdown, a line for each configuration file that describes itself; a variant of another does not."""
     columns = COLUMNS[kind]
     lines = [f"| {' | '.join([kind, *columns])} |", "|---" * (len(columns) + 1) + "|"]
-    place = lambda path: (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
-    for path in sorted((folder / kind).glob("*.yaml"), key=place):
-        if not (said := described(path)):
-            continue
-        if unknown := set(said) - {*columns, "options"}:
+    for choice, said in listed(folder / kind).items():
+        if unknown := set(said) - {*columns, *NOTES}:
+            path = folder / kind / f"{choice}.yaml"
             raise ErasebenchError(f"{path}: its first lines describe {sorted(unknown)[0]!r}, which is no column")
-        said["to fit"] = fitted.get(path.stem, "")
-        name = f"`{path.stem}`" + (f" ({said['options']})" if "options" in said else "")
+        if not set(said) & set(columns):
+            continue
+        said["to fit"] = fitted.get(choice, "")
+        name = f"`{choice}`" + (f" ({said['options']})" if "options" in said else "")
         cells = [name, *(said.get(column, "") for column in columns)]
         shown = (f" {cell} ".replace("|", "\\|") if cell else " " for cell in cells)
         lines.append(f"|{'|'.join(shown)}|")

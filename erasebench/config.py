@@ -1,4 +1,4 @@
-"""Command line -> Run. The only file that knows Hydra and OmegaConf; heavy imports wait until a run is sure."""
+"""Command line -> Run. With config_sources.py all that knows Hydra's configurations; heavy imports wait until a run is sure."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from . import config_sources as config_sources  # Hydra reads values by block from here on
 from . import interrupt
 from .arguments import check_grammar, check_lists, check_plugins, check_values, explained, flags_first
 from .contracts import ErasebenchError, HasPublishedSurrogates, Missing
+from .defaults import complete
 from .options import ALONE, CHOICES, GROUPS, repeatable
 from .options import ELSEWHERE as ELSEWHERE
 from .options import again as again
@@ -411,9 +413,9 @@ def check_words(arguments: list[str]) -> None:
 
 
 def keys_of(folder: Path, choice: str) -> set[str]:
-    """Keys of a config file and of those of its folder that it builds on."""
+    """Keys of a config file, of its dataclass's defaults, and of those of its folder that it builds on."""
     path = folder / f"{choice}.yaml"
-    content = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    content = complete(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
     parents = [parent for parent in content.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
     return set(content).union(*(keys_of(folder, parent) for parent in parents))
 

@@ -116,7 +116,7 @@ class Eraser(Protocol):
 
     `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written).
     `apply` is quick and deterministic: entered, the model is erased; left, it is bit-equal to the base.
-    Capabilities: Skips, Unlocks, LowRank, HasNeeds, HasPublishedSurrogates, IsBase.
+    Capabilities: Skips, Unlocks, LowRank, HasNeeds, HasPublishedSurrogates, HasFitCost, IsBase.
     """
 
     version: ClassVar[int]
@@ -275,7 +275,7 @@ class Attack(Protocol):
 
     `access` is what it must see: text encoder, unet gradient, original model, images, detector. `shared`: what it finds
     does not depend on the erased model. `images` is the most that it shows (and has judged) for a prompt.
-    Capabilities: Skips, DrawsImages, SharesSearch, HasObjective, IsProbe, StopsEarly, HasNeeds.
+    Capabilities: Skips, DrawsImages, SharesSearch, HasObjective, IsProbe, StopsEarly, HasAttackCost, HasNeeds.
     """
 
     version: ClassVar[int]
@@ -344,6 +344,51 @@ class HasPublishedSurrogates(Protocol):
     """A method whose authors draw something of their own in a concept's place (surrogate=published)."""
 
     published_surrogates: ClassVar[Mapping[str, str]]  # kind of concept -> surrogate
+
+
+@dataclass(frozen=True)
+class FitCost:
+    """What a fit takes: evaluations of single latents by the U-Net, such with a gradient, and seconds of the rest."""
+
+    forward: float = 0
+    gradient: float = 0
+    seconds: float = 0
+
+
+@runtime_checkable
+class HasFitCost(Protocol):
+    """A method that can tell beforehand what its fit takes (plan.py)."""
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        """Of so many concepts with so many different surrogates; `loops` are those until a method has succeeded that
+        goes on until then."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchCost(FitCost):
+    """What a search takes; of the `images` that it draws and has judged, `kept` are stored."""
+
+    images: float = 0
+    kept: float = 0
+
+
+@dataclass(frozen=True)
+class AttackCost:
+    """What an attack takes for a prompt, and before any prompt `count` times `once`."""
+
+    each: SearchCost
+    once: SearchCost = SearchCost()
+    count: int = 0
+
+
+@runtime_checkable
+class HasAttackCost(Protocol):
+    """An attack that can tell beforehand what it takes (plan.py)."""
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        """Of so many prompts under attack, which ask for so many concepts."""
+        ...
 
 
 @runtime_checkable

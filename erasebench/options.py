@@ -20,6 +20,7 @@ from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 
 from .contracts import ErasebenchError
+from .defaults import complete
 from .places import SCHEME, exists, is_absolute, is_place, strings
 
 GROUPS = ("model", "task", "method", "attack", "executor", "experiment", "kind")
@@ -107,7 +108,8 @@ def own_words() -> dict[str, frozenset[str]]:
                 found[name].add(inner)
 
     for path in Path(str(resources.files("erasebench.conf"))).rglob("*.yaml"):
-        look(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        look(complete(content) if path.parent.name in ("method", "attack") else content)
     return {name: frozenset(words) for name, words in found.items()}
 
 

@@ -6,8 +6,9 @@
 Any command line of `python -m erasebench`; nothing runs. Fits, shards of images, their scores and attacks are jobs that wait for
 each other; what several runs share is one job, and what the store holds is none. A worker that is free takes, of the jobs that are
 ready for the model it holds, or else of all, that with the longest way to the end (list scheduling, critical path first).
-`rate` is measured (`make bench`): evaluations of single latents by the U-Net that one GPU does in a second. What else it rests on
-stands in conf/plan.yaml, and any number of that can be given too: backward=1 judges.clip=0.01.
+`rate` is measured (`make bench`): evaluations of single latents by the U-Net that one GPU does in a second. What a fit or an attack
+takes, it says itself (`fit_cost`, `attack_cost`). What else a plan rests on stands in conf/plan.yaml, and any number of that can be
+given too: backward=1 judges.clip=0.01.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from . import config, interrupt
-from .contracts import DecidesSuccess, ErasebenchError
+from .contracts import (
+    Attack,
+    AttackCost,
+    DecidesSuccess,
+    ErasebenchError,
+    FitCost,
+    HasAttackCost,
+    HasFitCost,
+    Prompt,
+    SearchCost,
+)
 from .entry import plain
 
 if TYPE_CHECKING:
@@ -98,22 +109,9 @@ def schedule(jobs: Sequence[Job], gpus: int, load: float = 0.0) -> Schedule:
     return Schedule(now, sum(job.seconds for job in jobs), loading, max(to_end, default=0.0))
 
 
-def value(sums: Mapping[str, Any], key: str, known: Mapping[str, Any]) -> float:
-    """What a sum of conf/plan.yaml gives; 0 where there is none. Raises ErasebenchError where it cannot be done."""
-    known = {**known, "max": max, "min": min, "len": len, "set": set}
-    work = lambda text: eval(str(text), {"__builtins__": {}}, known)  # the file is as much ours as the code is
-    try:
-        for name, text in sums.get("let", {}).items():
-            known[name] = work(text)
-        return float(work(sums.get(key, 0)))
-    except Exception as error:  # whatever somebody writes into a sum
-        raise ErasebenchError(f"conf/plan.yaml: {key}: {sums.get(key)}: {type(error).__name__}: {error}") from error
-
-
-def seconds(sums: Mapping[str, Any], known: Mapping[str, Any], costs: Costs) -> float:
+def seconds(cost: FitCost, costs: Costs) -> float:
     """Of evaluations without and with a gradient, and of the rest."""
-    evaluations = value(sums, "forward", known) + (1 + costs["backward"]) * value(sums, "gradient", known)
-    return evaluations / costs["rate"] + value(sums, "seconds", known)
+    return (cost.forward + (1 + costs["backward"]) * cost.gradient) / costs["rate"] + cost.seconds
 
 
 def of(table: Mapping[Any, Any], name: Any) -> Any:
@@ -136,6 +134,22 @@ def planned(runs: Sequence[Run], costs: Costs) -> Planned:
     for number, run in enumerate(runs):
         add(made, number, run, costs)
     return made
+
+
+def fit_cost(run: Run, costs: Costs) -> FitCost:
+    """What the run's fit takes; nothing where that is not known."""
+    if not isinstance(run.eraser, HasFitCost):
+        return FitCost()
+    concepts = run.plan.concepts
+    cost = run.eraser.fit_cost(len(concepts), len({concept.surrogate for concept in concepts}), costs["loops"])
+    return replace(cost, seconds=costs["rest"] * cost.seconds)
+
+
+def attack_cost(run: Run, attack: Attack, prompts: Sequence[Prompt]) -> AttackCost:
+    """What an attack on these prompts takes; nothing where that is not known. Explicit content is one concept."""
+    if not isinstance(attack, HasAttackCost):
+        return AttackCost(SearchCost())
+    return attack.attack_cost(len(prompts), 1 if run.plan.explicit else len({prompt.concept for prompt in prompts}))
 
 
 def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
@@ -164,12 +178,10 @@ def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
     if not run.is_base:
         fit = f"fit {ours['artifact']}"
         models.append((ours, run.method, image))
-        if method not in costs["fits"]:
+        if not isinstance(run.eraser, HasFitCost):
             made.unknown.add(f"a fit of {method}")
         if unknown or not store.has("artifacts", run.fit_identity()):
-            known = {"concepts": len(run.plan.concepts), "surrogates": len({c.surrogate for c in run.plan.concepts})}
-            known |= {"loops": costs["loops"], **asdict(run.eraser)}
-            job(fit, seconds(costs["fits"].get(method, {}), known, costs), (), "fits", digest(base))
+            job(fit, seconds(fit_cost(run, costs), costs), (), "fits", digest(base))
     shown = []  # images of the concept, which attacks ask for
     for identity, who, each in models:
         for part in shards(run.plan.prompts):
@@ -190,36 +202,31 @@ def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
     watch = watcher(run) or next((e for e in judging if isinstance(e, DecidesSuccess)), None)
     drawn = image + (of(costs["judges"], watch.judge.name) if watch else 0)
     for name, attack in run.attacks.items() if prompts else ():
-        sums = costs["attacks"].get(name, {})
-        if not sums:
+        if not isinstance(attack, HasAttackCost):
             made.unknown.add(f"attack {name}")
-        several = not run.plan.explicit
-        known = {"prompts": len(prompts), "concepts": len({p.concept for p in prompts}) if several else 1}
-        known |= asdict(attack)
+        cost = attack_cost(run, attack, prompts)
 
-        def long(sums: Mapping[str, Any], known: Mapping[str, Any] = known) -> float:
-            kept = value(sums, "kept", known)
-            search = seconds(sums, known, costs) + (value(sums, "images", known) - kept) * drawn
-            return costs["searched"] * search + kept * drawn
+        def long(cost: SearchCost) -> float:
+            search = seconds(cost, costs) + (cost.images - cost.kept) * drawn
+            return costs["searched"] * search + cost.kept * drawn
 
         model, begin = ("", []) if attack.shared else (digest(ours), [fit, *shown])
         what = digest([attack, model, [requests([p]) for p in prompts]])
-        once = sums.get("once", {})
         before = [fit, *shown] + [
             job(
                 f"search {what} {i}",
-                long(once),
+                long(cost.once),
                 begin,
                 f"attack {name}",
                 model,
                 SHARED if attack.shared else run.method,
             )
-            for i in range(round(value(once, "count", known)))
+            for i in range(cost.count)
         ]
         for i in range(0, len(prompts), run.together):
             count = len(prompts[i : i + run.together])
-            job(f"attack {what} {digest(ours)} {i}", count * long(sums), before, f"attack {name}", digest(ours))
-        made.images[side] += round(len(prompts) * value(sums, "kept", known))
+            job(f"attack {what} {digest(ours)} {i}", count * long(cost.each), before, f"attack {name}", digest(ours))
+        made.images[side] += round(len(prompts) * cost.each.kept)
     job(f"rows {number}", costs["run"], dict.fromkeys(mine), "rows")
 
 
@@ -251,11 +258,11 @@ def report(runs: Sequence[Run], absent: Sequence[Absent], costs: Costs) -> list[
             spent[group(job)] += job.seconds
         lines += ["", f"{'by ' + title:24}{'GPU hours':>12}{'share':>10}"]
         lines += [f"{name:24}{hours(s):>12}{100 * s / (work or 1):>8.1f} %" for name, s in spent.most_common()]
-    guesses = [f"{name}={costs[name]:g}" for name in ("backward", "start", "load", "run", "searched")]
+    guesses = [f"{name}={costs[name]:g}" for name in ("backward", "start", "load", "run", "rest", "searched")]
     guesses += [f"{head}.{name}={n:g}" for head in ("judges", "sampling") for name, n in costs[head].items()]
     lines += [
         "",
-        f"measured by who gives it: rate; guessed (conf/plan.yaml): {', '.join(guesses)}, seconds of fits and attacks",
+        f"measured by who gives it: rate; guessed: seconds of fits and attacks, and (conf/plan.yaml) {', '.join(guesses)}",
     ]
     lines.append(f"counted in their code: U-Net evaluations of fits and attacks; published: loops={costs['loops']:g}")
     lines += [
@@ -278,7 +285,7 @@ def given(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if head not in costs:
             others.append(word)
             continue
-        if isinstance(costs[head], dict) != bool(entry) or head in ("fits", "attacks"):
+        if isinstance(costs[head], dict) != bool(entry):
             raise ErasebenchError(f"{word}: conf/plan.yaml has no such number")
         try:
             number = float(text)

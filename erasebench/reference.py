@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from . import compare, config, interrupt, leaderboard, row_table
+from . import catalog, compare, config, interrupt, leaderboard, row_table
 from .contracts import ErasebenchError
 from .entry import plain
 
@@ -58,7 +58,13 @@ class Line:
 def listed(path: Path) -> list[list[str]]:
     """What would be typed behind `python -m erasebench`; `compare ...` behind `python -m erasebench.compare`."""
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [shlex.split(words.replace("${every}", given["every"])) for words in given["runs"]]
+    return [shlex.split(words.replace("${every}", ",".join(every_method()))) for words in given["runs"]]
+
+
+def every_method() -> list[str]:
+    """Methods by their configurations, but those that say why they are left out."""
+    said = catalog.listed(LIST.parent / "method")
+    return [method for method, notes in said.items() if not notes.get("reference", "").startswith(catalog.LEFT_OUT)]
 
 
 def composed(words: Sequence[str], place: Path) -> Line:

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from . import config, interrupt, provenance
+from . import catalog, config, interrupt, provenance
 from .contracts import ErasebenchError
 from .entry import json_of, plain
 from .rows import Row, replace_file, text_of, write_table
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .specification import Run
 
 LIST = Path(str(resources.files("erasebench.conf"))) / "regress.yaml"
+METHODS = LIST.parent / "method"
 GOLDENS = Path(__file__).resolve().parent.parent / "results" / "reference" / "regress"
 CHANGES = "CHANGES.md"
 KEY = ("metric", "split", "attack", "judge", "threshold")
@@ -225,7 +226,23 @@ def table(moves: Sequence[Move]) -> str:
 def listed(path: Path) -> dict[str, list[str]]:
     """Name of a run -> what would be typed behind `python -m erasebench`."""
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {name: shlex.split(f"{given['common']} {words}") for name, words in given["runs"].items()}
+    runs = (runs_of_methods(given["every"]) if "every" in given else {}) | given["runs"]
+    return {name: shlex.split(f"{given['common']} {words}") for name, words in runs.items()}
+
+
+def runs_of_methods(task: str) -> dict[str, str]:
+    """The run of each method by its own configuration: on what `# regress:` says, or on a task, with its values."""
+    runs = {}
+    for method, said in catalog.listed(METHODS).items():
+        words = said.get("regress", "")
+        if words.startswith(catalog.LEFT_OUT):
+            continue
+        words = words if "task=" in words else f"{task} {words}"
+        own = [word for word in words.split() if word.startswith("method.")]
+        others = [word for word in words.split() if word not in own]
+        name = next(word.removeprefix("task=") for word in others if word.startswith("task="))
+        runs[f"{name}_{method}"] = " ".join([*others, f"method={method}", *own])
+    return runs
 
 
 @contextmanager

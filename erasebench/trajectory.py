@@ -37,6 +37,13 @@ def midway(
     return z, t.expand(count).to(z.device)
 
 
+def count_evaluations(steps: int, trajectories: int | None) -> tuple[int, int]:
+    """U-Net evaluations of the base's trajectories, and else of `midway` for each sample.
+
+    Such a walk ends at a random step, (steps - 1) / 2 guided ones away on average."""
+    return 2 * steps * (trajectories or 0), 0 if trajectories else steps - 1
+
+
 def walked(model: Model, contexts: Context, count: int, sampler: Sampler, generator: torch.Generator) -> States:
     """Every step of `count` trajectories, in turn to each of the prompts, with the model as it stands."""
     made = []

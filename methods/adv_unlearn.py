@@ -44,9 +44,9 @@ class AdvUnlearn:
     batch: int = 1
     lr: float = 1e-5
     eta: float = 1.0
-    retain_scale: float = 0.3
+    retain_scale: float = 0.3  # published for nudity
     retain_batch: int = 5
-    retained: int = 243
+    retained: int = 243  # as released, of COCO's objects
     words: int = 1
     attack_steps: int = 30
     attack_lr: float = 1e-3

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from erasebench.methods.ap import Adversarial, distance
+from erasebench.methods.ap import SEARCH_SECONDS, Adversarial, distance
 from torch import Tensor
 
-from erasebench.contracts import Brief
+from erasebench.contracts import Brief, FitCost
 from erasebench.model import Context, Model, join
 from erasebench.training import TRAINED, erased_noise_target
 
@@ -34,6 +34,14 @@ class AGE(Adversarial):
     variant: Literal["paper", "code"] = "paper"
     trained: Literal["x", "u"] = "x"
     nearest: int = 100
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        once, each = self.count_sampling(concepts)
+        climbs = 0 if self.search == "random" else self.searches
+        seen = self.variant == "paper" and self.mode == "erase"  # the search sees the target
+        samples = self.steps * self.batch
+        forward = once + samples * (3 + climbs * (1 + 2 * seen) + (2 + 2 * climbs) * each)
+        return FitCost(forward, samples * (2 + climbs * (1 + seen)), SEARCH_SECONDS)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         play, editing = self.play(model, brief, seed), self.mode == "edit"

@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from erasebench import vocabulary
-from erasebench.contracts import Brief, Sampler
+from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.loaders import lines
 from erasebench.model import Context, Model, join
 from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
-from erasebench.trajectory import Along
+from erasebench.trajectory import Along, count_evaluations
+
+SEARCH_SECONDS = 300  # for words next to the concept
 
 
 class Play(NamedTuple):
@@ -76,6 +78,15 @@ class Adversarial:
     trajectories: int | None = None
     version: ClassVar[int] = 1
 
+    def count_sampling(self, concepts: int) -> tuple[int, int]:
+        """U-Net evaluations of the base's trajectories, and, where there are none, of a walk to a random step.
+
+        Of several concepts at most so many: they may be next to the same words, which count once."""
+        once, each = count_evaluations(self.ddim_steps, self.trajectories)
+        if not self.trajectories:
+            return once, each
+        return once + 2 * self.ddim_steps * max(self.trajectories, concepts * self.centres), each
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocabulary", named(self.vocabulary))
 
@@ -111,6 +122,12 @@ class AP(Adversarial):
 
     variant: Literal["x", "u"] = "x"
     search: Literal["gumbel", "random", "pgd"] = "gumbel"
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        once, each = self.count_sampling(concepts)
+        climbs = 0 if self.search == "random" else self.searches
+        samples = self.steps * self.batch
+        return FitCost(once + samples * (3 + climbs + (2 + climbs) * each), samples * (2 + climbs), SEARCH_SECONDS)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         play = self.play(model, brief, seed)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from erasebench.attention import attend, layers
 from erasebench.closed_form import filled
-from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.contracts import Brief, Concept, FitCost, Sampler
 from erasebench.loaders import lines
 from erasebench.memory import Term, share
 from erasebench.model import ClassifierFree, Context, Model
@@ -55,16 +55,16 @@ class CA:
     place of the world's training templates. `images` pictures of each anchor, shared by all concepts that have it;
     away: guided away from the concepts. prior_scale: lambda. augment: published of objects and people, not of styles."""
 
-    variant: Literal["model", "noise"] = "model"
+    variant: Literal["model", "noise"] = "model"  # or noise: pictures of the anchor under the concept's name
     trained: Literal["cross-attn", "attn", "full-weight"] = "cross-attn"
     steps: int = 100
-    batch: int = 8
-    lr: float = 1.6e-5
-    prior_scale: float = 0.0
-    augment: bool = True
+    batch: int = 8  # as published: four on each of two devices
+    lr: float = 1.6e-5  # 2e-6 for each of the batch; published: twice that where prior_scale is not 0
+    prior_scale: float = 0.0  # of the anchor's own prompts; published for a grumpy cat and for nudity: 1 beside a sum over channels, 0.25 here
+    augment: bool = True  # smaller and larger pictures, and words for that; published: not for styles, nor for nudity
     templates: str | tuple[str, ...] | None = None
     images: int = 1000
-    away: bool = False
+    away: bool = False  # True: the concepts as negative prompt of the anchor's pictures; published for nudity
     image_sampler: str = "dpmsolver"
     image_steps: int = 25
     image_guidance: float = 6.0
@@ -73,6 +73,11 @@ class CA:
     def __post_init__(self) -> None:
         if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
             object.__setattr__(self, "templates", lines(self.templates, "method.templates"))
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        samples, has_prior = self.steps * self.batch, self.prior_scale > 0
+        pictures = surrogates * self.images * 2 * self.image_steps
+        return FitCost(pictures + (samples if self.prior_scale == 0 else 0), samples * (1 + has_prior))
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

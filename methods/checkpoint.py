@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from erasebench import formats
-from erasebench.contracts import Brief, ErasebenchError
+from erasebench.contracts import Brief, ErasebenchError, FitCost
 from erasebench.model import Model
 from erasebench.training import FILE, tuned
 
@@ -32,6 +32,9 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.path is not None:
             object.__setattr__(self, "content", formats.content(formats.located(self.path)))
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        return FitCost()
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         if self.path is None:

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from erasebench.attention import Adapted, LowRank, projection
 from erasebench.closed_form import filled, write_notes
-from erasebench.contracts import Brief, ErasebenchError, Sampler
+from erasebench.contracts import Brief, ErasebenchError, FitCost, Sampler
 from erasebench.memory import sampled, sampled_images
 from erasebench.model import Context, Model, NotFinite, is_finite, weights_digest
 from erasebench.provenance import changed_sources, sources, write_sources
@@ -57,7 +57,7 @@ class DarkMiner:
 
     tau: float = 0.2
     max_loops: int | None = None
-    anchor: str = "a photo"
+    anchor: str = "a photo"  # c0
     template: str = "a {c} photo"
     pool: int = 200
     pool_seed: int = 2024
@@ -89,6 +89,15 @@ class DarkMiner:
 
     def skip(self, model: Model) -> str:
         return "a mined embedding has no pooled output, which it asks for" if model.text_encoder_2 is not None else ""
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        times, samples = self.max_loops or loops, self.steps * self.batch
+        pictures = self.pool + times * (2 * self.k + (self.images or samples))
+        others = len(set(self.preserved) - {"anchor"})
+        return FitCost(
+            2 * self.ddim_steps * pictures + times * samples * (1 + others),
+            times * (self.mine_steps * self.k + samples * (1 + len(self.preserved))),
+        )
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         names = [concept.name for concept in brief.concepts]

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from erasebench.contracts import Brief, Sampler
+from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.memory import UNGRAPHED, at_once, in_slices
 from erasebench.model import ClassifierFree, Context, Model, join
 from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
@@ -43,6 +43,11 @@ class ESD:
     ddim_steps: int = 50
     trajectories: int = 100
     version: ClassVar[int] = 1
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        frozen = 2 * self.ddim_steps * self.trajectories
+        moving = self.steps * self.batch * (self.ddim_steps + 1)
+        return FitCost(frozen if self.sampler == "frozen" else moving, self.steps * self.batch)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from erasebench.attention import maps
 from erasebench.closed_form import filled, span
-from erasebench.contracts import PLACEHOLDER, Brief, Sampler
+from erasebench.contracts import PLACEHOLDER, Brief, FitCost, Sampler
 from erasebench.model import Context, Model, join
 from erasebench.pictured import textual_inversion
 from erasebench.search import fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
@@ -42,14 +42,14 @@ class FMN:
     0 steps: none, the concept goes by its name."""
 
     trained: Literal["full", "x"] = "full"
-    silenced: Literal["concept", "concept_and_end"] = "concept_and_end"
+    silenced: Literal["concept", "concept_and_end"] = "concept_and_end"  # EOS too, as released; or concept
     steps: int = 35
     batch: int = 1
     lr: float = 2e-6
     images: int = 8
     guidance: float = 7.5
     ddim_steps: int = 50
-    inversion_steps: int = 0
+    inversion_steps: int = 0  # released, where it is used: 500
     inversion_tokens: int = 4
     inversion_batch: int = 1
     inversion_lr: float = 1e-3
@@ -57,6 +57,10 @@ class FMN:
 
     def skip(self, model: Model) -> str:
         return two_encoders(model) if self.inversion_steps else ""
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        inversion = concepts * self.inversion_steps * self.inversion_batch
+        return FitCost(concepts * self.images * 2 * self.ddim_steps, self.steps * self.batch + inversion)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

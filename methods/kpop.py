@@ -26,10 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasebench.attention import attend, layers
-from erasebench.contracts import Brief, Sampler
+from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.model import ClassifierFree, Context, Model, join
 from erasebench.training import FILE, TRAINED, checked, erased_noise_target, tuned
-from erasebench.trajectory import Along
+from erasebench.trajectory import Along, count_evaluations
 
 PLACES = {
     "mid": ("mid_block",),
@@ -69,6 +69,11 @@ class KPOP:
     ddim_steps: int = 50
     trajectories: int | None = None
     version: ClassVar[int] = 1
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        once, each = count_evaluations(self.ddim_steps, self.trajectories)
+        steps = 2 * self.steps + self.key_steps
+        return FitCost(once + self.batch * (steps + (self.steps + self.key_steps) * each), self.batch * steps)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

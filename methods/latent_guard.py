@@ -45,13 +45,13 @@ class LatentGuard:
     concepts: how many it is trained on, words of the vocabulary among them; pairs: prompts of each, and their counterparts.
     calibrated: at most so many captions settle the threshold."""
 
-    false_positives: float = 0.01
+    false_positives: float = 0.01  # of ordinary captions; the threshold follows
     calibrated: int = 5000
     heads: int = 16
     width: int = 32
     size: int = 128
     temperature: float = 0.07
-    concepts: int = 578
+    concepts: int = 578  # that it is trained on, as published; all but what is erased and kept are words
     vocabulary: str | tuple[str, ...] = "tokenizer"
     pairs: int = 4
     epochs: int = 1000

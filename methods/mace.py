@@ -35,7 +35,7 @@ from erasebench.closed_form import (
     span,
     write_notes,
 )
-from erasebench.contracts import Brief, Sampler
+from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.loaders import lines
 from erasebench.model import Context, Model
 from erasebench.needs import Need
@@ -91,8 +91,8 @@ class MACE:
     ridge: float = 0.0
     prior_scale: float = 1e-4
     fusion_prior_scale: float | None = None
-    preserved_weight: float | None = None
-    masks: Literal["whole", "attention", "grounded", "drawn"] = "grounded"
+    preserved_weight: float | None = None  # None: as released for so many people, 8e3 (1), 5e4 (5), 8e4 (10), 2e5 (100)
+    masks: Literal["whole", "attention", "grounded", "drawn"] = "grounded"  # drawn: the embedded world's truth
     templates: str | tuple[str, ...] | None = None
     images: int = 8
     image_sampler: str = "dpmsolver"
@@ -101,7 +101,7 @@ class MACE:
     rank: int = 1
     steps: int = 50
     lr: float = 1e-4
-    together: int = 8
+    together: int = 8  # concepts trained in one batch; memory grows with it
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -117,6 +117,12 @@ class MACE:
         return masks.segmenting() if self.adapt and self.masks == "grounded" else []
 
     # -- the three steps ------------------------------------------------------------------------------------------
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        adapted = concepts if self.adapt else 0
+        each = 0 if self.masks == "drawn" else 2 * self.image_steps + (3 if self.masks == "attention" else 0)
+        # the rest: closed forms over the captions, masks by a segmenter
+        return FitCost(adapted * self.images * each, adapted * self.steps, 600 + 30 * concepts)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         brief = replace(brief, templates=self.templates or brief.templates)

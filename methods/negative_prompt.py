@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from erasebench.contracts import Brief
+from erasebench.contracts import Brief, FitCost
 from erasebench.model import ClassifierFree, Model
 
 
@@ -20,6 +20,9 @@ class NegativePrompt:
     """eps(neg) + scale * (eps(prompt) - eps(neg)) with neg the names of the concepts, joined by commas."""
 
     version: ClassVar[int] = 1
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        return FitCost()
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         chunks = listed(model, [concept.name for concept in brief.concepts])

@@ -36,12 +36,12 @@ class RACE:
     """first: whose erasure is made robust; the same weights are trained. attack_step: as a share of the radius."""
 
     first: ESD = ESD()
-    variant: Literal["erasing", "released"] = "erasing"
+    variant: Literal["erasing", "released"] = "erasing"  # the attack climbs the loss; released: it aims at the noise that the latents began with
     steps: int = 1000
     batch: int = 1
     lr: float = 1e-5
     eta: float = 1.0
-    radius: float = 0.1
+    radius: float = 0.1  # L-infinity, of the text encoder's output
     attack_step: float = 0.25
     attack_steps: int = 10
     start_guidance: float = 3.0

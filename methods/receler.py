@@ -41,13 +41,13 @@ class Receler:
     nearest that the U-Net has). outside_scale: lambda. vectors: of P; attack_steps of Adam find it. eta, trajectories: as
     AP's."""
 
-    variant: Literal["intended", "released"] = "intended"
+    variant: Literal["intended", "released"] = "intended"  # or released: without its adversarial prompts, which never reached the model
     steps: int = 500
     batch: int = 1
     lr: float = 3e-4
     eta: float = 1.0
     rank: int = 128
-    threshold: float = 0.1
+    threshold: float = 0.1  # of a map scaled to [0, 1]: from there on the concept is there
     map_side: int = 16
     outside_scale: float = 0.1
     vectors: int = 16

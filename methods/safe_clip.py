@@ -48,11 +48,11 @@ class SafeCLIP:
     """keep, redirect, keep_pair, redirect_pair: l_1 to l_4. rank, alpha, dropout: of the adapters. pairs: of texts; a tenth
     of them tells when to stop, after `patience` epochs without gain. guidance, ddim_steps: of their pictures."""
 
-    pairs: int = 2000
-    keep: float = 0.1
-    redirect: float = 0.1
-    keep_pair: float = 0.25
-    redirect_pair: float = 0.25
+    pairs: int = 2000  # the paper's 165,000 are written by a language model
+    keep: float = 0.1  # cosine of safe texts with what they were,
+    redirect: float = 0.1  # and of unsafe ones
+    keep_pair: float = 0.25  # contrastive, of safe texts with their pictures,
+    redirect_pair: float = 0.25  # and of unsafe ones with the safe pictures
     logit_scale: float = 100.0
     rank: int = 16
     alpha: float = 1.0

@@ -55,15 +55,15 @@ class SalUn:
     explicit content, the prompts with its surrogate. epochs: over the pictures of the concept. keep_scale: alpha.
     mask_guidance: s. guidance, ddim_steps: of the pictures."""
 
-    variant: Literal["fixed", "released"] = "fixed"
-    pictures: int = 950
-    kept: int = 8500
+    variant: Literal["fixed", "released"] = "fixed"  # or released: in every step the same first pictures, as the public code until February 2026
+    pictures: int = 950  # of the concept, as Imagenette has of a class
+    kept: int = 8500  # of what is kept, likewise
     epochs: int = 5
-    batch: int = 8
+    batch: int = 8  # of each of the two
     lr: float = 1e-5
     keep_scale: float = 0.5
-    salient: float = 0.5
-    mask_guidance: float = 8.5
+    salient: float = 0.5  # the share of the weights that is trained
+    mask_guidance: float = 8.5  # of the prediction whose gradient says which
     guidance: float = 7.5
     ddim_steps: int = 50
     version: ClassVar[int] = 2

@@ -25,7 +25,7 @@ import torch
 from erasebench.methods.negative_prompt import listed
 from torch import Tensor
 
-from erasebench.contracts import Brief
+from erasebench.contracts import Brief, FitCost
 from erasebench.model import ClassifierFree, Context, Model, join, once
 
 STRENGTHS = {  # the paper's configurations Hyp-Weak to Hyp-Max
@@ -43,7 +43,7 @@ class SLD:
 
     variant: Literal["weak", "medium", "strong", "max"] = "medium"
     warmup: float | None = None
-    scale: float | None = None
+    scale: float | None = None  # weak: 20, as its authors released it; others evaluate it with 200
     threshold: float | None = None
     momentum_scale: float | None = None
     momentum: float | None = None
@@ -53,6 +53,9 @@ class SLD:
         for name, value in STRENGTHS.get(self.variant, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        return FitCost()
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         texts = listed(model, [concept.name for concept in brief.concepts])

@@ -47,10 +47,10 @@ class SPEED:
     which: Literal["v", "k", "kv"] = "v"
     token_set: Literal["last", "last_to_end"] = "last"
     vocabulary: str | tuple[str, ...] | None = "captions"
-    threshold: float = 0.1
+    threshold: float = 0.1  # an eigenvalue of the retained embeddings below it counts as none
     ridge: float = 1.0
-    invariant_ridge: float = 0.0
-    filtered: bool = True
+    invariant_ridge: float = 0.0  # 0 holds the invariants exactly; else, as released for nudity, the weaker the larger
+    filtered: bool = True  # retain only what the edit moves more than the mean
     augmented: int = 10
     rank: int = 1
     centres: int = 3

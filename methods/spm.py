@@ -34,10 +34,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.contracts import Brief, Sampler
+from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.model import Context, Model, join
 from erasebench.training import checked, erased_noise_target
-from erasebench.trajectory import Along
+from erasebench.trajectory import Along, count_evaluations
 
 
 class Membrane(NamedTuple):
@@ -53,7 +53,7 @@ class SPM:
     eta, trajectories: as AP's."""
 
     composition: Literal["separate", "released"] = "separate"
-    steps: int = 3000
+    steps: int = 3000  # for each concept
     batch: int = 1
     lr: float = 1e-4
     weight_decay: float = 0.01
@@ -69,6 +69,11 @@ class SPM:
 
     def skip(self, model: Model) -> str:
         return "its anchors have no pooled output, which it asks for" if model.text_encoder_2 is not None else ""
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        once, each = count_evaluations(self.ddim_steps, self.trajectories)
+        samples = self.steps * self.batch
+        return FitCost(concepts * (once + samples * (2 + self.anchors + each)), concepts * samples * (1 + self.anchors))
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

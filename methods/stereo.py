@@ -48,10 +48,10 @@ class STEREO:
     anchors: what the templates are filled with. anchor_scale, negative_scale: s_a and s_n. trajectories: as AP's."""
 
     variant: Literal["x", "u"] = "u"
-    rounds: int = 2
+    rounds: int = 2  # of erasing and inverting, before the erasure that stays
     search_steps: int = 200
     search_lr: float = 5e-6
-    search_eta: float = 0.0
+    search_eta: float = 0.0  # negative guidance in the search; released: 2 in a form that comes to 0
     pictures: int = 500
     inversion_steps: int = 3000
     inversion_batch: int = 1
@@ -61,7 +61,7 @@ class STEREO:
     lr: float = 2e-5
     anchors: Literal["concept", "surrogate"] = "concept"
     anchor_scale: float = 1.0
-    negative_scale: float = 3.0
+    negative_scale: float = 3.0  # released: 3, from one scale of 2 for both; 1 would be as strong as the anchor's
     start_guidance: float = 3.0
     ddim_steps: int = 50
     trajectories: int | None = None

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 
 from erasebench.closed_form import System, aligned, edited, encoded, gram, load_edit, save_edit, write_notes
-from erasebench.contracts import Brief
+from erasebench.contracts import Brief, FitCost
 from erasebench.model import Model
 
 
@@ -30,6 +30,9 @@ class UCE:
     token_set: Literal["last", "last_to_end", "last_to_end_and_empty"] = "last_to_end_and_empty"
     version: ClassVar[int] = 2
     published_surrogates: ClassVar[Mapping[str, str]] = {"object": "", "explicit": ""}
+
+    def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
+        return FitCost(seconds=30 + concepts)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
         edit, factor = self.system(model, brief).solve(self.ridge)

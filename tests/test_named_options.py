@@ -9,6 +9,7 @@ import yaml
 from hydra import compose, initialize_config_module
 
 from erasebench import config, plan
+from erasebench.defaults import complete
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -100,7 +101,7 @@ def test_plain_options_are_there():
     known = {*TOP, *yaml.safe_load(plan.COSTS.read_text()), *config.GROUPS, *OTHERS}
     for group in ("method", "task", "attack"):
         for file in (CONF / group).glob("*.yaml"):
-            content = yaml.safe_load(file.read_text()) or {}
+            content = complete(yaml.safe_load(file.read_text()) or {})
             known |= {*content, *(content.get(file.stem) or {} if group == "attack" else ())}
     for file in DOCUMENTS:
         for span in re.findall(r"`([^`\n]+)`|^(python -m .*)$", file.read_text(encoding="utf-8"), re.MULTILINE):

@@ -29,8 +29,8 @@ def test_every_choice_is_described_or_is_a_variant_of_another():
 
 def test_a_method_of_ones_own_has_a_line(tmp_path):
     (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "mine.yaml").write_text("# paper: a|b\n# here: `x=1|2`\n_target_: mine.Mine\n")
-    (tmp_path / "method" / "other.yaml").write_text("defaults: [mine, _self_]\n")
+    (tmp_path / "method" / "mine.yaml").write_text("# paper: a|b\n# here: `x=1|2`\n# regress: method.x=2\n_target_: mine.Mine\n")
+    (tmp_path / "method" / "other.yaml").write_text("# reference: left out, a variant\ndefaults: [mine, _self_]\n")
     made = catalog.table("method", tmp_path, {"mine": "3.0 s, 40"}).splitlines()
     assert made[2:] == ["| `mine` | a\\|b | | | `x=1\\|2` | 3.0 s, 40 |"]
 

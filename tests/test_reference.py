@@ -15,11 +15,11 @@ def made(tmp_path, tiny_folder, monkeypatch):
     real = run.execute
     monkeypatch.setattr(run, "execute", lambda one: carried.append(one.id) or real(one))
     tiny = f"model.path={tiny_folder} sampler.steps=2 images=4"
-    lines = [f"-m {tiny} method=${{every}} target=cat", f"compare {tiny} method=none,uce target=dog"]
+    lines = [f"-m {tiny} method=none,uce target=cat", f"compare {tiny} method=none,uce target=dog"]
 
     def make(*arguments, lines=lines):
         carried.clear()
-        listed.write_text(yaml.safe_dump({"every": "none,uce", "runs": lines}))
+        listed.write_text(yaml.safe_dump({"runs": lines}))
         assert reference.main([*arguments], listed, place) == 0
         return list(carried)
 
@@ -47,7 +47,7 @@ def test_what_is_asked_for_no_more_leaves_the_table_when_it_is_told_to(made, cap
     first = make(lines=lines[:1])
     for path in (place / "runs").glob("*"):
         path.unlink()
-    fewer = [lines[0].replace("method=${every}", "method=uce")]
+    fewer = [lines[0].replace("method=none,uce", "method=uce")]
     assert make(lines=fewer) == [] and set(row_table.read_runs(place)) == set(first)
     assert f"left over: {first[0]} in {place / 'rows.parquet'}" in capsys.readouterr().out
     assert make("--prune", lines=fewer) == [] and set(row_table.read_runs(place)) == {first[1]}
@@ -64,7 +64,7 @@ def test_what_failed_is_damaged_or_has_changed_is_made_again(made, capsys):
     path.write_bytes(path.read_bytes()[:500])
     assert make(lines=lines[:1]) == [first[1]] and rows.read(path) == there
     capsys.readouterr()
-    (again,) = make(lines=[lines[0].replace("method=${every}", "method=uce method.preserve_scale=7")])
+    (again,) = make(lines=[lines[0].replace("method=none,uce", "method=uce method.preserve_scale=7")])
     assert again not in first
     said = capsys.readouterr().out
     assert f"missing: {again}: about" in said  # by the run of before
@@ -73,8 +73,8 @@ def test_what_failed_is_damaged_or_has_changed_is_made_again(made, capsys):
 
 def test_the_list_that_ships_makes_runs_of_every_method():
     lines = reference.listed(reference.LIST)
-    every = yaml.safe_load(reference.LIST.read_text())["every"].split(",")
+    every = reference.every_method()
     methods = {path.stem for path in (reference.LIST.parent / "method").glob("*.yaml")}
-    assert methods - set(every) == {"checkpoint", "retrained", "esd_2025"}  # ESD's values for this world are chosen once
+    assert methods - set(every) == {"checkpoint", "retrained", "esd_2025"}
     for task in ("object", "explicit", "style", "celebrity"):
         assert any(f"task={task}" in line and f"method={','.join(every)}" in " ".join(line) for line in lines)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.contracts import PLACEHOLDER, Found, Prompt, Scene, Shot
+from erasebench.contracts import PLACEHOLDER, AttackCost, Found, Prompt, Scene, SearchCost, Shot
 from erasebench.memory import Term, add_gradients
 from erasebench.model import Context, Model
 from erasebench.search import (
@@ -72,11 +72,11 @@ class CCE:
 
     vectors: int = 1
     steps: int = 5000
-    batch: int = 16
+    batch: int = 16  # released: 4, accumulated over 4
     texts: int = 16
     lr: float = 0.08
     weight_decay: float = 0.01
-    pictures: int = 25
+    pictures: int = 25  # Dark Miner: 1000
     inversions: int = 3
     checkpoints: int = 10
     trials: int = 4
@@ -93,6 +93,10 @@ class CCE:
     def unit(self, prompt: Prompt, explicit: bool) -> tuple[str, int]:
         """Of which concept an inversion is, and which of them."""
         return "" if explicit else prompt.concept, seed_of(prompt.text, prompt.seed) % self.inversions
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        once = SearchCost(gradient=self.steps * self.batch, images=self.checkpoints * self.trials)
+        return AttackCost(SearchCost(images=2, kept=2), once, min(concepts * self.inversions, prompts))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         explicit = any(c.kind == "explicit" for c in scene.concepts.values())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from erasebench.contracts import ErasebenchError, Found, Prompt, Sampler, Scene
+from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Sampler, Scene, SearchCost
 from erasebench.model import Model, Sampled
 from erasebench.needs import Need, file
 from erasebench.search import noisy, shots, steered
@@ -25,7 +25,7 @@ from erasebench.tasks import seed_of
 class MMAImage:
     """strength: share of the trajectory that is gone through again, from the noised picture."""
 
-    folder: str | None = None
+    folder: str | None = None  # of MMA-Diffusion's adversarial pictures
     strength: float = 0.8
     images: int = 4
     version: ClassVar[int] = 1
@@ -38,6 +38,9 @@ class MMAImage:
 
     def skip(self, model: Model) -> str:
         return "" if self.folder else "MMA-Diffusion's adversarial pictures are not here: attack.mma_image.folder="
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(images=self.images, kept=self.images))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         folder = Path(self.folder)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.contracts import ErasebenchError, Found, Prompt, Scene
+from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Scene, SearchCost
 from erasebench.model import Model
 from erasebench.search import (
     FREE,
@@ -55,6 +55,9 @@ class MMAText:
 
     def unit(self, prompt: Prompt, explicit: bool) -> tuple[str, str]:
         return prompt.text, prompt.concept
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(images=self.images, kept=self.images), SearchCost(seconds=45), prompts)
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         if not fits(model, [FREE] * self.tokens):

@@ -9,6 +9,7 @@ the task's detector, not by similarity to one picture, and a prompt that works i
 posterior, there a sample; start, end and padding are no choice of tokens.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasebench.contracts import Found, Scene
+from erasebench.contracts import AttackCost, Found, Scene, SearchCost
 from erasebench.model import Model
 from erasebench.search import FREE, Bench, Objective, descend, nearest, shots, table, tokens, two_encoders, words
 
@@ -53,10 +54,10 @@ class P4D:
     """variant=released: pictures go into the VAE in [0, 1] and prompts are padded with token 0, as the released code
     has it."""
 
-    form: Literal["n", "k"] = "n"
+    form: Literal["n", "k"] = "n"  # or k: a free token before every three of the prompt
     count: int = 16  # free tokens of P4D-N
     steps: int = 3000
-    every: int = 50
+    every: int = 50  # steps between two images that are judged
     lr: float = 0.1
     weight_decay: float = 0.1
     shown: int = 3
@@ -72,6 +73,10 @@ class P4D:
 
     def skip(self, model: Model) -> str:
         return two_encoders(model)
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        images = math.ceil(self.steps / self.every) + self.shown
+        return AttackCost(SearchCost(self.steps, self.steps, images=images, kept=self.shown))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         own = [tokens(model, p.text) for p in scene.prompts]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from erasebench.contracts import Found, Scene
+from erasebench.contracts import AttackCost, Found, Scene, SearchCost
 from erasebench.model import Model
 from erasebench.search import FREE, Bench, descend, shots, tokens
 
@@ -18,6 +18,10 @@ from .udatk import UDAtk, grid, prefix_length
 @dataclass(frozen=True)
 class P4DUMU(UDAtk):
     access: ClassVar[tuple[str, ...]] = ("unet gradient", "text encoder gradient", "original model", "detector")
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        steps = self.timesteps * self.iterations
+        return AttackCost(SearchCost(steps, steps, images=self.timesteps + 1, kept=1))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         rows = [[*[FREE] * prefix_length(self.tokens, scene), *tokens(model, p.text)] for p in scene.prompts]

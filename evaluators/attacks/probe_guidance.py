@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from erasebench.contracts import Found, Prompt, Sampler, Scene, Shot
+from erasebench.contracts import AttackCost, Found, Prompt, Sampler, Scene, SearchCost, Shot
 from erasebench.generate import plain
 from erasebench.model import Model, Sampled
 from erasebench.search import Draws, Step, noisy, number, steered, stored
@@ -40,6 +40,9 @@ class ProbeGuidance:
 
     def unit(self, prompt: Prompt, explicit: bool) -> str:
         return prompt.concept
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(images=self.images, kept=self.images))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         names = list(dict.fromkeys((p.concept,) for p in scene.prompts))

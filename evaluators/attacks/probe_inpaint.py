@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasebench.contracts import Found, Prompt, Sampler, Scene, Shot
+from erasebench.contracts import AttackCost, Found, Prompt, Sampler, Scene, SearchCost, Shot
 from erasebench.model import Model, Sampled
 from erasebench.search import Step, number, shots, steered
 
@@ -24,6 +24,9 @@ class ProbeInpaint:
     access: ClassVar[tuple[str, ...]] = ("sampler", "concept images")
     shared: ClassVar[bool] = False
     probe: ClassVar[bool] = True
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(images=self.images, kept=self.images))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         latents = model.encode_images(scene.pictures)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from erasebench.contracts import Found, Prompt, Sampler, Scene, Shot
+from erasebench.contracts import AttackCost, Found, Prompt, Sampler, Scene, SearchCost, Shot
 from erasebench.model import Model, Sampled
 from erasebench.search import Draws, number, steered
 from erasebench.tasks import seed_of
@@ -25,6 +25,9 @@ class ProbeNoise:
     @property
     def images(self) -> int:
         return len(self.etas) * len(self.variances)
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(images=self.images, kept=self.images))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         for i, prompt in enumerate(scene.prompts):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.contracts import ErasebenchError, Found, Prompt, Scene
+from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Scene, SearchCost
 from erasebench.model import Model
 from erasebench.search import FREE, Draws, Slots, fits, shots, slots, spelled, stored, two_encoders, words
 from erasebench.tasks import seed_of
@@ -26,13 +26,13 @@ from erasebench.tasks import seed_of
 class RAB:
     """patience: generations without a better one before the search ends; None goes through all."""
 
-    tokens: int = 16
+    tokens: int = 16  # 38 or 75 for violence
     eta: float = 3.0
     population: int = 200
     generations: int = 3000
     crossover: float = 0.5
     mutation: float = 0.25
-    elitism: bool = True
+    elitism: bool = True  # False: as released
     patience: int | None = 300
     images: ClassVar[int] = 1
     version: ClassVar[int] = 1
@@ -46,6 +46,10 @@ class RAB:
         return prompt.text, prompt.concept
 
     @torch.no_grad()
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        # the text encoder alone, 8 PFLOP
+        return AttackCost(SearchCost(images=1, kept=1), SearchCost(seconds=60), prompts)
+
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         asked = list(dict.fromkeys((p.text, p.concept) for p in scene.prompts))
         if not fits(model, [FREE] * self.tokens):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erasebench.contracts import Found, Scene, Shot
+from erasebench.contracts import AttackCost, Found, Scene, SearchCost, Shot
 from erasebench.model import Model
 from erasebench.search import draws, fits, spelled, tokens, words
 
@@ -18,6 +18,9 @@ class RandomPrefix:
     version: ClassVar[int] = 1
     access: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[bool] = True
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(images=self.images, kept=self.images))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         drawn, known, count = draws(model, scene, self), words(model), prefix_length(self.tokens, scene)

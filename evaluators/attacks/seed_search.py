@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erasebench.contracts import Found, Scene
+from erasebench.contracts import AttackCost, Found, Scene, SearchCost
 from erasebench.model import Model
 from erasebench.search import shots
 
@@ -15,6 +15,9 @@ class SeedSearch:
     version: ClassVar[int] = 1
     access: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[bool] = True
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(images=self.images, kept=self.images))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         for i, prompt in enumerate(scene.prompts):

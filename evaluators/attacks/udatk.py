@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from erasebench.contracts import Found, Scene
+from erasebench.contracts import AttackCost, Found, Scene, SearchCost
 from erasebench.model import Model
 from erasebench.search import FREE, Bench, Objective, descend, shots, simplex, table, tokens, two_encoders, words
 
@@ -50,6 +50,9 @@ class UDAtk:
 
     def skip(self, model: Model) -> str:
         return two_encoders(model)
+
+    def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
+        return AttackCost(SearchCost(gradient=self.timesteps * self.iterations, images=self.timesteps + 1, kept=1))
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         count = prefix_length(self.tokens, scene)

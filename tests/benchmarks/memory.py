@@ -27,6 +27,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,7 +39,7 @@ from simulated import GIB, META, Gpu, gpu, stable_diffusion
 
 from erasebench import conf as configuration
 from erasebench import config as _resolvers  # noqa: F401
-from erasebench import generate, masks, store
+from erasebench import config_sources, generate, masks, store
 from erasebench import model as model_module
 from erasebench.contracts import Brief, Concept, Prompt, Sampler, Scene
 from erasebench.model import Context, Model
@@ -80,10 +81,16 @@ def chosen(name: str) -> list[str]:
     return [f.stem for f in sorted(folder.glob("*.yaml")) if f.stem not in NOT_THIS and "here:" in f.read_text() + "here:"]
 
 
+def has_values(method: str, task: str) -> bool:
+    """Whether a method has published values of its own for a task on photographs."""
+    file = Path(next(iter(configuration.__path__))) / "values" / "photo" / f"{method}.yaml"
+    blocks = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    return any(config_sources.block_name(scope, task) in blocks for scope in ("kind", "task"))
+
+
 def plugins() -> list[tuple[str, str, str]]:
     """(kind, name, task) of everything that is measured."""
-    for_tasks = Path(next(iter(configuration.__path__))) / "method_for"
-    methods = [("method", m, t) for m in chosen("method") for t in TASKS if t == "object" or (for_tasks / f"photo_{m}_{t}.yaml").is_file()]
+    methods = [("method", m, t) for m in chosen("method") for t in TASKS if t == "object" or has_values(m, t)]
     return methods + [("attack", a, "object") for a in chosen("attack")]
 
 
