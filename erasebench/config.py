@@ -42,10 +42,10 @@ from .tables import show
 
 if typing.TYPE_CHECKING:
     from .contracts import Evaluator, Plan, Sampler
-    from .model import Source
     from .own import Asked, Own
     from .pictured import Pictured
     from .rows import Row
+    from .source import Source
     from .specification import Run
 
 log = logging.getLogger("erasebench")
@@ -598,7 +598,7 @@ def pictured_of(config: DictConfig) -> Pictured | None:
 
 
 def source_of(config: DictConfig) -> Source:
-    from .model import Source
+    from .source import Source
 
     model, path = config.model, config.model.path
     if path == "embedded":
@@ -624,7 +624,7 @@ def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:
 
 def embedded_source(dtype: str = "float32") -> Source:
     """The model that ships with the package."""
-    from .model import Source
+    from .source import Source
 
     folder = Path(__file__).parent / "mini" / "weights" / "sd"
     if not (folder / "model_index.json").is_file():

@@ -25,11 +25,11 @@ from . import bases, config, interrupt
 from .contracts import ErasebenchError, LowRank
 from .entry import Run as Measured
 from .entry import plain
-from .model import Source
 from .options import command_of
 from .render import markdown
 from .rows import Row, read, replace_file
 from .run import Erased
+from .source import Source
 from .specification import Run
 from .store import Store
 

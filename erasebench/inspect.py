@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from . import config, vocabulary
-from .model import Model, join
+from .context import join
+from .model import Model
 from .rows import Row
 from .run import Erased
 from .specification import Run

@@ -37,9 +37,11 @@ from .contracts import (
     Undrawn,
     Unlocks,
 )
+from .devices import check_device
 from .execute import Local, Work
+from .finite import NotFinite, is_finite
 from .generate import Draw, Shard, make, shards
-from .model import Model, NotFinite, check_device, is_finite
+from .model import Model
 from .places import masked_json, masked_text, strings
 from .redaction import redact
 from .rows import SCHEMA, Row, check_writable, record, replace_file

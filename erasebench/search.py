@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from .context import Context
 from .contracts import PLACEHOLDER, Found, Prompt, Sampler, Scene, Shot
 from .generate import plain, scales
+from .guidance import ClassifierFree
 from .memory import at_once, in_slices
-from .model import ClassifierFree, Context, Model, Sampled
+from .model import Model, Sampled
 from .provenance import sources, write_sources
 from .tasks import seed_of
 

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .context import Context, join
 from .contracts import Sampler
+from .finite import NotFinite, is_finite
 from .memory import Term, add_gradients, sampled, share
-from .model import Context, Model, NotFinite, is_finite, join
+from .model import Model
 
 FILE = "weights.safetensors"
 TOGETHER = 64  # texts encoded at a time

@@ -24,8 +24,9 @@ import torch
 from erasebench.methods.esd import ESD, State
 from torch import Tensor
 
+from erasebench.context import Context
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.search import Slots, errors, table, with_vectors, words
 from erasebench.training import erased_noise_target, fine_tune, tuned
 from erasebench.vocabulary import kept_prompts

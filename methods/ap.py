@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from erasebench import vocabulary
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, Sampler
 from erasebench.loaders import lines
-from erasebench.model import Context, Model, join
+from erasebench.model import Model
 from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import Along
 

@@ -34,10 +34,12 @@ from tqdm import tqdm
 
 from erasebench.attention import attend, layers
 from erasebench.closed_form import filled
+from erasebench.context import Context
 from erasebench.contracts import Brief, Concept, Sampler
+from erasebench.guidance import ClassifierFree
 from erasebench.loaders import lines
 from erasebench.memory import Term, share
-from erasebench.model import ClassifierFree, Context, Model
+from erasebench.model import Model
 from erasebench.tasks import seed_of
 from erasebench.training import decoded, drawn, fine_tune, noised, tuned
 

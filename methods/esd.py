@@ -20,9 +20,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, Sampler
+from erasebench.guidance import ClassifierFree
 from erasebench.memory import UNGRAPHED, at_once, in_slices
-from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.model import Model
 from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import midway
 

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from erasebench.attention import maps
 from erasebench.closed_form import filled, span
+from erasebench.context import Context, join
 from erasebench.contracts import PLACEHOLDER, Brief, Sampler
-from erasebench.model import Context, Model, join
+from erasebench.model import Model
 from erasebench.pictured import textual_inversion
 from erasebench.search import fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
 from erasebench.tasks import seed_of

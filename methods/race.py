@@ -24,8 +24,9 @@ import torch
 from erasebench.methods.esd import ESD
 from torch import Tensor
 
+from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.search import errors
 from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import midway

@@ -29,9 +29,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasebench.closed_form import filled
+from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
 from erasebench.memory import Term, add_gradients
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.training import (
     TRAINED,
     Pictures,

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from erasebench.closed_form import filled
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, ErasebenchError, Sampler
-from erasebench.model import Context, Model, join
+from erasebench.model import Model
 from erasebench.pictured import textual_inversion
 from erasebench.search import FREE, slots, table, tokens, with_vectors
 from erasebench.tasks import seed_of

@@ -17,7 +17,8 @@ import torch
 from erasebench import run as run_module
 from erasebench import stats
 from erasebench.contracts import Sampler
-from erasebench.model import Model, Source
+from erasebench.model import Model
+from erasebench.source import Source
 from erasebench.tasks import ObjectTask
 
 torch.set_num_threads(

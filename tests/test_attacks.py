@@ -34,7 +34,8 @@ from erasebench import attack as attack_module
 from erasebench import search
 from erasebench.config import check_budget
 from erasebench.contracts import Concept, ErasebenchError, Found, Prompt, Sampler, Scene, Shot
-from erasebench.model import ClassifierFree, Model, Source
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model
 from erasebench.rows import read_all
 from erasebench.run import execute
 from erasebench.search import (
@@ -51,6 +52,7 @@ from erasebench.search import (
     tokens,
     with_vectors,
 )
+from erasebench.source import Source
 from erasebench.store import Store
 from erasebench.tasks import ExplicitTask
 

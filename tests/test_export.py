@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from erasebench import config, export, formats
 from erasebench.contracts import ErasebenchError, Sampler
-from erasebench.model import Model, Source
+from erasebench.model import Model
 from erasebench.rows import read, write
+from erasebench.source import Source
 
 SMALL = ["images=2", "sampler.steps=2", "batch=2"]
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from erasebench import config, leaderboard, render, tables
-from erasebench.model import ClassifierFree, Model, Sampled
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model, Sampled
 from erasebench.run import Erased, execute, images
 from erasebench.specification import Run
 from erasebench.store import Store

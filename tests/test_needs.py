@@ -12,9 +12,10 @@ from erasebench.methods.none import NoErasure
 from erasebench import bases, dry, needs
 from erasebench import run as run_module
 from erasebench.contracts import ErasebenchError, Missing
-from erasebench.model import Model, Source, unfetched
+from erasebench.model import Model
 from erasebench.needs import Need
 from erasebench.run import execute
+from erasebench.source import Source, unfetched
 
 FETCH = {}  # how Needy's weights are fetched
 

@@ -333,7 +333,7 @@ import conftest
 from erasebench.contracts import Sampler
 from erasebench.methods.uce import UCE
 from erasebench import generate, run as run_module
-from erasebench.model import Source
+from erasebench.source import Source
 from erasebench.tasks import ObjectTask
 generate.SHARD = 1
 task = ObjectTask(evaluators={{"redness": conftest.Redness()}})

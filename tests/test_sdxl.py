@@ -19,8 +19,9 @@ from erasebench.methods.uce import UCE
 from erasebench import run as run_module
 from erasebench.closed_form import text_encoder_digest
 from erasebench.contracts import ErasebenchError, Sampler
-from erasebench.model import Model, Source
+from erasebench.model import Model
 from erasebench.run import execute
+from erasebench.source import Source
 from erasebench.store import Store
 
 

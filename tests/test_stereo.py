@@ -7,8 +7,8 @@ from erasebench.methods.stereo import STEREO
 from safetensors.torch import load_file
 
 from erasebench.check import check
+from erasebench.context import join
 from erasebench.contracts import Brief, Concept, ErasebenchError, Sampler
-from erasebench.model import join
 from erasebench.pictured import textual_inversion
 from erasebench.search import FREE, slots, table, tokens, with_vectors
 from erasebench.training import tuned

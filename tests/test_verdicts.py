@@ -22,7 +22,7 @@ from erasebench.methods.uce import UCE
 from erasebench import attack, bases, stats, verdicts
 from erasebench import run as run_module
 from erasebench.contracts import ErasebenchError, Found, Prompt, Sampler, Scored, Shot
-from erasebench.model import NotFinite
+from erasebench.finite import NotFinite
 from erasebench.run import execute
 from erasebench.store import Store
 
