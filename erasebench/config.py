@@ -353,7 +353,7 @@ def reason_of(error: BaseException) -> str:
         key = re.search(r"full_key: (\S+)", str(error)) if cause is not error else None
         kind = type(cause).__name__
         return (f"{key[1]}: " if key else "") + (line if line.startswith(kind) else f"{kind}: {line}")
-    from .run import explain
+    from .record import explain
 
     return explain(error)
 
