@@ -25,7 +25,7 @@ from erasebench.contracts import Brief, Sampler
 from erasebench.guidance import ClassifierFree
 from erasebench.memory import UNGRAPHED, at_once, in_slices
 from erasebench.model import Model
-from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
+from erasebench.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import midway
 
 
@@ -59,7 +59,7 @@ class ESD:
             return (model.eps(state.z, state.t, state.context) - target).square().mean()
 
         adam = partial(torch.optim.Adam, lr=self.lr)
-        fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "esd")
+        fine_tune(model, TRAINED[self.variant], loss, Optimisation(self.steps, adam), out, "esd")
 
     def frozen(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
         """Batches of states drawn from trajectories of the base; guidance has computed both predictions already."""
