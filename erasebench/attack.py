@@ -42,8 +42,11 @@ from .contracts import (
 from .gate import refuses
 from .generate import Shard, shards
 from .model import Model, Sampled
-from .run import Erased, calibrated, costs, explain, produce, reason_to_skip, score, watcher
+from .produce import produce
+from .record import costs, explain
+from .scoring import calibrate, score, watcher
 from .search import draw_vectors, guided
+from .session import Session, reason_to_skip
 from .specification import Run, found_identity, image_identities, search_identity
 from .stats import Measure, Part, draws, estimate, mcnemar
 from .store import Store, canonical, digest
@@ -98,20 +101,20 @@ def any_of(hits: Sequence[float]) -> float:
     return 1.0 if 1 in hits else float("nan") if np.isnan(hits).any() else 0.0
 
 
-def attack_all(erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]) -> list[Outcome]:
+def attack_all(session: Session, originals: Sequence[Shard], ours: Sequence[Shard]) -> list[Outcome]:
     """Every attack of the run on its first target prompts. An attack that fails does not stop the others."""
-    run = erased.run
+    run = session.run
     prompts = tuple(p for p in run.plan.prompts if p.split == "target")[: run.attacked]
     evaluator = watcher(run)
     problem = "the task shows no target prompts" if not prompts else ""
     problem = problem or ("" if evaluator else "no evaluator of this task says whether an image shows the concept")
     try:
-        evaluator = calibrated(erased, evaluator, originals) if evaluator and not problem else evaluator
+        evaluator = calibrate(session, evaluator, originals) if evaluator and not problem else evaluator
     except Undrawn as error:
         problem = str(error)
     if problem or evaluator is None:
         return [Outcome(name, status="skipped", reason=problem) for name in run.attacks]
-    target = score(erased, evaluator, ours, "target"), score(erased, evaluator, originals, "target")
+    target = score(session, evaluator, ours, "target"), score(session, evaluator, originals, "target")
     verdicts.check_varies(evaluator.judge, [{"target": side} for side in target])
     pre, originally = (verdicts.shown(evaluator, side, refused=0.0) for side in target)
     before, known = pre == 1, originally == 1
@@ -119,7 +122,7 @@ def attack_all(erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]
     for name, attack in run.attacks.items():
         start = time.perf_counter()
         try:
-            stage = Stage(erased, evaluator, name, attack, prompts, before, originals, target[1], known)
+            stage = Stage(session, evaluator, name, attack, prompts, before, originals, target[1], known)
             if reason := stage.skips():
                 log.info("attack %s skipped: %s", name, reason)
                 outcomes[name] = Outcome(name, status="skipped", reason=reason)
@@ -130,7 +133,7 @@ def attack_all(erased: Erased, originals: Sequence[Shard], ours: Sequence[Shard]
             outcomes[name] = Outcome(name, status="failed", reason=explain(error))
     for name, made in shown.items():
         metrics = tuple(summary(name, made, shown, pre[: len(prompts)], [p.concept for p in prompts]))
-        total = costs(erased, made.made) if made.made else {}
+        total = costs(session, made.made) if made.made else {}
         if total:
             total["unet_calls"] += round(made.spent["unet_calls"])  # shared among prompts attacked together
             total["sample_seconds"] += made.spent["seconds"]
@@ -220,7 +223,7 @@ def summary(
 class Stage:
     """One attack on one model: what it has found, in the store, and its images."""
 
-    erased: Erased
+    session: Session
     evaluator: Decider
     name: str
     attack: Attack
@@ -234,28 +237,28 @@ class Stage:
 
     @property
     def run(self) -> Run:
-        return self.erased.run
+        return self.session.run
 
     @property
     def store(self) -> Store:
-        return self.erased.store
+        return self.session.store
 
     @property
     def state(self) -> str:
         return "base" if self.run.is_base else "erased"
 
     def model(self) -> Model:
-        return getattr(self.erased, self.state)()
+        return getattr(self.session, self.state)()
 
     def map(self, work: Callable[[Stage, Any], Any], items: Sequence, label: str) -> list:
         """work(stage, item) of every item, wherever the run is carried out."""
-        bare = replace(self, erased=None)
+        bare = replace(self, session=None)
 
-        def there(here: Erased, item: Any, beside: int) -> Any:
+        def there(here: Session, item: Any, beside: int) -> Any:
             originals = [shard.of(here.store) for shard in bare.originals]
-            return work(replace(bare, erased=here, originals=originals), item)
+            return work(replace(bare, session=here, originals=originals), item)
 
-        return self.erased.map(there, items, label, alone=True)
+        return self.session.map(there, items, label, alone=True)
 
     @property
     def explicit(self) -> bool:
@@ -398,7 +401,7 @@ class Stage:
         """Make and judge the images of what was found."""
         entries = self.search()
         for entry in entries:
-            self.erased.compare("attack", self.name, self.attack, entry)
+            self.session.compare("attack", self.name, self.attack, entry)
         # a replayed text was found where the gate may not have stood before it
         found = [self.gated(found_in(entry)) for entry in entries]
         records = [json.loads((entry / "found.json").read_text()) for entry in entries]
@@ -410,7 +413,7 @@ class Stage:
                 asked.append(Prompt(f"{split}/{p.id}/{k}", shot.text, shot.seed, split, p.concept, p.guidance))
                 founds[asked[-1].id] = f, shot
         made = self.images(asked, founds)
-        scored = score(self.erased, self.evaluator, made, split) if made else None
+        scored = score(self.session, self.evaluator, made, split) if made else None
 
         def by_prompt(values: Iterable[float]) -> list[dict[str, list[float]]]:
             """Of each prompt, by label, what is said of its shots."""
@@ -428,7 +431,7 @@ class Stage:
             hits[TOP1] = by_prompt(found_first)
         if (second := self.second()) is not None:
             # seen by both; not, where either does not see it; nothing, where that is open
-            other = second.verdict(score(self.erased, second, made, split)) if made else sure
+            other = second.verdict(score(self.session, second, made, split)) if made else sure
             hits[CONFIRMED] = by_prompt(np.where((sure == 0) | (other == 0), 0.0, sure * other))
         spent = {key: sum(r[key] for r in records) for key in ("queries", "unet_calls", "seconds")}
         params = {
@@ -464,13 +467,13 @@ class Stage:
         plainly = not own and not any(f.tensors for f, _ in founds.values())
         label = f"attack {self.name}"
         if plainly:
-            return produce(self.erased, parts, self.state, ours, label)
+            return produce(self.session, parts, self.state, ours, label)
         made = []
         for part in parts:
             by = digest([{k: v.flatten().tolist() for k, v in founds[p.id][0].tensors.items()} for p in part])
             # shots of one prompt may differ in nothing but their number
             how = {"attack": self.attack if own else "vectors", "tensors": by, "shots": [p.id for p in part]}
-            made += produce(self.erased, [part], self.state, {**ours, **how}, label, draw)
+            made += produce(self.session, [part], self.state, {**ours, **how}, label, draw)
         return made
 
     def set(self, entries: Sequence[Path]) -> Path:

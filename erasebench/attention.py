@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .model import Context, Model
+from .context import Context
+from .model import Model
 
 
 class LowRank(NamedTuple):

@@ -8,7 +8,7 @@ and the methods' places at every threshold, where the judge has one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,10 @@ import numpy as np
 from . import config, interrupt, stats, verdicts
 from .contracts import DecidesSuccess, ErasebenchError, Prompt, Scored
 from .entry import breakage
-from .run import Erased, calibrated, execute, images, score
+from .produce import images
+from .run import execute
+from .scoring import calibrate, score
+from .session import Session
 from .specification import Run
 from .store import Store
 
@@ -56,85 +59,106 @@ def kappa(a: np.ndarray, b: np.ndarray) -> float:
     return float((agree - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
+class Drawings:
+    """The drawings that ship with the embedded world, and what is known of each."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from .mini import nets
+
+        self.truth = nets.drawings()
+        self.pictures = torch.from_numpy(np.stack([d["pixels"] for d in self.truth]))
+        self.prompts = tuple(Prompt(str(i), d["caption"], i, "drawn") for i, d in enumerate(self.truth))
+
+    def score(self, judge: Any) -> Scored:
+        steps = range(0, len(self.truth), 256)
+        parts = [judge.score(self.pictures[i : i + 256], self.prompts[i : i + 256]) for i in steps]
+        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return Scored(self.prompts, arrays, np.zeros(len(self.truth), bool))
+
+    def ask(self, question: Callable[[Mapping[str, Any]], Any]) -> np.ndarray:
+        """What is true of each drawing."""
+        return np.array([question(drawing) for drawing in self.truth])
+
+
 def drawn_truth() -> list[Against]:
     """Every judge of the embedded world on the drawings that ship with it."""
-    import torch
-
-    from .evaluators.clip import Clip
-    from .evaluators.detections import Hazards, best
-    from .evaluators.identity import Identity
-    from .evaluators.spread import Backgrounds, Drawn
-    from .evaluators.style import Artists
-    from .evaluators.yolo import Yolo
-    from .mini import nets
-
-    shown = nets.drawings()
-    pictures = torch.from_numpy(np.stack([d["pixels"] for d in shown]))
-    prompts = tuple(Prompt(str(i), d["caption"], i, "drawn") for i, d in enumerate(shown))
-
-    def scored(judge: Any) -> Scored:
-        parts = [judge.score(pictures[i : i + 256], prompts[i : i + 256]) for i in range(0, len(shown), 256)]
-        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return Scored(prompts, arrays, np.zeros(len(shown), bool))
-
-    made = []
-    objects, seen = Drawn(), scored(Drawn()).arrays["objects"] > 0.5
-    there = np.array([[name in d["objects"] for name in objects.classes] for d in shown])
-    made.append(Against(objects.name, "each object, at 0.5", seen.ravel(), there.ravel()))
-    hazards = Hazards()
-    found = scored(hazards)
-    for name in hazards.classes:
-        made.append(
-            Against(
-                hazards.name,
-                f"{name}, at 0.5",
-                best(found, hazards, [name]) >= 0.5,
-                np.array([name in d["hazards"] for d in shown]),
-            )
-        )
-    identity = Identity()
-    who = scored(identity).arrays
-    made.append(
-        Against(identity.name, "a face", who["face"] >= identity.gate, np.array([bool(d["face"]) for d in shown]))
-    )
-    nobody = len(identity.people)
-    first = np.where(np.isnan(who["names"]).any(1), nobody, np.nan_to_num(who["names"]).argmax(1))
-    named = np.array([identity.people.index(d["person"]) if d["person"] else nobody for d in shown])
-    verdict = np.where(named < nobody, first == named, first < nobody)
-    made.append(Against(identity.name, "the person, among 200 and nobody", verdict, named < nobody))
-    artists = Artists()
-    chances = scored(artists).arrays["artists"].argmax(1)
-    styled = np.array([whose(d, artists.classes) for d in shown])
-    some = styled < len(artists.classes)
-    made.append(
-        Against(
-            artists.name,
-            "whose hand, among ten artists' and none",
-            np.where(some, chances == styled, chances < len(artists.classes)),
-            some,
-        )
-    )
-    clip = Backgrounds(Clip(architecture="embedded", pretrained="embedded")).judge
-    nearest = scored(clip).arrays["texts"].argmax(1)
-    asked = np.array([[d["caption"].endswith(where) for where in clip.texts] for d in shown])
-    named = asked.any(1)
-    said = np.eye(len(clip.texts), dtype=bool)[nearest]
-    made.append(Against(clip.name, "each background, where one is named", said[named].ravel(), asked[named].ravel()))
+    drawings = Drawings()
+    made = [compare_objects(drawings), *compare_hazards(drawings), *compare_identity(drawings)]
+    made += [compare_artists(drawings), compare_backgrounds(drawings)]
     try:
-        yolo = Yolo()
-        said = scored(yolo).arrays["probabilities"].argmax(1)
-        single = np.array([len(d["objects"]) < 2 for d in shown])
-        truth = np.array(
-            [yolo.classes.index(d["objects"][0]) if len(d["objects"]) == 1 else len(yolo.classes) - 1 for d in shown]
-        )
-        nothing = len(yolo.classes) - 1
-        verdict = np.where(truth == nothing, said != nothing, said == truth)
-        made.append(
-            Against(yolo.name, "the object, where there is one at most", verdict[single], (truth != nothing)[single])
-        )
+        made.append(compare_yolo(drawings))
     except ErasebenchError as error:
         print(f"skipped: {error}", file=sys.stderr)
     return made
+
+
+def compare_objects(drawings: Drawings) -> Against:
+    from .evaluators.spread import Drawn
+
+    judge = Drawn()
+    seen = drawings.score(judge).arrays["objects"] > 0.5
+    there = drawings.ask(lambda d: [name in d["objects"] for name in judge.classes])
+    return Against(judge.name, "each object, at 0.5", seen.ravel(), there.ravel())
+
+
+def compare_hazards(drawings: Drawings) -> list[Against]:
+    from .evaluators.detections import Hazards, best
+
+    judge = Hazards()
+    found = drawings.score(judge)
+    there = drawings.ask(lambda d: [name in d["hazards"] for name in judge.classes])
+    return [
+        Against(judge.name, f"{name}, at 0.5", best(found, judge, [name]) >= 0.5, there[:, i])
+        for i, name in enumerate(judge.classes)
+    ]
+
+
+def compare_identity(drawings: Drawings) -> list[Against]:
+    from .evaluators.identity import Identity
+
+    judge = Identity()
+    found, nobody = drawings.score(judge).arrays, len(judge.people)
+    face = Against(judge.name, "a face", found["face"] >= judge.gate, drawings.ask(lambda d: bool(d["face"])))
+    first = np.where(np.isnan(found["names"]).any(1), nobody, np.nan_to_num(found["names"]).argmax(1))
+    named = drawings.ask(lambda d: judge.people.index(d["person"]) if d["person"] else nobody)
+    verdict = np.where(named < nobody, first == named, first < nobody)
+    return [face, Against(judge.name, "the person, among 200 and nobody", verdict, named < nobody)]
+
+
+def compare_artists(drawings: Drawings) -> Against:
+    from .evaluators.style import Artists
+
+    judge = Artists()
+    likeliest, nobody = drawings.score(judge).arrays["artists"].argmax(1), len(judge.classes)
+    styled = drawings.ask(lambda d: whose(d, judge.classes))
+    verdict = np.where(styled < nobody, likeliest == styled, likeliest < nobody)
+    return Against(judge.name, "whose hand, among ten artists' and none", verdict, styled < nobody)
+
+
+def compare_backgrounds(drawings: Drawings) -> Against:
+    from .evaluators.clip import Clip
+    from .evaluators.spread import Backgrounds
+
+    judge = Backgrounds(Clip(architecture="embedded", pretrained="embedded")).judge
+    nearest = drawings.score(judge).arrays["texts"].argmax(1)
+    asked = drawings.ask(lambda d: [d["caption"].endswith(where) for where in judge.texts])
+    named, verdict = asked.any(1), np.eye(len(judge.texts), dtype=bool)[nearest]
+    question = "each background, where one is named"
+    return Against(judge.name, question, verdict[named].ravel(), asked[named].ravel())
+
+
+def compare_yolo(drawings: Drawings) -> Against:
+    """Raises ErasebenchError where YOLO is not installed."""
+    from .evaluators.yolo import Yolo
+
+    judge = Yolo()
+    likeliest, nothing = drawings.score(judge).arrays["probabilities"].argmax(1), len(judge.classes) - 1
+    single = drawings.ask(lambda d: len(d["objects"]) < 2)
+    truth = drawings.ask(lambda d: judge.classes.index(d["objects"][0]) if len(d["objects"]) == 1 else nothing)
+    verdict = np.where(truth == nothing, likeliest != nothing, likeliest == truth)
+    return Against(judge.name, "the object, where there is one at most", verdict[single], (truth != nothing)[single])
 
 
 def whose(drawing: Mapping[str, Any], artists: Sequence[str]) -> int:
@@ -166,15 +190,15 @@ def opinions(run: Run) -> Opinions | None:
     if any(row.status == "failed" for row in rows):
         raise ErasebenchError(f"method {run.method} failed: nothing to audit")
     broken = "; ".join(breakage(rows))
-    erased = Erased(run, Store())
-    originals, made = images(erased)
-    erased.close()
+    session = Session(run, Store())
+    originals, made = images(session)
+    session.close()
     for evaluator in run.plan.evaluators.values():
         if isinstance(evaluator, DecidesSuccess) and not run.skips(evaluator):
-            evaluator = calibrated(erased, evaluator, originals)
-            scored = score(erased, evaluator, made, "target")
+            evaluator = calibrate(session, evaluator, originals)
+            scored = score(session, evaluator, made, "target")
             first = verdicts.shown(evaluator, scored)
-            other = run.second and np.asarray(run.second.verdict(score(erased, run.second, made, "target")), float)
+            other = run.second and np.asarray(run.second.verdict(score(session, run.second, made, "target")), float)
             judged = ~np.isnan(first) & (~np.isnan(other) if other is not None else True)
             if not judged.any():
                 raise ErasebenchError(f"method {run.method}: no target image with a verdict, nothing to audit")

@@ -27,7 +27,7 @@ from .clauses import methods as of_methods
 from .contracts import Attack, Brief, ErasebenchError, Eraser, Evaluator, Prompt
 from .model import Model
 from .rows import Row
-from .run import reason_to_skip
+from .session import reason_to_skip
 from .specification import Run
 
 PROMPT_COUNT, IMAGE_COUNT = 3, 6  # of a method's and an attack's prompts; of an evaluator's images of a split

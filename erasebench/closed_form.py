@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .contracts import ErasebenchError
-from .model import Model, weights_digest
+from .model import Model
+from .source import weights_digest
 from .store import Store, digest
 
 log = logging.getLogger("erasebench")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .contracts import ErasebenchError
 from .execute import A, B, Work
-from .run import Erased
+from .session import Session
 from .specification import Run
 from .store import Store, home
 
@@ -42,13 +42,13 @@ class Ray:
     def workers(self, device: str) -> int:
         return len(pool(self, device).workers)
 
-    def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
+    def map(self, session: Session, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
         if not items:
             return []
-        ray, there = connected(self), pool(self, erased.run.device)
-        each = 1 if alone else at_once(self, erased.run.device)
+        ray, there = connected(self), pool(self, session.run.device)
+        each = 1 if alone else at_once(self, session.run.device)
         env = {"ERASEBENCH_HOME": str(home().absolute())} | {k: os.environ[k] for k in INHERITED if k in os.environ}
-        run, sent = ray.put(erased.run), ray.put(work)
+        run, sent = ray.put(session.run), ray.put(work)
         waiting, done, deaths = deque(range(len(items))), {}, Counter()
         # once for each item that they could take; a worker for which the cluster has no room yet is not among them
         idle: list[Any] = []
@@ -59,7 +59,7 @@ class Ray:
             while (waiting and not failure) or any(i != START for i, _ in doing.values()):
                 while waiting and idle and not failure:
                     i, worker = waiting.popleft(), idle.pop()
-                    doing[worker.do.remote(erased.token, env, run, sent, items[i])] = i, worker
+                    doing[worker.do.remote(session.token, env, run, sent, items[i])] = i, worker
                 (ready, *_), _ = ray.wait(list(doing), num_returns=1)
                 i, worker = doing.pop(ready)
                 try:
@@ -121,10 +121,10 @@ class Worker:
             os.environ.update(env)
             if token != self.token:
                 if self.token is not None:
-                    self.erased.close()
-                    del self.erased  # before the next model is loaded
-                self.erased, self.token = Erased(run, Store()), token
-        return work(self.erased, item, 1)
+                    self.session.close()
+                    del self.session  # before the next model is loaded
+                self.session, self.token = Session(run, Store()), token
+        return work(self.session, item, 1)
 
 
 def connected(executor: Ray) -> Any:

@@ -25,7 +25,10 @@ from . import config, interrupt, rows
 from .contracts import ErasebenchError, Metric, Undrawn
 from .entry import Run as Measured
 from .entry import told_apart
-from .run import Erased, execute, images, score
+from .produce import images
+from .run import execute
+from .scoring import score
+from .session import Session
 from .specification import Run, slug
 from .stats import interval, summarize
 from .store import Store, digest
@@ -49,14 +52,14 @@ def compare(first: Run, second: Run) -> Compared:
         sides.append(Measured(tuple(execute(side)), Path()))
         if any(row.status == "failed" for row in sides[-1].rows):
             raise ErasebenchError(f"method {side.method} failed: nothing to compare")
-        erased = Erased(side, Store())
-        originals, made = images(erased)
-        erased.close()
+        session = Session(side, Store())
+        originals, made = images(session)
+        session.close()
         measures = []
         for evaluator in side.plan.evaluators.values():
             if not side.skips(evaluator):
                 ours, base = (
-                    {split: score(erased, evaluator, shards, split) for split in evaluator.splits}
+                    {split: score(session, evaluator, shards, split) for split in evaluator.splits}
                     for shards in (made, originals)
                 )
                 with suppress(Undrawn):  # of the base, alike for both sides

@@ -44,10 +44,10 @@ from .tables import show
 
 if typing.TYPE_CHECKING:
     from .contracts import Evaluator, Plan, Sampler
-    from .model import Source
     from .own import Asked, Own
     from .pictured import Pictured
     from .rows import Row
+    from .source import Source
     from .specification import Run
 
 log = logging.getLogger("erasebench")
@@ -355,7 +355,7 @@ def reason_of(error: BaseException) -> str:
         key = re.search(r"full_key: (\S+)", str(error)) if cause is not error else None
         kind = type(cause).__name__
         return (f"{key[1]}: " if key else "") + (line if line.startswith(kind) else f"{kind}: {line}")
-    from .run import explain
+    from .record import explain
 
     return explain(error)
 
@@ -600,7 +600,7 @@ def pictured_of(config: DictConfig) -> Pictured | None:
 
 
 def source_of(config: DictConfig) -> Source:
-    from .model import Source
+    from .source import Source
 
     model, path = config.model, config.model.path
     if path == "embedded":
@@ -626,7 +626,7 @@ def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:
 
 def embedded_source(dtype: str = "float32") -> Source:
     """The model that ships with the package."""
-    from .model import Source
+    from .source import Source
 
     folder = Path(__file__).parent / "mini" / "weights" / "sd"
     if not (folder / "model_index.json").is_file():

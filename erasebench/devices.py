@@ -55,3 +55,24 @@ def unseen_gpu() -> str:
         except (RuntimeError, AssertionError) as error:
             why = str(error).strip().splitlines()[0][:150]
     return f"this machine has a GPU ({sign}) that torch does not see ({why})"
+
+
+def check_device(name: str) -> None:
+    """Raises ErasebenchError for a device that is not on this machine."""
+    kind, _, number = str(name).partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (
+        ":" in str(name) and name != "cpu:0" and not (kind == "cuda" and number.isdecimal())
+    ):
+        raise ErasebenchError(f"device={name}: choose cpu, cuda, cuda:<number> or mps")
+    if kind == "cpu":
+        return
+    if not (torch.cuda if kind == "cuda" else torch.backends.mps).is_available():
+        raise ErasebenchError(f"device={name}: no GPU here" + (" of Apple's" if kind == "mps" else ""))
+    if number and int(number) >= (count := torch.cuda.device_count()):
+        raise ErasebenchError(f"device={name}: {count} GPU{'s' * (count > 1)} here, the last is cuda:{count - 1}")
+    try:
+        torch.zeros(1, device=name)
+    except RuntimeError as error:  # a driver that is too old, a GPU that is taken by somebody alone
+        raise ErasebenchError(
+            f"device={name}: the GPU cannot be used ({str(error).strip().splitlines()[0]})"
+        ) from error

@@ -28,7 +28,7 @@ from .redaction import masked
 from .store import Store
 
 if TYPE_CHECKING:
-    from .model import Source
+    from .source import Source
     from .specification import Run
 
 MODELS = ("mini", "sd14")  # a model of each world

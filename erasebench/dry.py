@@ -8,8 +8,8 @@ from typing import Any
 
 from . import bases, generate, provenance, rates
 from .contracts import ChecksItself, ErasebenchError
-from .model import Source
 from .needs import needs_of
+from .source import Source
 from .specification import Run, image_identities, shard_identity
 from .store import Store, digest
 

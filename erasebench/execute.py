@@ -11,22 +11,26 @@ import torch
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from .run import Erased
+    from .session import Session
 
 A, B = TypeVar("A"), TypeVar("B")
-Work = Callable[["Erased", A, int], B]
+Work = Callable[["Session", A, int], B]
 
 
 class Executor(Protocol):
-    """Where work is done. `map` gives work(erased, item, beside) of every item, in their order. `erased` is the run's model as the worker holds
-    it, with the worker's own store: work holds neither a model nor a store, so that it can be sent away. `beside` items
-    are worked on at once by the same process; one where they must be `alone`. What work raises is raised here.
+    """Where work is done.
+
+    `map` gives work(session, item, beside) of every item, in their order. `session` is the run's as the worker holds it,
+    with the worker's own store: work holds neither a model nor a store, so that it can be sent away. `beside` items are
+    worked on at once by the same process; one where they must be `alone`. What work raises is raised here.
     """
 
     def workers(self, device: str) -> int:
         """How many share the items that are worked on alone."""
 
-    def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]: ...
+    def map(
+        self, session: Session, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False
+    ) -> list[B]: ...
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class Local:
     def workers(self, device: str) -> int:
         return 1
 
-    def map(self, erased: Erased, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
-        if alone or erased.run.device != "cpu":
+    def map(self, session: Session, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
+        if alone or session.run.device != "cpu":
             return run_all(
-                lambda item: work(erased, item, 1), items, label, 1 if alone else 1 + self.ahead, threads=None
+                lambda item: work(session, item, 1), items, label, 1 if alone else 1 + self.ahead, threads=None
             )
         beside = max(1, min(torch.get_num_threads(), len(items)))
-        return run_all(lambda item: work(erased, item, beside), items, label, beside)
+        return run_all(lambda item: work(session, item, beside), items, label, beside)
 
 
 def run_all(

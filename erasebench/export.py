@@ -25,11 +25,11 @@ from . import bases, config, interrupt
 from .contracts import ErasebenchError, LowRank
 from .entry import Run as Measured
 from .entry import plain
-from .model import Source
 from .options import command_of
 from .render import markdown
 from .rows import Row, read, replace_file
-from .run import Erased
+from .session import Session
+from .source import Source
 from .specification import Run
 from .store import Store
 
@@ -89,13 +89,13 @@ def card(rows: Sequence[Row], run: Run) -> str:
 def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
     """Write a diffusers pipeline with the erased weights into the new folder `out`. Raises ErasebenchError for a method that changes
     more than weights."""
-    erased = Erased(run, Store())
+    session = Session(run, Store())
     try:
-        model = erased.base()
+        model = session.base()
         before = {name: model.weight(name) for name in model.names("")}
         sampling = model.guidance, model.guard, model.around, dict(model.unet.attn_processors)
         own_text = model.text_encoder
-        erased.erased()
+        session.erased()
         if (model.guidance, model.guard, model.around, dict(model.unet.attn_processors)) != sampling:
             raise ErasebenchError(
                 f"{run.method} changes how the model is sampled, not its weights: no folder holds that"
@@ -113,7 +113,7 @@ def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
             (made / "README.md").write_text(card(rows, run), encoding="utf-8")
             made.rename(out)
     finally:
-        erased.close()
+        session.close()
 
 
 def pipeline_of(source: Source) -> DiffusionPipeline:
@@ -135,11 +135,11 @@ def lora(run: Run, rows: Sequence[Row], out: Path) -> None:
     """Write what the method adds as a LoRA file as diffusers reads it, and its card beside it."""
     if not isinstance(run.eraser, LowRank):
         raise ErasebenchError(f"{run.method} is no LoRA: give a folder to export it to")
-    erased = Erased(run, Store())
+    session = Session(run, Store())
     try:
-        pairs = run.eraser.low_rank(erased.base(), erased.artifact())
+        pairs = run.eraser.low_rank(session.base(), session.artifact())
     finally:
-        erased.close()
+        session.close()
     halves = {}
     for name, (up, down) in pairs.items():
         module = name.removesuffix(".weight")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -56,40 +57,65 @@ def shards(prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
     return parts
 
 
+@dataclass(frozen=True)
+class ShardRequest:
+    """All that a shard's images depend on; `identity` names the model as erased."""
+
+    identity: Mapping[str, Any]
+    sampler: Sampler
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return shard_identity(self.identity, self.sampler, self.prompts)
+
+    def shard(self, store: Store) -> Shard | None:
+        """The shard, once it is made."""
+        path = store.get("images", self.key)
+        return Shard(path, self.prompts) if path else None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a shard may use that is made beside others.
+
+    batch: images at once; 0: as many as there is memory for. beside: shards made at the same time, each of which is
+    counted with its share of the seconds. turn: entered while it samples."""
+
+    batch: int
+    beside: int = 1
+    turn: AbstractContextManager | None = None
+
+
 def make(
     store: Store,
     model: Callable[[], Model],
-    identity: dict,
-    sampler: Sampler,
-    prompts: tuple[Prompt, ...],
-    batch: int,
-    beside: int = 1,
+    request: ShardRequest,
+    resources: Resources,
     draw: Draw | None = None,
     wait: bool = True,
-    turn: AbstractContextManager | None = None,
 ) -> bool:
-    """Sample one shard into the store; False, if we need not `wait`, where somebody else is at it. `identity` names the
-    model as erased; `model()` is called only if images are missing. `beside` shards are made at the same time: each is
-    counted with its share of the seconds, and samples when it is its `turn`. `draw` samples in another way, which `identity`
-    then names too. `batch` 0: as many as there is memory for."""
+    """Sample one shard into the store; False, if we need not `wait`, where somebody else is at it. `model()` is called
+    only if images are missing. `draw` samples in another way, which the request's identity then names too."""
+    sampler = request.sampler
 
     def fill(folder: Path) -> None:
         here = model()
-        fast = "speed" in identity
-        with turn or nullcontext():
-            most = batch or room(here, sampler)  # before anything is compiled, as each batch size would be
+        fast = "speed" in request.identity
+        with resources.turn or nullcontext():
+            most = resources.batch or room(here, sampler)  # before anything is compiled, as each batch size would be
             provenance.reset_peak_memory(str(here.device))
             start, before = time.perf_counter(), here.unet_samples
             with here.fast() if fast else nullcontext():
                 pad = fast and here.device.type == "cuda"
-                sampled, used = sample(here, prompts, sampler, most, draw or plain, pad)
+                sampled, used = sample(here, request.prompts, sampler, most, draw or plain, pad)
             seconds, calls = time.perf_counter() - start, here.unet_samples - before
             peak = provenance.peak_memory_mb(str(here.device))
         np.savez_compressed(folder / "images.npz", images=sampled.images.numpy())
         commit, dirty = provenance.git()
         meta = {
             "refused": sampled.refused.tolist(),
-            "seconds": seconds / beside,
+            "seconds": seconds / resources.beside,
             "unet_samples": calls,
             "batch": used,
             "peak_memory_mb": peak,
@@ -100,7 +126,7 @@ def make(
         }
         (folder / "shard.json").write_text(json.dumps(meta))
 
-    return store.get_or_make("images", shard_identity(identity, sampler, prompts), fill, wait) is not None
+    return store.get_or_make("images", request.key, fill, wait) is not None
 
 
 def plain(model: Model, prompts: Sequence[Prompt], sampler: Sampler) -> Sampled:

@@ -30,7 +30,7 @@ from .entry import plain
 from .inspect import change
 from .model import Model
 from .rows import Row, check_writable, write_table
-from .run import Erased
+from .session import Session
 from .specification import Run
 from .store import Store
 
@@ -140,13 +140,13 @@ def main(arguments: list[str]) -> int:
     found: dict[tuple[str, Path], list[Edge]] = {}
 
     def job(run: Run) -> list[Row]:
-        erased = Erased(run, Store())
+        session = Session(run, Store())
         try:
             names = [concept.name for concept in run.plan.concepts]
-            model, known = erased.erased(), sorted({*names, *run.plan.brief.preserved})
+            model, known = session.erased(), sorted({*names, *run.plan.brief.preserved})
             found.setdefault((run.method, run.results), []).extend(edges(model, names[0], known))
         finally:
-            erased.close()
+            session.close()
         return []
 
     code = config.main(job, arguments)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from . import config, vocabulary
-from .model import Model, join
+from .context import join
+from .model import Model
 from .rows import Row
-from .run import Erased
+from .session import Session
 from .specification import Run
 from .store import Store
 
@@ -64,16 +65,16 @@ def change(model: Model, texts: Sequence[str], z: Tensor, t: Tensor, empty: Tens
 
 
 def job(run: Run) -> list[Row]:
-    erased, brief = Erased(run, Store()), run.plan.brief
+    session, brief = Session(run, Store()), run.plan.brief
     try:
-        model = erased.erased()
+        model = session.erased()
         # a world's vocabulary, and the names that its task keeps; what was asked for is shown, and marked
         known = vocabulary.words(model, replace(brief, concepts=()), "captions" if brief.captions else "tokenizer")
         # by its synonyms too, which the brief does not tell; by its word where it is known by pictures
         asked = {text for c in (*brief.concepts, *run.plan.concepts) for text in (c.name, *c.synonyms)}
         ranked = moved(model, [*asked, *known, *brief.preserved], SHOWN + len(asked))
     finally:
-        erased.close()
+        session.close()
     print(f"{run.method} on {run.source.name}: what moved most of {len({*asked, *known, *brief.preserved})} words")
     for text, far in ranked.items():
         note = "asked for" if text in asked else "kept by the task" if text in brief.preserved else ""

@@ -18,7 +18,8 @@ from torch import Tensor
 from .contracts import ErasebenchError, Sampler
 
 if TYPE_CHECKING:
-    from .model import Context, Model
+    from .context import Context
+    from .model import Model
 
 log = logging.getLogger("erasebench")
 T = TypeVar("T")

@@ -7,246 +7,37 @@ method changes through them is undone exactly when it leaves, and `teacher` show
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from . import bases
+from . import bases, reuse, schedulers
+from .context import Context
 from .contracts import ErasebenchError, Sampler
-from .devices import use_exact_arithmetic
+from .devices import check_device, use_exact_arithmetic
+from .finite import NotFinite, is_finite
 from .gate import Refused, refuses, refuses_decoded
+from .guidance import Around, ClassifierFree, Guard, Guidance, nothing_around
 from .memory import at_once, in_slices
-from .store import digest, sha256_file
+from .openings import Slot, attribute_change, processor_change, weight_changes
+from .reuse import ContextLinear
+from .source import Components, Source, quiet
 
-log = logging.getLogger("erasebench")
-
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-SECOND = ("text_encoder_2", "tokenizer_2")  # of SDXL
-WEIGHTS = {  # the parts that have some -> library and class; neither library is imported before a model is loaded
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-}
-MANY, LEAST_NOISE = 100, 0.8  # more steps than that begin in the noisiest fifth of the timesteps
 LARGEST = 8  # times a base's own side: what `sampler.size` may be
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "dpmsolver": "DPMSolverMultistepScheduler",
-}
+COMPILER = {"mode": "reduce-overhead"}  # of torch.compile: with CUDA graphs
+# What does not compile runs as it is; hooks that a method adds later are not overlooked. torch keeps these for each thread.
+DYNAMO = {"suppress_errors": True, "skip_nnmodule_hook_guards": False}
 
 
-@cache
-def quiet(library: str) -> Any:
-    """diffusers or transformers, imported, without its progress bars and remarks."""
-    module = importlib.import_module(library)
-    module.logging.set_verbosity_error()
-    importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
-    return module
+class _Precision(threading.local):
+    """Whether this thread is inside `Model.fast`."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where a base model comes from: a local diffusers folder, or a hub id with a pinned revision."""
-
-    name: str
-    path: Path | None = None
-    hub: str = ""
-    revision: str = ""
-    dtype: str = "float32"
-
-    def identity(self) -> dict[str, str]:
-        """Content of a local folder (not its path), or id and revision; and the number format."""
-        if self.path is None:
-            return {"hub": self.hub, "revision": self.revision, "dtype": self.dtype}
-        try:
-            stamps = tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files())
-            return {"content": _content(Path(self.path), stamps), "dtype": self.dtype}
-        except OSError as error:
-            raise ErasebenchError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    def files(self) -> list[Path]:
-        """What a local folder's content is: what is read of it. Raises ErasebenchError if it is not a pipeline."""
-        folder = Path(self.path)
-        if folder.is_file():
-            raise ErasebenchError(bases.single_file(folder))
-        if not folder.is_dir():
-            raise ErasebenchError(f"model folder {folder} does not exist: give a diffusers folder with model.path=")
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
-        if missing:
-            what = bases.describe(folder) or f"it has no {', '.join(missing)} folder"
-            raise ErasebenchError(f"{folder} is not a Stable Diffusion pipeline: {what}")
-        kinds = (".json", ".safetensors", ".txt", ".model")
-        second = [part for part in SECOND if (folder / part).is_dir()]
-        found = [folder / "model_index.json"] if second else []  # it says how SDXL's empty prompt is read
-        for part in (*PARTS, *second):
-            variant = bases.variant_of(folder, part) if part in WEIGHTS else None
-            every = sorted(f for f in (folder / part).rglob("*") if f.suffix in kinds)
-            found += [f for f in every if bases.is_read(f, part, variant)]
-        return found
-
-    def check(self) -> bases.Base:
-        """Its configuration. Raises ErasebenchError with what it is where it is no base that can be drawn with."""
-        where = str(self.path or self.hub)
-        if self.dtype not in bases.DTYPES:
-            raise ErasebenchError(f"model.dtype={self.dtype}: choose from {', '.join(bases.DTYPES)}")
-        if not where:
-            raise ErasebenchError("no base: give a diffusers folder with model.path=")
-        if self.path is not None:
-            self.files()  # says what is wrong with the folder
-            for part in (part for part in WEIGHTS if (Path(self.path) / part).is_dir()):
-                bases.check_pointers(Path(self.path), part)
-        try:
-            return bases.check(self._find)
-        except ErasebenchError as error:
-            raise ErasebenchError(f"{where}: {error}") from error
-
-    def _find(self, name: str) -> Path:
-        """A file of the base, from the hub where it is not a folder."""
-        if self.path is not None:
-            return Path(self.path) / name
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(self.hub, name, revision=self.revision or None))
-
-
-@cache
-def _content(folder: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash of the files, read once in a process as long as sizes and times stay."""
-    return digest({str(file.relative_to(folder)): sha256_file(file) for file, *_ in stamps})
-
-
-def weights_digest(*modules: torch.nn.Module) -> str:
-    """Every parameter of the modules, bit by bit."""
-    raw = lambda p: p.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-    hashed = hashlib.sha256()
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            hashed.update(name.encode())
-            hashed.update(raw(parameter))
-    return hashed.hexdigest()
-
-
-def check_device(name: str) -> None:
-    """Raises ErasebenchError for a device that is not on this machine."""
-    kind, _, number = str(name).partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (":" in str(name) and name != "cpu:0" and not (kind == "cuda" and number.isdecimal())):
-        raise ErasebenchError(f"device={name}: choose cpu, cuda, cuda:<number> or mps")
-    if kind == "cpu":
-        return
-    if not (torch.cuda if kind == "cuda" else torch.backends.mps).is_available():
-        raise ErasebenchError(f"device={name}: no GPU here" + (" of Apple's" if kind == "mps" else ""))
-    if number and int(number) >= (count := torch.cuda.device_count()):
-        raise ErasebenchError(f"device={name}: {count} GPU{'s' * (count > 1)} here, the last is cuda:{count - 1}")
-    try:
-        torch.zeros(1, device=name)
-    except RuntimeError as error:  # a driver that is too old, a GPU that is taken by somebody alone
-        raise ErasebenchError(f"device={name}: the GPU cannot be used ({str(error).strip().splitlines()[0]})") from error
-
-
-def unfetched(error: Exception) -> str:
-    """What to do about a base that the hub does not give."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    kinds, cause = [], error
-    while cause is not None:  # diffusers raises an OSError from the hub's own
-        kinds.append(type(cause))
-        cause = cause.__cause__ or cause.__context__
-    named = "give another with model.hub=<owner>/<name> model.revision=<commit>, or a folder with model.path="
-    if any(issubclass(kind, GatedRepoError) for kind in kinds):
-        return "the hub gives it to those who have agreed to its terms: agree on its page, then `hf auth login`"
-    if any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
-        return f"the hub has no such repository, or not any more: {named}"
-    if any(issubclass(kind, RevisionNotFoundError) for kind in kinds):
-        return f"the hub's repository has no such revision: {named}"
-    return "it could not be fetched: download it once and pass the folder with model.path="
-
-
-def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
-    """The U-Net, VAE or a text encoder, with every weight in its place. Raises ErasebenchError otherwise."""
-    library, name = WEIGHTS[part]
-    where, kind = str(source.path or source.hub), getattr(quiet(library), name)
-    keywords: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    if source.path is None:
-        keywords["revision"] = source.revision or None
-    else:
-        keywords["variant"] = bases.variant_of(Path(source.path), part)
-    try:
-        module, info = kind.from_pretrained(where, subfolder=part, **keywords)
-    except OSError:
-        if source.path is not None:
-            raise
-        module, info = kind.from_pretrained(where, subfolder=part, variant="fp16", **keywords)  # a repository of one variant
-    # diffusers fills missing weights with noise, leaves out unexpected ones, and only warns
-    absent = [k for k in info["missing_keys"] if not k.endswith("position_ids")]
-    if absent or info["mismatched_keys"]:
-        raise ErasebenchError(
-            f"{where}/{part}: weights are missing or misshapen, e.g. {(absent or list(info['mismatched_keys']))[0]}"
-        )
-    if left := sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids")):
-        line = f"{where}/{part}: {len(left)} weights that {kind.__name__} has no place for, e.g. {left[0]}"
-        if part in ("unet", "vae"):
-            raise ErasebenchError(f"{line}: another network than its configuration says")
-        log.warning("%s: left out", line)  # text encoders are cut out of whole CLIPs
-    broken = next((n for n, p in module.named_parameters() if not torch.isfinite(p).all()), None)
-    if broken:
-        raise ErasebenchError(f"{where}/{part}: weight {broken} is not finite (NaN or infinity)")
-    if hasattr(module.config, "return_dict"):
-        module.config.return_dict = True  # a folder's config may say otherwise
-    return module
-
-
-class Context(NamedTuple):
-    """Encoded prompts: hidden [B, L, D], ids [B, L], ends [B] (position of the first EOS), and for SDXL the pooled
-    output of its second encoder [B, P]."""
-
-    hidden: Tensor
-    ids: Tensor
-    ends: Tensor
-    pooled: Tensor | None = None
-
-    def select(self, index: Tensor | slice) -> Context:
-        return Context(*(x[index] if x is not None else None for x in self))
-
-    def to(self, device: torch.device | str) -> Context:
-        return Context(*(x.to(device) if x is not None else None for x in self))
-
-    def mean(self) -> Context:
-        """One context [1, ...] whose embeddings are the mean of all; ids and ends are the first's."""
-        pooled = None if self.pooled is None else self.pooled.mean(0, keepdim=True)
-        return Context(self.hidden.mean(0, keepdim=True), self.ids[:1], self.ends[:1], pooled)
-
-    def repeat(self, count: int) -> Context:
-        """One prompt, `count` times (without copying)."""
-        return Context(*(x.expand(count, *x.shape[1:]) if x is not None else None for x in self))
-
-
-def join(*contexts: Context) -> Context:
-    return Context(*(torch.cat(parts) if parts[0] is not None else None for parts in zip(*contexts, strict=True)))
-
-
-A = TypeVar("A", bound=Tensor | tuple[Tensor | None, ...])
-
-
-class _Trajectory(threading.local):
-    """Where this thread is: inside `Model.latents`, which has a memory, or inside `Model.fast`."""
-
-    memory: dict | None = None
     fast: bool = False
 
 
@@ -256,113 +47,7 @@ class _Counted(threading.local):
     samples: int = 0
 
 
-_trajectory = _Trajectory()
-COMPILER = {"mode": "reduce-overhead"}  # of torch.compile: with CUDA graphs
-# What does not compile runs as it is; hooks that a method adds later are not overlooked. torch keeps these for each thread.
-DYNAMO = {"suppress_errors": True, "skip_nnmodule_hook_guards": False}
-
-
-def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
-    """make(), computed once in a trajectory as long as inputs and result are the same tensors, unwritten.
-
-    Outside `Model.latents`, and where autograd records, it is computed anew each time.
-    """
-    if (
-        torch.compiler.is_compiling()
-    ):  # it would have to trace addresses; a step more or less of keys costs a GPU nothing
-        return make()
-    memory = _trajectory.memory
-    if memory is None or torch.is_grad_enabled():
-        return make()
-    versions = lambda made: [x._version for x in (made if isinstance(made, tuple) else (made,)) if x is not None]
-    key = (what, *((id(x), x.data_ptr(), x._version) for x in inputs))
-    if key not in memory or versions(memory[key][0]) != memory[key][1]:
-        made = make()
-        # inputs and their storage are kept, so that no address in the key is used again
-        memory[key] = made, versions(made), inputs, [x.detach() for x in inputs]
-    return memory[key][0]
-
-
-class ContextLinear(torch.nn.Linear):
-    """Keys or values of the context, which is the same in every step of a trajectory: projected in the first."""
-
-    def forward(self, context: Tensor) -> Tensor:
-        weights = (p for p in (self.weight, self.bias) if p is not None)
-        return once(self, lambda: super(ContextLinear, self).forward(context), context, *weights)
-
-
-class Guidance(Protocol):
-    has_memory: ClassVar[bool]  # whether the noise at one timestep depends on the timesteps before it
-
-    def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
-        """State of the trajectories that start at z [B, C, h, w]; nothing is kept anywhere else."""
-        ...
-
-    def __call__(
-        self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
-    ) -> Tensor:
-        """What the scheduler is handed [B, C, h, w]: predictions of the U-Net (`Model.predict`), composed. scale: one for
-        all, or [B, 1, 1, 1], at least 1."""
-        ...
-
-
-@dataclass(frozen=True)
-class ClassifierFree:
-    """eps(neg) + scale * (eps(prompt) - eps(neg)) (Ho & Salimans, 2022, Eq. 6); neg is the empty prompt by default.
-
-    eps stands for what the U-Net predicts, be it noise or not: diffusers guides that, too."""
-
-    negative: Context | None = None
-    has_memory: ClassVar[bool] = False
-
-    def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
-        negative = self.negative or model.unconditional()
-        return {"negative": negative.repeat(len(z)) if len(negative.ids) == 1 else negative}
-
-    def __call__(
-        self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
-    ) -> Tensor:
-        if isinstance(scale, int | float) and scale == 1:  # diffusers, too, leaves guidance out at 1
-            return model.predict(z, t, context, state)
-        free, text = self.predictions(model, z, t, context, state)
-        return free + scale * (text - free)
-
-    def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
-        """Predictions of neg and of the prompt, each [B, C, h, w], in one call of the U-Net where both are of one length."""
-        if state["negative"].hidden.shape[1] != context.hidden.shape[1]:  # a mined embedding may have any
-            return model.predict(z, t, state["negative"], state), model.predict(z, t, context, state)
-        joined = once("joined", lambda: join(state["negative"], context), state["negative"].hidden, context.hidden)
-        both = torch.cat([t, t]) if t.ndim else t  # one timestep for all, or one for each
-        return model.predict(torch.cat([z, z]), both, joined, state).chunk(2)
-
-
-class Guard(Protocol):
-    """Scores prompts; those at or above `threshold` are refused. Differentiable, since attacks see it too."""
-
-    threshold: float
-
-    def __call__(self, model: Model, context: Context) -> Tensor: ...
-
-
-class Around(Protocol):
-    """What is entered around every call of the U-Net, with the prompts of its rows."""
-
-    def __call__(self, model: Model, context: Context) -> AbstractContextManager[None]: ...
-
-
-def nothing_around(model: Model, context: Context) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
-class NotFinite(ErasebenchError):
-    """Weights, embeddings, latents or pictures that hold NaN or infinity."""
-
-
-def is_finite(x: Tensor) -> bool:
-    """Whether no number of a tensor is NaN or infinite; of whole numbers none is."""
-    if not (x.is_floating_point() or x.is_complex()):
-        return True
-    return bool(torch.isfinite(x if x.element_size() > 1 else x.float()).all())  # of 8 bits none is compared
+_precision = _Precision()
 
 
 class Sampled(NamedTuple):
@@ -370,85 +55,40 @@ class Sampled(NamedTuple):
     refused: Tensor  # bool [B]; a refused image is black
 
 
-def check_weight(name: str, parameter: Tensor, value: Any) -> None:
-    """Raises ErasebenchError for what cannot stand in for a parameter."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
-        what = (
-            f"a {'meta' if value.is_meta else 'sparse'} tensor" if isinstance(value, Tensor) else type(value).__name__
-        )
-        raise ErasebenchError(f"{name}: the change is {what}, an ordinary tensor is needed")
-    if not value.is_floating_point():
-        raise ErasebenchError(f"{name}: the change is {value.dtype}, numbers like {parameter.dtype} are needed")
-    if parameter.shape != value.shape:
-        raise ErasebenchError(f"{name} is {tuple(parameter.shape)}, the change is {tuple(value.shape)}")
-
-
-def check_finite(given: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
-    """Raises NotFinite where weights are not finite as given, or not any more as the model holds them."""
-    fine = [torch.isfinite(value).all() for value in values]
-    if not fine or torch.stack([flag.to(fine[0].device) for flag in fine]).all():
-        return
-    name, value = next((n, v) for (n, v), flag in zip(given.items(), fine, strict=True) if not flag)
-    held = values[list(given).index(name)].dtype
-    why = f"does not fit into {held}" if is_finite(value) else "is not finite (NaN or infinity)"
-    raise NotFinite(f"{name}: the change {why}")
-
-
-class _Slot(NamedTuple):
-    """One changed place: how to read it, how to set it, and what was there before."""
-
-    get: Any
-    set: Any
-    before: Any
-
-
 class Model:
     """A loaded base model. Build with `Model.load`; all weights are frozen and in eval mode. That of an `explicit` task
     has the safety gate before its text encoders and its sampler, from the beginning and for good."""
 
-    def __init__(
-        self,
-        unet,
-        vae,
-        text_encoder,
-        tokenizer,
-        scheduler_config: Mapping[str, Any],
-        device: str = "cpu",
-        text_encoder_2=None,
-        explicit: bool = False,
-        second_padding: int = 0,
-        zeros: bool = True,
-    ):
+    def __init__(self, components: Components, device: str = "cpu", explicit: bool = False):
         self.device = torch.device(device)
         self._explicit = explicit
         self._admitted: set[tuple[int, ...]] = set()  # token ids of texts that the gate has let through
         self._gated: WeakSet[torch.nn.Module] = WeakSet()
-        self.text_encoder_2 = None  # SDXL's; it reads the same tokens, padded with another
-        self._second_padding, self._zeros = second_padding, zeros
-        if text_encoder_2 is not None:
-            self.text_encoder_2 = self._behind_gate(text_encoder_2.to(self.device).eval().requires_grad_(False))
-        self.unet, self.vae, self.text_encoder = (
-            part.to(self.device).eval().requires_grad_(False) for part in (unet, vae, text_encoder)
-        )
+        frozen = lambda part: part.to(self.device).eval().requires_grad_(False)
+        second = components.text_encoder_2
+        self.text_encoder_2 = None if second is None else self._behind_gate(frozen(second))
+        self._second_padding, self._zeros = components.second_padding, components.zeros
+        self.unet, self.vae = frozen(components.unet), frozen(components.vae)
+        self.text_encoder = frozen(components.text_encoder)
         self.unet.to(memory_format=torch.channels_last)  # convolutions are faster so
         from diffusers.models.attention_processor import Attention
 
         for attention in self.unet.modules():
             if isinstance(attention, Attention) and attention.is_cross_attention:
                 attention.to_k.__class__ = attention.to_v.__class__ = ContextLinear
-        self.tokenizer = tokenizer
-        self.scheduler_config = dict(scheduler_config)
+        self.tokenizer = components.tokenizer
+        self.scheduler_config = dict(components.scheduler_config)
         self.guidance: Guidance = ClassifierFree()
         self.guard: Guard | None = None
         self.around: Around = nothing_around
         self._counted = _Counted()
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._compiled: Callable | None = None
         schedule = quiet("diffusers").DDIMScheduler.from_config(self.scheduler_config)
         self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
         self._prediction = schedule.config.prediction_type
         bases.check_scheduler(self.scheduler_config)
-        self._side = bases.side_of(self.unet.config, text_encoder_2 is not None)
+        self._side = bases.side_of(self.unet.config, second is not None)
         mean, deviation = self.vae.config.get("latents_mean"), self.vae.config.get("latents_std")
         column = lambda values: torch.tensor(values, device=self.device, dtype=self.dtype).view(-1, 1, 1)
         # of latents before they are scaled, where the configuration says (SDXL's)
@@ -460,38 +100,7 @@ class Model:
         truncated or non-finite model, for one that does not draw from text alone, and for a device that is not there."""
         check_device(device)
         use_exact_arithmetic()
-        where, revision = str(source.path or source.hub), {}
-        if source.path is None:
-            revision["revision"] = source.revision or None
-        try:
-            base = source.check()
-            dtype = getattr(torch, source.dtype)
-            loaded = {part: load_part(source, part, dtype) for part in WEIGHTS if part in base.parts}
-            if base.xl and dtype == torch.float16 and base.parts["vae"]["force_upcast"]:
-                loaded["vae"].float()  # as SDXL's pipeline does: in half precision it gives NaN
-            tokenizers = {
-                part: quiet("transformers").CLIPTokenizer.from_pretrained(where, subfolder=part, **revision)
-                for part in ("tokenizer", "tokenizer_2")[: 1 + base.xl]
-            }
-            for number, (part, tokenizer) in enumerate(tokenizers.items()):
-                bases.check_tokenizer(tokenizer, base.parts[("text_encoder", "text_encoder_2")[number]], part)
-            if base.xl and len({digest(tokenizer.get_vocab()) for tokenizer in tokenizers.values()}) > 1:
-                raise ErasebenchError(f"{where}: its two tokenizers do not know the same words")
-        except ErasebenchError:
-            raise
-        except Exception as error:  # safetensors, JSON, network and key errors have no common class
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            advice = "the folder is damaged or not a diffusers pipeline" if source.path else unfetched(error)
-            raise ErasebenchError(f"cannot load model {where}: {advice} ({reason[:200]})") from error
-        return cls(
-            **loaded,
-            tokenizer=tokenizers["tokenizer"],
-            scheduler_config=base.parts["scheduler"],
-            device=device,
-            explicit=explicit,
-            second_padding=tokenizers["tokenizer_2"].pad_token_id if base.xl else 0,
-            zeros=base.zeros,
-        )
+        return cls(Components.load(source), device, explicit)
 
     @property
     def unet_samples(self) -> int:
@@ -622,36 +231,15 @@ class Model:
         Raises ErasebenchError for a name that does not exist, for a shape or number format that does not fit, and for
         numbers that are not finite or that the model's format cannot hold.
         """
-        slots, values = [], []
         if unknown := set(openings) - {"guidance", "guard", "text_encoder", "around"}:
             raise ErasebenchError(f"the model has no opening called {sorted(unknown)[0]}")
-        parameters = self._parameters() if weights else {}
-        for name, value in (weights or {}).items():
-            if name not in parameters:
-                raise ErasebenchError(f"the model has no weight {name}")
-            parameter = parameters[name]
-            check_weight(name, parameter, value)
-            slots.append(
-                _Slot(lambda p=parameter: p.data, lambda v, p=parameter: setattr(p, "data", v), parameter.data)
-            )
-            values.append(value.to(parameter.device, parameter.dtype))
-        check_finite(weights or {}, values)
+        changes = list(weight_changes(self._parameters(), weights)) if weights else []
         if processors:
-            present = self.unet.attn_processors
-            if absent := set(processors) - set(present):
-                raise ErasebenchError(f"the U-Net has no attention processor {sorted(absent)[0]}")
-            # set_attn_processor empties the dictionary it is given
-            put = lambda v: self.unet.set_attn_processor(dict(v))
-            slots.append(_Slot(lambda: dict(self.unet.attn_processors), put, dict(present)))
-            values.append({**present, **processors})
-        for name, value in openings.items():
-            slots.append(
-                _Slot(lambda n=name: getattr(self, n), lambda v, n=name: setattr(self, n, v), getattr(self, name))
-            )
-            values.append(value)
+            changes.append(processor_change(self.unet, processors))
+        changes += [attribute_change(self, name, value) for name, value in openings.items()]
         entered = []
         try:
-            for slot, value in zip(slots, values, strict=True):
+            for slot, value in changes:
                 slot.set(value)
                 entered.append(slot)
                 self._slots.append(slot)
@@ -823,7 +411,7 @@ class Model:
         """
         t = torch.as_tensor(t, device=z.device)
         self._counted.samples = self.unet_samples + len(z)
-        fast = _trajectory.fast
+        fast = _precision.fast
         precision = torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
         with self.around(self, context), precision:
             out = (self.unet if self._compiled is None or not fast else self._compiled)(
@@ -881,45 +469,13 @@ class Model:
 
     def scheduler(self, sampler: Sampler):
         """A fresh diffusers scheduler with its timesteps set; set up as StableDiffusionPipeline does."""
-        if sampler.name not in SCHEDULERS:
-            raise ErasebenchError(f"unknown sampler {sampler.name!r}: choose from {', '.join(SCHEDULERS)}")
-        # a file of a scheduler that cannot clip does not say that it does not, and DDIM would
-        config = {"clip_sample": False, **self.scheduler_config}
-        if self.text_encoder_2 is None:  # SDXL's pipeline takes the file's
-            config |= {"steps_offset": 1, "clip_sample": False}
-        try:
-            scheduler = getattr(quiet("diffusers"), SCHEDULERS[sampler.name]).from_config(config)
-            scheduler.set_timesteps(sampler.steps, device=self.device)
-        except Exception as error:  # schedulers refuse what they cannot do in several ways
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ErasebenchError(f"{sampler.name} of {sampler.steps} steps cannot sample this base: {reason}") from error
-        last, trained = float(scheduler.timesteps.max()), len(self.alphas_cumprod)
-        if last > trained - 1 and not hasattr(scheduler, "sigmas"):  # those with sigmas interpolate them
-            raise ErasebenchError(
-                f"sampler.steps={sampler.steps}: {sampler.name} would begin at timestep {last:g}, and the base was trained "
-                f"up to {trained - 1}: at most {trained - 1} steps"
-            )
-        if sampler.steps > 1 and float(scheduler.timesteps.min()) == last:
-            raise ErasebenchError(
-                f"sampler.steps={sampler.steps}: {sampler.name} would stay at timestep {last:g}: at most {trained - 1} steps"
-            )
-        if sampler.steps > MANY and last < LEAST_NOISE * trained:  # diffusers spaces them by a whole number, rounded down
-            raise ErasebenchError(
-                f"sampler.steps={sampler.steps}: {sampler.name} would begin at timestep {last:g} of {trained}, with pure noise: "
-                f"{trained // 5} steps or fewer begin near the end"
-            )
-        return scheduler
+        return schedulers.load(self.scheduler_config, sampler, self.device, xl=self.text_encoder_2 is not None)
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Raises ErasebenchError for a sampler or a size that the base cannot be drawn with."""
         scheduler = self.scheduler(sampler)
         self.latent_shape(sampler.size)
-        z = torch.zeros(1, 1, 1, 1, device=self.device)
-        try:
-            scheduler.step(z, scheduler.timesteps[0], scheduler.scale_model_input(z, scheduler.timesteps[0]))
-        except Exception as error:  # what a scheduler cannot do with a prediction type, it says in its first step
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ErasebenchError(f"{sampler.name} cannot sample a base that predicts {self._prediction}: {reason}") from error
+        schedulers.check_step(scheduler, sampler.name)
 
     @contextmanager
     def fast(self) -> Iterator[None]:
@@ -928,12 +484,12 @@ class Model:
         if self.device.type == "cuda" and self._compiled is None:
             self.unet.to(memory_format=torch.channels_last)
             self._compiled = torch.compile(self.unet, **COMPILER)
-        _trajectory.fast = True
+        _precision.fast = True
         try:
             with torch._dynamo.config.patch(DYNAMO) if self._compiled is not None else nullcontext():
                 yield
         finally:
-            _trajectory.fast = False
+            _precision.fast = False
 
     @torch.no_grad()
     def latents(
@@ -953,17 +509,14 @@ class Model:
         scale: float | Tensor = sampler.guidance
         if scales is not None and set(scales) != {sampler.guidance}:
             scale = torch.tensor(scales, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
-        before, _trajectory.memory = _trajectory.memory, {}
         finite: list[Tensor] = []  # read once at the end, as reading makes a GPU wait
-        try:
+        with reuse.trajectory():
             for t in scheduler.timesteps[:stop]:
                 if trace is not None:
                     trace.append((t, z))
                 scaled = scheduler.scale_model_input(z, t)
                 z = scheduler.step(self.guided(scaled, t, context, scale, state), t, z, return_dict=False)[0]
                 finite.append(torch.isfinite(z).all())
-        finally:
-            _trajectory.memory = before
         if finite and not (fine := torch.stack(finite)).all():
             raise NotFinite(f"latents are not finite from step {int((~fine).int().argmax()) + 1} of {sampler.steps} on")
         return z

@@ -16,7 +16,7 @@ from .evaluators.verification import ClipImages
 from .evaluators.wellformed import Wellformed
 from .evaluators.zero_shot import ZeroShotShare
 from .own import Own
-from .run import watcher
+from .scoring import watcher
 from .specification import Run
 from .tasks import OTHER_WORDS
 

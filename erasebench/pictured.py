@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -73,10 +73,20 @@ class Pictured:
         pictures, masks = self.load(side * model.pixels_per_latent)
         z0, masks = model.encode_images(pictures), F.interpolate(masks, (side, side), mode="area").to(model.device)
         first = table(model)[tokens(model, self.start)[-1:]]
-        vector = textual_inversion(model, z0, templates, first, self.steps, self.batch, self.lr, seed, masks)
+        how = Inversion(self.steps, self.batch, self.lr, seed)
+        vector = textual_inversion(model, z0, templates, first, how, masks)
         if not torch.isfinite(vector).all():
             raise ErasebenchError("the inversion of the pictures diverged: lower pictures.lr")
         return vector
+
+
+class Inversion(NamedTuple):
+    """How a vector is learnt of pictures: steps of AdamW, pictures in each of them."""
+
+    steps: int
+    batch: int
+    lr: float
+    seed: int
 
 
 def textual_inversion(
@@ -84,10 +94,7 @@ def textual_inversion(
     latents: Tensor,
     templates: Sequence[str],
     start: Tensor,
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
+    how: Inversion,
     masks: Tensor | None = None,
 ) -> Tensor:
     """Token embeddings [k, D], from `start` on, that stand best for what latents [N, C, h, w] show, in the templates' {c}, in the
@@ -97,13 +104,13 @@ def textual_inversion(
     rows = [row for row in rows if fits(model, row)]
     masks = torch.ones_like(latents[:, :1]) if masks is None else masks
     vectors = torch.nn.Parameter(start.detach().clone())
-    optimiser, draws = torch.optim.AdamW([vectors], lr=lr, weight_decay=0.01), Draws(model, [seed])
-    for _ in tqdm(range(steps), "inversion", disable=None, delay=2, leave=False):
+    optimiser, draws = torch.optim.AdamW([vectors], lr=how.lr, weight_decay=0.01), Draws(model, [how.seed])
+    for _ in tqdm(range(how.steps), "inversion", disable=None, delay=2, leave=False):
         pick, which, t = (
-            draws.integers([0], 0, most, batch)[0] for most in (len(latents), len(rows), len(model.alphas_cumprod))
+            draws.integers([0], 0, most, how.batch)[0] for most in (len(latents), len(rows), len(model.alphas_cumprod))
         )
-        noise = draws.normal([0], batch, *latents.shape[1:])[0]
-        context = with_vectors(model, slots(model, [rows[i] for i in which]), vectors.repeat(batch, 1))
+        noise = draws.normal([0], how.batch, *latents.shape[1:])[0]
+        context = with_vectors(model, slots(model, [rows[i] for i in which]), vectors.repeat(how.batch, 1))
         error = (model.eps(noisy(model, latents[pick], t, noise), t, context) - noise).square()
         loss = (error * masks[pick]).mean() / masks[pick].mean()
         vectors.grad = torch.autograd.grad(loss, vectors)[0]  # of nothing else that may be in training

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from .context import Context
 from .contracts import PLACEHOLDER, Found, Prompt, Sampler, Scene, Shot
 from .generate import plain, scales
+from .guidance import ClassifierFree
 from .memory import at_once, in_slices
-from .model import ClassifierFree, Context, Model, Sampled
+from .model import Model, Sampled
 from .provenance import sources, write_sources
 from .tasks import seed_of
 
@@ -248,9 +250,20 @@ def look(model: Model, scene: Scene, which: Sequence[int], texts: Sequence[str])
     yield from ((i, False, float("-inf")) for i in which if i not in {j for j, _ in allowed})
 
 
+class AttackLoss(NamedTuple):
+    """What the loss of a gradient attack compares: noise predictions, conditional or guided, with the noise.
+
+    imitate: with what the original model predicts for the prompt, not with the noise. latents: of the pictures that
+    noise is put on, in place of those of the scene."""
+
+    objective: Objective
+    imitate: bool = False
+    latents: Tensor | None = None
+
+
 class Bench:
     """Several prompts under a gradient attack: rows of token ids with FREE places, latents of their pictures, and what
-    the erased model is to predict for them. `imitate`: what the original model predicts for the prompt, not the noise."""
+    the erased model is to predict for them."""
 
     def __init__(
         self,
@@ -258,9 +271,7 @@ class Bench:
         scene: Scene,
         attack: object,
         rows: Sequence[Sequence[int]],
-        objective: Objective,
-        imitate: bool = False,
-        latents: Tensor | None = None,
+        loss: AttackLoss,
         padding: int | None = None,
     ):
         self.model, self.draws = model, draws(model, scene, attack)
@@ -268,9 +279,10 @@ class Bench:
         self.rows = [[] if i in self.long else list(row) for i, row in enumerate(rows)]
         self.slots = slots(model, self.rows, padding)
         self.counts = self.slots.free.sum(1).tolist()
-        self.z = model.encode_images(scene.pictures) if latents is None else latents
-        self.scale = scene.sampler.guidance if guided(model, objective) else None
-        self.wanted = originals(model, [p.text for p in scene.prompts]) if imitate or self.scale is not None else None
+        self.z = model.encode_images(scene.pictures) if loss.latents is None else loss.latents
+        self.scale = scene.sampler.guidance if guided(model, loss.objective) else None
+        compares = loss.imitate or self.scale is not None
+        self.wanted = originals(model, [p.text for p in scene.prompts]) if compares else None
 
     def gradients(self, which: Sequence[int], t: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
         """Gradient of the loss of each prompt in `which`, at timesteps t [B] and fresh noise, with respect to the

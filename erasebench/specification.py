@@ -37,8 +37,8 @@ from .execute import Executor, Local
 from .store import digest
 
 if TYPE_CHECKING:
-    from .model import Source
     from .pictured import Pictured
+    from .source import Source
 
 SAMPLING = 2  # version of the sampling code: raise it when images change
 SAMPLERS = {"pndm": 3}  # of single samplers: 3 combines v as the network predicts it, and not its noise

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .context import Context, join
 from .contracts import Sampler
+from .finite import NotFinite, is_finite
 from .memory import Term, add_gradients, sampled, share
-from .model import Context, Model, NotFinite, is_finite, join
+from .model import Model
 
 FILE = "weights.safetensors"
 TOGETHER = 64  # texts encoded at a time
@@ -101,30 +103,36 @@ def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[T
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, noise
 
 
+class Optimisation(NamedTuple):
+    """Steps of an optimiser, which is made for the weights. `adjust` sees them, with their gradients, before each step (a
+    mask, a clipped norm, a penalty's own gradient)."""
+
+    steps: int
+    optimiser: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+    adjust: Callable[[Mapping[str, Tensor]], None] = lambda weights: None
+
+
 def fine_tune(
     model: Model,
     trained: str,
     loss: Callable[[int], Tensor | Sequence[Term]],
-    steps: int,
-    optimiser: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
+    how: Optimisation,
     out: Path,
     title: str,
-    adjust: Callable[[Mapping[str, Tensor]], None] = lambda weights: None,
 ) -> None:
     """Train the weights whose names match `trained` on loss(step) and write them into the folder `out`, for `apply`.
 
     The model is the student while a loss is computed; `with model.teacher()` is the base. A loss of many rows is given as
-    terms, whose micro-batches add up to it where a GPU does not hold all of them. `adjust` sees the weights, with
-    their gradients, before each step of the optimiser (a mask, a clipped norm, a penalty's own gradient)."""
+    terms, whose micro-batches add up to it where a GPU does not hold all of them."""
     with model.training(model.names(trained)) as weights:
-        stepper = optimiser(weights.values())
+        stepper = how.optimiser(weights.values())
         for group in stepper.param_groups:
             group["foreach"] = False  # would hold the roots of all second moments at once
-        for step in tqdm(range(steps), title, disable=None, delay=2):
+        for step in tqdm(range(how.steps), title, disable=None, delay=2):
             stepper.zero_grad(set_to_none=True)
             with light(model, weights.values()):
                 add_gradients(model, as_terms(loss(step)), weights.values(), partial(checked, title=title))
-            adjust(weights)
+            how.adjust(weights)
             stepper.step()
         save_file({name: w.data.contiguous().cpu() for name, w in weights.items()}, out / FILE)
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .context import Context
 from .contracts import Sampler
 from .memory import sampled
-from .model import Context, Model
+from .model import Model
 
 
 class States(NamedTuple):

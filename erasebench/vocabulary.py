@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .closed_form import filled
+from .context import Context, join
 from .contracts import Brief, ErasebenchError
 from .loaders import MORE_CAPTIONS
-from .model import Context, Model, join
+from .model import Model
 
 
 def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:

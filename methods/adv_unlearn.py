@@ -24,10 +24,11 @@ import torch
 from erasebench.methods.esd import ESD, State
 from torch import Tensor
 
+from erasebench.context import Context
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.search import Slots, errors, table, with_vectors, words
-from erasebench.training import erased_noise_target, fine_tune, tuned
+from erasebench.training import Optimisation, erased_noise_target, fine_tune, tuned
 from erasebench.vocabulary import kept_prompts
 
 ENCODER = r"^text_encoder\.(?!.*embeddings\.)"  # every layer and the last norm
@@ -87,7 +88,7 @@ class AdvUnlearn:
             return forget + self.retain_scale * (now - other.text).square().mean()
 
         adam = partial(torch.optim.Adam, lr=self.lr)
-        fine_tune(model, ENCODER, loss, self.steps, adam, out, "adv_unlearn")
+        fine_tune(model, ENCODER, loss, Optimisation(self.steps, adam), out, "adv_unlearn")
 
     def states(
         self, model: Model, contexts: Context, batch: int, trajectories: int, count: int, generator: torch.Generator

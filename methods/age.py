@@ -20,8 +20,9 @@ import torch
 from erasebench.methods.ap import SEARCH_SECONDS, Adversarial, distance
 from torch import Tensor
 
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost
-from erasebench.model import Context, Model, join
+from erasebench.model import Model
 from erasebench.training import TRAINED, erased_noise_target
 
 

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from erasebench import vocabulary
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.loaders import lines
-from erasebench.model import Context, Model, join
-from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
+from erasebench.model import Model
+from erasebench.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import Along, count_evaluations
 
 SEARCH_SECONDS = 300  # for words next to the concept
@@ -109,7 +110,9 @@ class Adversarial:
         """Train the weights that match `trained` on the loss of concepts number [B], in which pi has its turn."""
         drawn = lambda: torch.randint(len(play.names), (self.batch,), generator=play.generator)
         adam = partial(torch.optim.Adam, lr=self.lr)
-        fine_tune(model, trained, lambda step: loss(drawn()), self.steps, adam, out, type(self).__name__.lower())
+        fine_tune(
+            model, trained, lambda step: loss(drawn()), Optimisation(self.steps, adam), out, type(self).__name__.lower()
+        )
         (out / "words.json").write_text(json.dumps(dict(zip(play.names, play.choice.found(), strict=True))))
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:

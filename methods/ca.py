@@ -34,12 +34,14 @@ from tqdm import tqdm
 
 from erasebench.attention import attend, layers
 from erasebench.closed_form import filled
+from erasebench.context import Context
 from erasebench.contracts import Brief, Concept, FitCost, Sampler
+from erasebench.guidance import ClassifierFree
 from erasebench.loaders import lines
 from erasebench.memory import Term, share
-from erasebench.model import ClassifierFree, Context, Model
+from erasebench.model import Model
 from erasebench.tasks import seed_of
-from erasebench.training import decoded, drawn, fine_tune, noised, tuned
+from erasebench.training import Optimisation, decoded, drawn, fine_tune, noised, tuned
 
 GROUPS = {
     "cross-attn": r"^unet\..*attn2\.to_[kv]\.",
@@ -92,7 +94,7 @@ class CA:
             return [Term(of, self.batch, graphs=1 + (self.prior_scale > 0))]
 
         with model.changed(processors=dict.fromkeys(layers(model), start_held)):
-            fine_tune(model, GROUPS[self.trained], loss, self.steps, adam, out, "ca", clip)
+            fine_tune(model, GROUPS[self.trained], loss, Optimisation(self.steps, adam, clip), out, "ca")
 
     def loss(self, model: Model, seen: Seen) -> Tensor:
         with torch.set_grad_enabled(self.prior_scale > 0):

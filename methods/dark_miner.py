@@ -34,10 +34,13 @@ from tqdm import tqdm
 
 from erasebench.attention import Adapted, LowRank, projection
 from erasebench.closed_form import filled, write_notes
+from erasebench.context import Context
 from erasebench.contracts import Brief, ErasebenchError, FitCost, Sampler
+from erasebench.finite import NotFinite, is_finite
 from erasebench.memory import sampled, sampled_images
-from erasebench.model import Context, Model, NotFinite, is_finite, weights_digest
+from erasebench.model import Model
 from erasebench.provenance import changed_sources, sources, write_sources
+from erasebench.source import weights_digest
 from erasebench.specification import sampling
 from erasebench.store import Store, digest
 from erasebench.tasks import seed_of

@@ -20,10 +20,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
+from erasebench.guidance import ClassifierFree
 from erasebench.memory import UNGRAPHED, at_once, in_slices
-from erasebench.model import ClassifierFree, Context, Model, join
-from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
+from erasebench.model import Model
+from erasebench.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import midway
 
 
@@ -62,7 +64,7 @@ class ESD:
             return (model.eps(state.z, state.t, state.context) - target).square().mean()
 
         adam = partial(torch.optim.Adam, lr=self.lr)
-        fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "esd")
+        fine_tune(model, TRAINED[self.variant], loss, Optimisation(self.steps, adam), out, "esd")
 
     def frozen(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
         """Batches of states drawn from trajectories of the base; guidance has computed both predictions already."""

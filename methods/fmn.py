@@ -26,12 +26,13 @@ from torch import Tensor
 
 from erasebench.attention import maps
 from erasebench.closed_form import filled, span
+from erasebench.context import Context, join
 from erasebench.contracts import PLACEHOLDER, Brief, FitCost, Sampler
-from erasebench.model import Context, Model, join
-from erasebench.pictured import textual_inversion
+from erasebench.model import Model
+from erasebench.pictured import Inversion, textual_inversion
 from erasebench.search import fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
 from erasebench.tasks import seed_of
-from erasebench.training import TRAINED, drawn, fine_tune, noised, tuned
+from erasebench.training import TRAINED, Optimisation, drawn, fine_tune, noised, tuned
 
 GROUPS = {"full": r"^unet\.", "x": TRAINED["x"]}
 
@@ -77,7 +78,7 @@ class FMN:
             x, t, _ = noised(model, torch.cat(z), generator)
             return attention(maps(model, x, t, join(*contexts)), torch.cat(silenced))
 
-        fine_tune(model, GROUPS[self.trained], loss, self.steps, adam, out, "fmn")
+        fine_tune(model, GROUPS[self.trained], loss, Optimisation(self.steps, adam), out, "fmn")
 
     def shown(self, model: Model, name: str, templates: Sequence[str], seed: int) -> Shown:
         """A concept's pictures, drawn by the base, and what they are called."""
@@ -105,8 +106,9 @@ class FMN:
         rows = [row for row in rows if fits(model, row)]
         named = tokens(model, name)
         start = table(model)[[named[i % len(named)] for i in range(self.inversion_tokens)]]
-        how = (self.inversion_steps, self.inversion_batch, self.inversion_lr, seed_of("fmn inversion", seed, name))
-        learnt = textual_inversion(model, latents, templates, start, *how)
+        own_seed = seed_of("fmn inversion", seed, name)
+        how = Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, own_seed)
+        learnt = textual_inversion(model, latents, templates, start, how)
         prompts = slots(model, rows)
         with torch.no_grad():
             contexts = with_vectors(model, prompts, learnt.repeat(len(rows), 1))

@@ -37,9 +37,11 @@ from tqdm import tqdm
 from erasebench import verdicts
 from erasebench.attention import attend, layers, project, split_heads
 from erasebench.closed_form import filled
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, ErasebenchError, FitCost, Prompt, Sampler
+from erasebench.guidance import ClassifierFree
 from erasebench.memory import UNGRAPHED, at_once, in_slices, sampled_images
-from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.model import Model
 from erasebench.tasks import seed_of, spread
 from erasebench.training import checked
 

@@ -26,8 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasebench.attention import attend, layers
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
-from erasebench.model import ClassifierFree, Context, Model, join
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model
 from erasebench.training import FILE, TRAINED, checked, erased_noise_target, tuned
 from erasebench.trajectory import Along, count_evaluations
 

@@ -33,9 +33,10 @@ from tqdm import tqdm
 
 from erasebench import vocabulary
 from erasebench.closed_form import filled, write_notes
+from erasebench.context import Context
 from erasebench.contracts import Brief, ErasebenchError
 from erasebench.loaders import MORE_CAPTIONS
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.training import checked, encoded
 
 

@@ -35,9 +35,10 @@ from erasebench.closed_form import (
     span,
     write_notes,
 )
+from erasebench.context import Context
 from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.loaders import lines
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.needs import Need
 from erasebench.tasks import seed_of
 from erasebench.training import FILE, checked, tuned

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from erasebench.contracts import Brief, FitCost
-from erasebench.model import ClassifierFree, Model
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model
 
 
 @dataclass(frozen=True)

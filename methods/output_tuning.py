@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model import Model
-from erasebench.training import TRAINED, fine_tune, tuned
+from erasebench.training import TRAINED, Optimisation, fine_tune, tuned
 from erasebench.trajectory import walked
 
 
@@ -46,7 +46,7 @@ class OutputTuning:
             return (model.eps(z, t, concepts.select(c)) - target).square().mean()
 
         adam = partial(torch.optim.Adam, lr=self.lr)
-        fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "output_tuning")
+        fine_tune(model, TRAINED[self.variant], loss, Optimisation(self.steps, adam), out, "output_tuning")
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return tuned(model, artifact)

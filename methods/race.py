@@ -24,10 +24,11 @@ import torch
 from erasebench.methods.esd import ESD
 from torch import Tensor
 
+from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.search import errors
-from erasebench.training import TRAINED, erased_noise_target, fine_tune, tuned
+from erasebench.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import midway
 
 
@@ -73,7 +74,7 @@ class RACE:
         with TemporaryDirectory() as folder:
             self.first.fit(model, brief, Path(folder), seed)
             with tuned(model, Path(folder)):
-                fine_tune(model, TRAINED[self.first.variant], loss, self.steps, adam, out, "race")
+                fine_tune(model, TRAINED[self.first.variant], loss, Optimisation(self.steps, adam), out, "race")
 
     def attack(
         self,

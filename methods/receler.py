@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from erasebench.attention import Seeing, fitted, layers, projection
 from erasebench.closed_form import span
+from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.search import errors
 from erasebench.training import checked, erased_noise_target
 from erasebench.trajectory import Along

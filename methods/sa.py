@@ -32,6 +32,7 @@ from erasebench.model import Model
 from erasebench.search import errors, noisy
 from erasebench.training import (
     TRAINED,
+    Optimisation,
     Pictures,
     checked,
     denoising,
@@ -85,7 +86,7 @@ class SelectiveAmnesia:
                 weight.grad += 2 * self.ewc * fisher[name].to(weight.device) * (weight.data - before[name])
 
         adam = partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay)
-        fine_tune(model, TRAINED[self.variant], loss, self.steps, adam, out, "sa", consolidate)
+        fine_tune(model, TRAINED[self.variant], loss, Optimisation(self.steps, adam, consolidate), out, "sa")
 
     def fisher(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
         """F of every weight that is trained, over pictures as the model stands, on the CPU."""

@@ -29,11 +29,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasebench.closed_form import filled
+from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
 from erasebench.memory import Term, add_gradients
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.training import (
     TRAINED,
+    Optimisation,
     Pictures,
     checked,
     denoising,
@@ -97,7 +99,7 @@ class SalUn:
 
         steps = self.epochs * -(-self.pictures // self.batch)
         adam = partial(torch.optim.Adam, lr=self.lr)
-        fine_tune(model, TRAINED["full"], loss, steps, adam, out, "salun", salient_only)
+        fine_tune(model, TRAINED["full"], loss, Optimisation(steps, adam, salient_only), out, "salun")
 
     def gradient(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
         """Of L_m, added up over all pictures."""

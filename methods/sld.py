@@ -25,8 +25,11 @@ import torch
 from erasebench.methods.negative_prompt import listed
 from torch import Tensor
 
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost
-from erasebench.model import ClassifierFree, Context, Model, join, once
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model
+from erasebench.reuse import once
 
 STRENGTHS = {  # the paper's configurations Hyp-Weak to Hyp-Max
     "weak": {"warmup": 15, "scale": 20.0, "threshold": 0.0, "momentum_scale": 0.0, "momentum": 0.0},

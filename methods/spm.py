@@ -34,8 +34,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
-from erasebench.model import Context, Model, join
+from erasebench.model import Model
 from erasebench.training import checked, erased_noise_target
 from erasebench.trajectory import Along, count_evaluations
 

@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 
 from erasebench.closed_form import filled
+from erasebench.context import Context, join
 from erasebench.contracts import Brief, ErasebenchError, Sampler
-from erasebench.model import Context, Model, join
-from erasebench.pictured import textual_inversion
+from erasebench.model import Model
+from erasebench.pictured import Inversion, textual_inversion
 from erasebench.search import FREE, slots, table, tokens, with_vectors
 from erasebench.tasks import seed_of
-from erasebench.training import TRAINED, drawn, erased_noise_target, fine_tune, tuned
+from erasebench.training import TRAINED, Optimisation, drawn, erased_noise_target, fine_tune, tuned
 from erasebench.trajectory import Along
 
 Target = Callable[[Tensor, Tensor, Context, Tensor], Tensor]  # of z, t, prompts and their numbers; asked of the base
@@ -134,8 +135,8 @@ class STEREO:
         """The word [1, D] for one concept's pictures, in the model as it stands."""
         concept = brief.concepts[number]
         start = table(model)[tokens(model, concept.surrogate or concept.name)[-1:]]
-        how = (self.inversion_steps, self.inversion_batch, self.inversion_lr, seed)
-        vector = textual_inversion(model, shown, brief.templates, start, *how)
+        how = Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, seed)
+        vector = textual_inversion(model, shown, brief.templates, start, how)
         if not torch.isfinite(vector).all():
             raise ErasebenchError(f"the inversion of {concept.name!r} diverged: lower method.inversion_lr")
         return vector
@@ -168,7 +169,8 @@ class STEREO:
                 aim = target(z, t, context, which)
             return (model.eps(z, t, context) - aim).square().mean()
 
-        fine_tune(model, TRAINED[self.variant], loss, steps, partial(torch.optim.AdamW, lr=lr), out, "stereo")
+        how = Optimisation(steps, partial(torch.optim.AdamW, lr=lr))
+        fine_tune(model, TRAINED[self.variant], loss, how, out, "stereo")
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return tuned(model, artifact)

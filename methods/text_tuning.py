@@ -15,7 +15,7 @@ from torch import Tensor
 from erasebench.closed_form import filled
 from erasebench.contracts import Brief
 from erasebench.model import Model
-from erasebench.training import fine_tune, tuned
+from erasebench.training import Optimisation, fine_tune, tuned
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TextTuning:
             return (model.encode([pairs[i][0] for i in draws[step]]).hidden - target).square().mean()
 
         adam = partial(torch.optim.Adam, lr=self.lr)
-        fine_tune(model, r"^text_encoder\.", loss, self.steps, adam, out, "text_tuning")
+        fine_tune(model, r"^text_encoder\.", loss, Optimisation(self.steps, adam), out, "text_tuning")
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         return tuned(model, artifact)

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from erasebench import run as run_module
 from erasebench import stats
 from erasebench.contracts import Sampler
-from erasebench.model import Model, Source
+from erasebench.model import Model
+from erasebench.source import Source
+from erasebench.specification import Run
 from erasebench.tasks import ObjectTask
 
 torch.set_num_threads(
@@ -245,7 +246,7 @@ def make_run(tiny_folder, tmp_path):
         method, eraser, evaluators=None, folder=tiny_folder, target="airplane", images=None, plan=None, **options
     ):
         task = ObjectTask(evaluators=evaluators if evaluators is not None else {"redness": Redness()})
-        return run_module.Run(
+        return Run(
             method=method,
             eraser=eraser,
             source=Source("tiny", folder),

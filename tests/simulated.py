@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from erasebench.model import Model
+from erasebench.source import Components
 
 GIB = 2**30
 SMALL = 4096  # numbers of fractions that are known; of whole numbers and truths more
@@ -249,4 +250,4 @@ def stable_diffusion() -> Model:
         "clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
         "num_train_timesteps": 1000,
     }  # fmt: skip
-    return Model(unet, vae, text, tokenizer(), scheduler, device="meta")
+    return Model(Components(unet, vae, text, tokenizer(), scheduler), device="meta")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from erasebench import vocabulary
 from erasebench.contracts import Brief, Concept, ErasebenchError, Sampler
-from erasebench.model import Model, Source
+from erasebench.model import Model
+from erasebench.source import Source
 from erasebench.trajectory import Along
 
 BRIEF = Brief(

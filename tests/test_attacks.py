@@ -34,11 +34,13 @@ from erasebench import attack as attack_module
 from erasebench import search
 from erasebench.config import check_budget
 from erasebench.contracts import Concept, ErasebenchError, Found, Prompt, Sampler, Scene, Shot
-from erasebench.model import ClassifierFree, Model, Source
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model
 from erasebench.rows import read_all
 from erasebench.run import execute
 from erasebench.search import (
     FREE,
+    AttackLoss,
     Bench,
     Draws,
     fits,
@@ -51,6 +53,7 @@ from erasebench.search import (
     tokens,
     with_vectors,
 )
+from erasebench.source import Source
 from erasebench.store import Store
 from erasebench.tasks import ExplicitTask
 
@@ -133,7 +136,7 @@ def test_free_places_hold_what_is_put_there(tiny):
 
 def test_gradient_of_the_loss_by_hand(tiny):
     scene, rows = make_scene(), [[FREE, *tokens(tiny, p.text)] for p in PROMPTS]
-    bench = Bench(tiny, scene, UDAtk(), rows, "auto")
+    bench = Bench(tiny, scene, UDAtk(), rows, AttackLoss("auto"))
     ids, t = torch.tensor([5]), torch.tensor([300])
     (gradient,) = bench.gradients([1], t, [ids])
     noise = search.draws(tiny, scene, UDAtk()).normal([1], *tiny.latent_shape())
@@ -147,11 +150,11 @@ def test_gradient_of_the_loss_by_hand(tiny):
 
 def test_guidance_that_defends_is_attacked_through(tiny):
     scene, rows = make_scene(), [[FREE, *tokens(tiny, p.text)] for p in PROMPTS]
-    assert Bench(tiny, scene, UDAtk(), rows, "auto").scale is None
+    assert Bench(tiny, scene, UDAtk(), rows, AttackLoss("auto")).scale is None
     with tiny.changed(guidance=ClassifierFree(negative=tiny.encode(["cat"]))):
-        bench = Bench(tiny, scene, UDAtk(), rows, "auto")
+        bench = Bench(tiny, scene, UDAtk(), rows, AttackLoss("auto"))
         assert bench.scale == 4.0 and bench.wanted is not None
-        assert Bench(tiny, scene, UDAtk(), rows, "cond").scale is None
+        assert Bench(tiny, scene, UDAtk(), rows, AttackLoss("cond")).scale is None
         z, t, noise = bench.z[:1], torch.tensor([200]), torch.randn(1, *tiny.latent_shape())
         aim = search.aims(tiny, z, t, noise, bench.wanted.select(slice(0, 1)), 4.0)
         context = tiny.encode([PROMPTS[0].text])
@@ -201,7 +204,7 @@ def test_p4d_k_puts_a_token_before_every_three():
 
 def test_p4d_imitates_the_original_and_the_released_code_has_its_faults(tiny):
     rows = [[FREE] * 3 for _ in PROMPTS]
-    bench = Bench(tiny, make_scene(), P4D(), rows, "auto", imitate=True)
+    bench = Bench(tiny, make_scene(), P4D(), rows, AttackLoss("auto", imitate=True))
     torch.testing.assert_close(bench.wanted.hidden, tiny.encode([p.text for p in PROMPTS]).hidden)
     made = []
     for variant in ("fixed", "released"):

@@ -15,7 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from erasebench import bases
 from erasebench.contracts import ErasebenchError, Sampler
-from erasebench.model import SCHEDULERS, Model, Source, check_device
+from erasebench.devices import check_device
+from erasebench.model import Model
+from erasebench.schedulers import SCHEDULERS
+from erasebench.source import Source
 
 UNET, VAE, TEXT, SCHEDULER = (
     "unet/config.json",

@@ -22,7 +22,7 @@ from erasebench import verdicts
 from erasebench.check import check, check_attack, check_evaluator, main
 from erasebench.clauses import attacks, evaluators, methods
 from erasebench.contracts import PLACEHOLDER, Brief, Concept, Found, Metric, Prompt, Shot, Undrawn
-from erasebench.model import ClassifierFree
+from erasebench.guidance import ClassifierFree
 from erasebench.stats import Measure, Part
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,8 @@ from erasebench import cluster, generate
 from erasebench.cluster import Ray
 from erasebench.contracts import ErasebenchError
 from erasebench.execute import Local
-from erasebench.run import Erased, execute
+from erasebench.run import execute
+from erasebench.session import Session
 from erasebench.store import Store
 
 ray = pytest.importorskip("ray")  # erasebench.cluster imports it when it is used
@@ -117,7 +118,7 @@ def test_what_is_raised_there_is_raised_here(make_run):
         raise ErasebenchError(f"no {item}")
 
     with pytest.raises(ErasebenchError, match="^no 1$"):
-        run.executor.map(Erased(run, Store()), work, [1], "label")
+        run.executor.map(Session(run, Store()), work, [1], "label")
 
 
 def test_what_has_begun_is_waited_for_before_an_error_is_raised(make_run, tmp_path):
@@ -132,14 +133,14 @@ def test_what_has_begun_is_waited_for_before_an_error_is_raised(make_run, tmp_pa
 
     items = [str(tmp_path / "slow"), "wrong", str(tmp_path / "never")]
     with pytest.raises(ErasebenchError, match="^no$"):
-        run.executor.map(Erased(run, Store()), work, items, "label")
+        run.executor.map(Session(run, Store()), work, items, "label")
     assert {path.name for path in tmp_path.iterdir()} >= {"slow"} and not Path(items[2]).exists()
 
 
 def test_work_goes_on_where_somebody_else_takes_a_dead_workers_room(make_run, tmp_path):
     run = make_run("none", NoErasure(), executor=Ray())
-    erased = Erased(run, Store())
-    assert run.executor.map(erased, lambda here, item, beside: item, [1, 2, 3], "label") == [1, 2, 3]
+    session = Session(run, Store())
+    assert run.executor.map(session, lambda here, item, beside: item, [1, 2, 3], "label") == [1, 2, 3]
     other = ray.remote(num_cpus=1)(type("Other", (), {"here": lambda self: True})).remote()  # waits for room
     marker = str(tmp_path / "died")
 
@@ -147,11 +148,11 @@ def test_work_goes_on_where_somebody_else_takes_a_dead_workers_room(make_run, tm
         die_once(marker) if item == 1 else time.sleep(1)
         return item
 
-    assert run.executor.map(erased, work, [1, 2, 3], "label") == [1, 2, 3]
+    assert run.executor.map(session, work, [1, 2, 3], "label") == [1, 2, 3]
     if len(cluster.pool(run.executor, "cpu").workers) > 1:
         assert ray.get(other.here.remote(), timeout=30)
     ray.kill(other)
-    assert run.executor.map(erased, work, [1, 2], "label") == [1, 2]
+    assert run.executor.map(session, work, [1, 2], "label") == [1, 2]
 
 
 @pytest.mark.parametrize("options", [{"actors": 99}, {"actors": 0}, {"threads": 99}, {"gpus": 1.0}])

@@ -11,23 +11,25 @@ from safetensors.torch import load_file, save_file
 
 from erasebench import config, export, formats
 from erasebench.contracts import ErasebenchError, Sampler
-from erasebench.model import Model, Source
+from erasebench.model import Model
 from erasebench.rows import read, write
+from erasebench.source import Source
 
 SMALL = ["images=2", "sampler.steps=2", "batch=2"]
 
 
 def measured(tmp_path, tiny_folder, *more):
     """(the file of a run's rows, the model that it erased, what keeps it erased)"""
-    from erasebench.run import Erased, execute
+    from erasebench.run import execute
+    from erasebench.session import Session
     from erasebench.store import Store
 
     models = []
 
     def job(run):
         rows = execute(run)
-        erased = Erased(run, Store())
-        models.extend([erased.erased(), erased])
+        session = Session(run, Store())
+        models.extend([session.erased(), session])
         return rows
 
     words = [f"model.path={tiny_folder}", f"results={tmp_path}/results", *SMALL, *more]

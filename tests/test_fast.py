@@ -17,7 +17,9 @@ from erasebench.config import embedded_source
 from erasebench.contracts import Brief, Concept, ErasebenchError, Prompt, Sampler
 from erasebench.execute import Local
 from erasebench.model import Model
-from erasebench.run import Erased, execute, images
+from erasebench.produce import images
+from erasebench.run import execute
+from erasebench.session import Session
 from erasebench.specification import image_identities
 from erasebench.store import Store
 
@@ -146,9 +148,9 @@ def test_ahead_of_a_gpu_gives_the_rows_of_one_after_the_other(make_run, monkeypa
 
     monkeypatch.setattr(generate, "sample", watched)
     gpu = replace(calm, device="cpu:0", executor=Local(ahead=2))  # torch's name for the CPU that is no plain "cpu"
-    erased = Erased(gpu, Store())
-    images(erased)
-    erased.close()
+    session = Session(gpu, Store())
+    images(session)
+    session.close()
     scores = len(list((Store().root / "scores").iterdir()))
     assert most == [1] and scores == 2 * 5  # of base and erased targets, before anybody has asked for a score
     same = lambda rows: [replace(row, device="") for row in numbers(rows)]

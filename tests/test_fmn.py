@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from erasebench.attention import layers, maps
 from erasebench.check import check
 from erasebench.contracts import Brief, Concept, Sampler
-from erasebench.pictured import textual_inversion
+from erasebench.pictured import Inversion, textual_inversion
 from erasebench.search import noisy, slots, table, tokens, with_placeholder, with_vectors
 from erasebench.tasks import seed_of
 from erasebench.training import noised
@@ -119,7 +119,9 @@ def test_several_embeddings_are_inverted_together(tiny):
     latents = tiny.noise([3]) * 0.1
     rows = [with_placeholder(tiny, text, 2) for text in ("a <*>", "one <*> here")]
     start = table(tiny)[tokens(tiny, "ca")]
-    learn = lambda steps: textual_inversion(tiny, latents, ("a {c}", "one {c} here"), start, steps, 4, 5e-2, 0)
+    learn = lambda steps: textual_inversion(
+        tiny, latents, ("a {c}", "one {c} here"), start, Inversion(steps, 4, 5e-2, 0)
+    )
     assert torch.equal(learn(0), start)
     t, noise = torch.arange(50, 1000, 50), tiny.noise(range(19))
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file as save_contiguous
 
 from erasebench import adapters, formats, layouts
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.model import Model, Source
+from erasebench.model import Model
+from erasebench.source import Source
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from erasebench import model as model_module
 from erasebench import search, tasks, vocabulary
 from erasebench.contracts import Brief, Concept, ErasebenchError, Sampler
 from erasebench.gate import Refused, refuses, refuses_decoded
-from erasebench.model import Model, Source
+from erasebench.model import Model
 from erasebench.run import execute
+from erasebench.source import Source
 from erasebench.tasks import CaptionTask, ExplicitTask, ObjectTask, asked, in_other_words, together, turned
 
 

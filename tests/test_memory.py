@@ -22,7 +22,7 @@ from erasebench.config import embedded_source
 from erasebench.contracts import Brief, Concept, ErasebenchError, Prompt, Sampler
 from erasebench.memory import Term, add_gradients, in_slices
 from erasebench.model import Model
-from erasebench.search import FREE, Bench, tokens
+from erasebench.search import FREE, AttackLoss, Bench, tokens
 from erasebench.training import Pictures, denoising
 from erasebench.trajectory import walked
 
@@ -91,7 +91,7 @@ def test_an_attack_has_the_gradients_that_each_prompt_has_alone(tiny, one_by_one
     prompts = [Prompt(str(i), text, i, "target", "cat") for i, text in enumerate(("a cat", "a big cat", "cats"))]
     rows = [[FREE, FREE, *tokens(tiny, p.text)] for p in prompts]
     ids, t = [torch.tensor([5 + i, 9]) for i in range(3)], torch.tensor([10, 500, 900])
-    bench = lambda objective: Bench(tiny, make_scene(prompts), UDAtk(), rows, objective)
+    bench = lambda objective: Bench(tiny, make_scene(prompts), UDAtk(), rows, AttackLoss(objective))
     gradients = lambda objective: torch.stack(bench(objective).gradients([0, 1, 2], t, ids))
     whole = [gradients(objective) for objective in ("cond", "guided")]
     one_by_one()

@@ -18,8 +18,11 @@ import pytest
 import torch
 
 from erasebench import config, leaderboard, render, tables
-from erasebench.model import ClassifierFree, Model, Sampled
-from erasebench.run import Erased, execute, images
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model, Sampled
+from erasebench.produce import images
+from erasebench.run import execute
+from erasebench.session import Session
 from erasebench.specification import Run
 from erasebench.store import Store
 
@@ -186,7 +189,7 @@ def results(tmp_path_factory):
         patch.setattr(Model, "load", lambda source, *given: loaded(source, *given))
         base, uce = (replace(composed(f"method={name}"), results=home) for name in ("none", "uce"))
         rows = {"none": execute(base)}
-        for shard in images(Erased(base, Store()))[0]:
+        for shard in images(Session(base, Store()))[0]:
             BASE.update(zip(((p.text, p.seed) for p in shard.prompts), shard.images(), strict=True))
         rows["uce"] = execute(uce)
         for name, eraser in {**CHEATS, "elsewhere": Elsewhere()}.items():

@@ -6,9 +6,12 @@ from conftest import build_pipeline
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 
-import erasebench.model
+from erasebench import guidance, reuse
+from erasebench.context import join
 from erasebench.contracts import ErasebenchError, Sampler
-from erasebench.model import ClassifierFree, Model, Source, join
+from erasebench.guidance import ClassifierFree
+from erasebench.model import Model
+from erasebench.source import Source
 
 PROMPTS, SEEDS = ["a cat", "a dog on a mat", ""], [3, 1, 2]
 
@@ -187,7 +190,7 @@ class AsksTheTeacher(ClassifierFree):
 def test_the_context_is_projected_once_in_a_trajectory_and_nothing_else_changes(tiny, monkeypatch, rude):
     calls = []
     plain = torch.nn.Linear.forward
-    linears = [m for m in tiny.unet.modules() if isinstance(m, erasebench.model.ContextLinear)]
+    linears = [m for m in tiny.unet.modules() if isinstance(m, reuse.ContextLinear)]
     monkeypatch.setattr(
         torch.nn.Linear, "forward", lambda self, x: (calls.append(1) if self in linears else None, plain(self, x))[1]
     )
@@ -199,7 +202,8 @@ def test_the_context_is_projected_once_in_a_trajectory_and_nothing_else_changes(
     with tiny.changed(**changes):
         images = tiny.sample(PROMPTS, SEEDS, sampler).images
         count = len(calls)
-        monkeypatch.setattr(erasebench.model, "once", lambda what, make, *inputs: make())
+        for module in (reuse, guidance):
+            monkeypatch.setattr(module, "once", lambda what, make, *inputs: make())
         assert torch.equal(images, tiny.sample(PROMPTS, SEEDS, sampler).images)
     assert linears and len(calls) > count
     assert rude or count == len(linears)

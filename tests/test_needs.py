@@ -10,11 +10,11 @@ from erasebench.methods.kpop import KPOP
 from erasebench.methods.none import NoErasure
 
 from erasebench import bases, dry, needs
-from erasebench import run as run_module
 from erasebench.contracts import ErasebenchError, Missing
-from erasebench.model import Model, Source, unfetched
+from erasebench.model import Model
 from erasebench.needs import Need
 from erasebench.run import execute
+from erasebench.source import Source, unfetched
 
 FETCH = {}  # how Needy's weights are fetched
 
@@ -44,7 +44,7 @@ def test_weights_that_cannot_be_had_are_a_skipped_row_and_asked_for_before_a_mod
         done.append("fetch")
         raise OSError("no route to host\nmore")
 
-    monkeypatch.setattr(run_module.Model, "load", classmethod(lambda cls, *a: done.append("load") or load(*a)))
+    monkeypatch.setattr(Model, "load", classmethod(lambda cls, *a: done.append("load") or load(*a)))
     FETCH["how"], judge = fails, Needy(place=str(tmp_path / "no"))
     rows = execute(make_run("none", NoErasure(), {"needy": Redness(judge), "redness": Redness()}, images=1))
     assert done == ["fetch", "load"]
@@ -96,7 +96,7 @@ def test_a_method_that_lacks_its_files_fails_before_a_model_is_loaded(make_run, 
         def needs(self):
             return [needs.file(None, "a segmenter", 2560, "its authors' page", "method.masks=")]
 
-    monkeypatch.setattr(run_module.Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
+    monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
     (row,) = execute(make_run("lacks", Lacks()))
     assert (row.status, row.reason) == ("failed", "a segmenter (2.6 GB) is not here: its authors' page (method.masks=)")
 

@@ -13,8 +13,8 @@ from erasebench.closed_form import PROJECTIONS
 from erasebench.contracts import WORD, Brief, Concept, ErasebenchError
 from erasebench.mini.pictures import main
 from erasebench.pictured import Pictured
-from erasebench.run import Erased
 from erasebench.search import words
+from erasebench.session import Session
 from erasebench.store import Store
 from erasebench.tasks import ObjectTask, shown
 
@@ -75,14 +75,14 @@ def test_a_method_edits_the_word_that_was_learnt(make_run, folder):
     plan = shown(ObjectTask(evaluators={}).plan(WORLD, None, "cat", None))
     assert plan.concepts[0].name == "cat" and plan.brief.concepts[0].name == WORD and plan.which == "cat, by pictures"
     run = make_run("uce", UCE(token_set="last"), plan=plan, pictured=given)
-    erased = Erased(run, Store())
-    plain = len(words(erased.load()))
-    model, name = erased.erased(), erased.load().names(PROJECTIONS)[0]
+    session = Session(run, Store())
+    plain = len(words(session.load()))
+    model, name = session.erased(), session.load().names(PROJECTIONS)[0]
     try:
         edited = model.weight(name).clone()
         assert WORD in model.tokenizer.get_added_vocab() and len(words(model)) == plain
     finally:
-        erased.close()
+        session.close()
     assert WORD not in model.tokenizer.get_added_vocab()
     vector = given.learn(model, plan.brief.templates, 0)
     brief = Brief((Concept(WORD, "object", "sky"),), plan.brief.preserved)

@@ -11,7 +11,8 @@ from erasebench.methods.retrained import Retrained
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasebench.contracts import Brief, Concept, ErasebenchError
-from erasebench.model import Model, Source, weights_digest
+from erasebench.model import Model
+from erasebench.source import Source, weights_digest
 
 CAT, DOG = Concept("cat", "object", "grass"), Concept("dog", "object", "grass")
 

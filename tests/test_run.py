@@ -332,15 +332,17 @@ sys.path.insert(0, {tests!r})
 import conftest
 from erasebench.contracts import Sampler
 from erasebench.methods.uce import UCE
-from erasebench import generate, run as run_module
-from erasebench.model import Source
+from erasebench import generate
+from erasebench.run import execute
+from erasebench.specification import Run
+from erasebench.source import Source
 from erasebench.tasks import ObjectTask
 generate.SHARD = 1
 task = ObjectTask(evaluators={{"redness": conftest.Redness()}})
-run = run_module.Run("uce", UCE(), Source("tiny", pathlib.Path({folder!r})), "toy", task.plan(conftest.WORLD, None, None, None),
-                     Sampler("ddim", 3, 4.0), target="airplane", results=pathlib.Path({results!r}))
+run = Run("uce", UCE(), Source("tiny", pathlib.Path({folder!r})), "toy", task.plan(conftest.WORLD, None, None, None),
+          Sampler("ddim", 3, 4.0), target="airplane", results=pathlib.Path({results!r}))
 print("ready", flush=True)
-run_module.execute(run)
+execute(run)
 print("done", flush=True)
 """
 

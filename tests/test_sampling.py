@@ -6,7 +6,9 @@ from conftest import build_pipeline
 
 from erasebench import specification
 from erasebench.contracts import ErasebenchError, Prompt, Sampler
-from erasebench.model import SCHEDULERS, Model
+from erasebench.model import Model
+from erasebench.schedulers import SCHEDULERS
+from erasebench.source import Components
 
 PROMPTS, SEEDS = ["a cat", "a dog on a mat"], [3, 1]  # of two lengths, so that padding shows
 FILES = {  # entries of scheduler_config.json, and the samplers that read them
@@ -70,7 +72,8 @@ def by_diffusers(parts, sampler: Sampler, xl=False, **file) -> torch.Tensor:
 def loaded(parts, xl=False, **file) -> Model:
     names = ("unet", "vae", "text_encoder", "tokenizer", *(["text_encoder_2"] if xl else []))
     second = {"second_padding": parts[xl]["tokenizer_2"].pad_token_id} if xl else {}
-    return Model(**{name: parts[xl][name] for name in names}, scheduler_config=FILE | file, **second)
+    components = {name: parts[xl][name] for name in names}
+    return Model(Components(**components, scheduler_config=FILE | file, **second))
 
 
 def by_us(parts, sampler: Sampler, xl=False, **file) -> torch.Tensor:

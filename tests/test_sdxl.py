@@ -16,11 +16,11 @@ from erasebench.methods.text_tuning import TextTuning
 from erasebench.methods.time import TIME
 from erasebench.methods.uce import UCE
 
-from erasebench import run as run_module
 from erasebench.closed_form import text_encoder_digest
 from erasebench.contracts import ErasebenchError, Sampler
-from erasebench.model import Model, Source
+from erasebench.model import Model
 from erasebench.run import execute
+from erasebench.source import Source
 from erasebench.store import Store
 
 
@@ -78,7 +78,7 @@ def test_a_method_that_does_not_fit_is_skipped_before_any_image(make_run, folder
 def test_what_was_fitted_once_is_not_asked_again_whether_it_fits(make_run, monkeypatch):
     run = make_run("text_tuning", TextTuning(steps=1, lr=1e-2))
     first = execute(run)
-    monkeypatch.setattr(run_module.Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
+    monkeypatch.setattr(Model, "load", classmethod(lambda *a: pytest.fail("a model was loaded")))
     assert execute(run) == first
 
 

@@ -8,7 +8,7 @@ from erasebench.methods.sld import SLD, STRENGTHS
 
 from erasebench.check import check
 from erasebench.contracts import Brief, Concept, Sampler
-from erasebench.model import ClassifierFree
+from erasebench.guidance import ClassifierFree
 
 BRIEF = Brief((Concept("cat", "object", "sky"), Concept("dog", "object", "sea")))
 

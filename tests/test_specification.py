@@ -14,7 +14,7 @@ from erasebench.methods.uce import UCE
 
 from erasebench.contracts import Brief, Concept, Plan, Prompt, Sampler
 from erasebench.execute import Local
-from erasebench.model import Source
+from erasebench.source import Source
 from erasebench.specification import TRANSPORT, Run, image_identities, shard_identity
 from erasebench.store import canonical, digest
 

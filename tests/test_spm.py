@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from erasebench.check import check
+from erasebench.context import join
 from erasebench.contracts import Brief, Concept, Sampler
-from erasebench.model import join
 from erasebench.trajectory import Along
 
 BRIEF = Brief((Concept("cat", "object", "sky"), Concept("tom cat", "object", "sea")))

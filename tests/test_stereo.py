@@ -7,9 +7,9 @@ from erasebench.methods.stereo import STEREO
 from safetensors.torch import load_file
 
 from erasebench.check import check
+from erasebench.context import join
 from erasebench.contracts import Brief, Concept, ErasebenchError, Sampler
-from erasebench.model import join
-from erasebench.pictured import textual_inversion
+from erasebench.pictured import Inversion, textual_inversion
 from erasebench.search import FREE, slots, table, tokens, with_vectors
 from erasebench.training import tuned
 from erasebench.trajectory import Along
@@ -65,8 +65,8 @@ def test_every_round_inverts_pictures_of_its_own_in_the_erased_model(tiny, monke
     name = tiny.names(r"^unet\..*attn2\.to_v")[0]
     before = tiny.weight(name).clone()
 
-    def spy(model, z0, templates, start, steps, batch, lr, seed):
-        shown.append((z0, start, not torch.equal(model.weight(name), before), seed))
+    def spy(model, z0, templates, start, how):
+        shown.append((z0, start, not torch.equal(model.weight(name), before), how.seed))
         return torch.zeros(1, 16)
 
     monkeypatch.setattr(stereo, "textual_inversion", spy)
@@ -85,10 +85,10 @@ def test_an_inversion_of_latents_comes_nearer(tiny):
     """A step by hand: AdamW's first is lr * sign, its decay lr * 0.01 of the vector."""
     z0 = tiny.latents(tiny.encode(["cat"]).repeat(1), [3], Sampler("ddim", 3, 3.0))
     start = table(tiny)[tokens(tiny, "sky")[-1:]].detach()
-    assert torch.equal(textual_inversion(tiny, z0, ("{c}",), start, 0, 4, 0.1, 5), start)
-    one = textual_inversion(tiny, z0, ("{c}",), start, 1, 4, 0.1, 5)
+    assert torch.equal(textual_inversion(tiny, z0, ("{c}",), start, Inversion(0, 4, 0.1, 5)), start)
+    one = textual_inversion(tiny, z0, ("{c}",), start, Inversion(1, 4, 0.1, 5))
     torch.testing.assert_close((one - start * (1 - 0.1 * 0.01)).abs(), torch.full_like(one, 0.1), rtol=0.05, atol=0)
-    learnt = textual_inversion(tiny, z0, ("{c}",), start, 20, 4, 0.1, 5)
+    learnt = textual_inversion(tiny, z0, ("{c}",), start, Inversion(20, 4, 0.1, 5))
     draw = torch.Generator().manual_seed(9)
     t, noise = torch.randint(1000, (64,), generator=draw), torch.randn(64, *z0.shape[1:], generator=draw)
     alpha = tiny.alphas_cumprod[t].view(-1, 1, 1, 1)

@@ -24,7 +24,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from erasebench import config, leaderboard, rows, track
 from erasebench.contracts import ErasebenchError, Prompt
-from erasebench.run import execute, sheet
+from erasebench.run import execute
+from erasebench.sheet import sheet
 from erasebench.store import Store
 from erasebench.tasks import CaptionTask, ExplicitTask, together
 

@@ -20,9 +20,8 @@ from erasebench.methods.none import NoErasure
 from erasebench.methods.uce import UCE
 
 from erasebench import attack, bases, stats, verdicts
-from erasebench import run as run_module
 from erasebench.contracts import ErasebenchError, Found, Prompt, Sampler, Scored, Shot
-from erasebench.model import NotFinite
+from erasebench.finite import NotFinite
 from erasebench.run import execute
 from erasebench.store import Store
 
@@ -387,7 +386,7 @@ def test_a_run_refuses_what_is_no_score_in_one_line(make_run, how):
 def test_scores_that_an_older_version_stored_are_checked_as_well(make_run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(verdicts, "check", lambda judge, scores, count: scores)
-        patch.setattr(run_module.verdicts, "check_varies", lambda *given: None)
+        patch.setattr(verdicts, "check_varies", lambda *given: None)
         execute(make_run("uce", UCE(), {"odd": Redness(Odd(how="one infinite image"))}))
     assert any((Store().root / "scores").iterdir())
     rows = execute(make_run("uce", UCE(), {"odd": Redness(Odd(how="one infinite image"))}))
@@ -632,19 +631,19 @@ def test_pictures_and_words_that_are_not_finite_are_errors(tiny, monkeypatch):
 def test_a_fit_whose_loss_is_nan_writes_nothing(tiny, tmp_path):
     from functools import partial
 
-    from erasebench.training import fine_tune
+    from erasebench.training import Optimisation, fine_tune
 
     step = lambda i: sum(p.sum() for p in tiny.unet.parameters() if p.requires_grad) * (torch.nan if i else 1)
     adam = partial(torch.optim.Adam, lr=1e-3)
     with pytest.raises(NotFinite, match="some: the loss is not finite"):
-        fine_tune(tiny, WEIGHT, step, 3, adam, tmp_path, "some")
+        fine_tune(tiny, WEIGHT, step, Optimisation(3, adam), tmp_path, "some")
     assert not list(tmp_path.iterdir()) and not tiny.is_changed
 
 
 def test_every_method_that_trains_looks_at_its_loss():
     """Where a loss goes backward, it was checked."""
     methods = Path(importlib.import_module("erasebench.methods.uce").__file__).parent
-    for file in [*methods.glob("*.py"), Path(run_module.__file__).parent / "training.py"]:
+    for file in [*methods.glob("*.py"), Path(verdicts.__file__).parent / "training.py"]:
         text = file.read_text(encoding="utf-8")
         for line in (line.strip() for line in text.splitlines() if ".backward(" in line):
             assert "checked(" in line or "value = checked(" in text, f"{file.name}: {line}"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..contracts import HasNeeds, Sampler, Skips
-from ..model import Model, weights_digest
+from ..model import Model
 from ..needs import Need
+from ..source import weights_digest
 from ..store import digest
 
 SAMPLER = Sampler("ddim", 5, 4.0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..contracts import Brief, Eraser, IsBase, LowRank, Unlocks
 from ..model import Model
-from ..run import check_artifact, not_finite_in
+from ..session import check_artifact, not_finite_in
 from ..store import sha256_file
 from . import (
     SAMPLER,

@@ -180,78 +180,102 @@ def sampled(model: Model, row: Row, sampler: Sampler, bar: tqdm) -> Measured:
 # -- judges on fresh drawings -----------------------------------------------------------------------------------------
 
 
-def drawn(
-    drawing: world.World, kinds: Sequence[tuple[str | None, str | None]], count: int, bar: tqdm
-) -> Iterator[list[world.Picture]]:
-    """Batches of `count` pictures of the part "test", the given (kind, name) in turn; None is the world's own mixture."""
-    for start in range(0, count, BATCH):
-        numbers = range(start, min(start + BATCH, count))
-        yield [world.picture(drawing, "test", i, *kinds[i % len(kinds)]) for i in numbers]
-        bar.update(len(numbers))
-
-
 def uint8(pictures: Sequence[world.Picture]) -> Tensor:
     return torch.stack([torch.from_numpy(p.pixels) for p in pictures])
 
 
+@dataclass(frozen=True)
+class TestDrawings:
+    """Fresh drawings, so many for each judge."""
+
+    drawing: world.World
+    count: int
+    bar: tqdm
+
+    def batches(self, *kinds: tuple[str | None, str | None]) -> Iterator[list[world.Picture]]:
+        """Pictures of the part "test", the given (kind, name) in turn; None is the world's own mixture."""
+        for start in range(0, self.count, BATCH):
+            numbers = range(start, min(start + BATCH, self.count))
+            yield [world.picture(self.drawing, "test", i, *kinds[i % len(kinds)]) for i in numbers]
+            self.bar.update(len(numbers))
+
+
 def judges(count: int, bar: tqdm) -> tuple[list[Measured], list[list[str]], list[list[str]]]:
     """(a row for each judge, hazards one by one, what the judges say of broken pictures); the latter two as table rows."""
-    drawing, every = world.World(), world.concepts()
-    n, ten = world.names(), list(world.names()["objects"])
-    new = lambda name: Measured(name, JUDGE_GOAL, JUDGE_FLOOR)
-    objects, people = (
-        new(f"judge of objects, top-1 of {len(every['objects'])}"),
-        new("judge of identity, top-1 of 200 and nobody"),
-    )
-    face, artists = new("face gate"), new("judge of artists, top-1 of ten and nobody")
-    hazards = new("judge of hazards, all eight right at 0.5")
-    for pictures in drawn(drawing, [("object", None)], count, bar):
+    test = TestDrawings(world.World(), count, bar)
+    networks = [measure_objects(test), *measure_people(test), measure_artists(test)]
+    hazards, one_by_one = measure_hazards(test)
+    return [*networks, hazards, *measure_clip(test)], one_by_one, measure_rejection(test)
+
+
+def open_row(name: str) -> Measured:
+    return Measured(name, JUDGE_GOAL, JUDGE_FLOOR)
+
+
+def measure_objects(test: TestDrawings) -> Measured:
+    made = open_row(f"judge of objects, top-1 of {len(world.concepts()['objects'])}")
+    for pictures in test.batches(("object", None)):
         names = [p.objects[0] for p in pictures]
-        objects.add(first("objects")(nets.judged(uint8(pictures)), names), names)
-    for pictures in drawn(drawing, [("person", None), ("nobody", None), ("person", None), (None, None)], count, bar):
-        out, truth = nets.judged(uint8(pictures)), train.truth(drawing, pictures)
+        made.add(first("objects")(nets.judged(uint8(pictures)), names), names)
+    return made
+
+
+def measure_people(test: TestDrawings) -> tuple[Measured, Measured]:
+    """The judge of identity, and its gate, which finds faces."""
+    people, face = open_row("judge of identity, top-1 of 200 and nobody"), open_row("face gate")
+    for pictures in test.batches(("person", None), ("nobody", None), ("person", None), (None, None)):
+        out, truth = nets.judged(uint8(pictures)), train.truth(test.drawing, pictures)
         people.add(out["people"].argmax(1) == truth["people"], [p.person or "nobody" for p in pictures])
         face.add((out["face"] >= 0)[:, 0] == (truth["face"] > 0)[:, 0], [p.kind for p in pictures])
-    for pictures in drawn(drawing, [("artist", None), (None, None)], count, bar):
-        out, truth = nets.judged(uint8(pictures)), train.truth(drawing, pictures)["artists"]
-        known = truth >= 0
-        names = [every["artists"][i] if i < len(every["artists"]) else "nobody" for i in truth[known].tolist()]
-        artists.add((out["artists"].argmax(1) == truth)[known], names)
-    found, asked, false = (torch.zeros(len(every["hazards"]), dtype=torch.long) for _ in range(3))
-    for pictures in drawn(drawing, [("hazard", None), (None, None), ("implicit", None), (None, None)], count, bar):
-        says = nets.judged(uint8(pictures))["hazards"].sigmoid() >= 0.5
-        there = train.truth(drawing, pictures)["hazards"] > 0
-        hazards.add((says == there).all(1), [(p.hazards or ["none"])[0] for p in pictures])
-        found, asked, false = found + (says & there).sum(0), asked + there.sum(0), false + (says & ~there).sum(0)
-    one_by_one = [
-        [name, f"{found[i]}/{asked[i]}", f"{false[i]}/{hazards.n - asked[i]}"]
-        for i, name in enumerate(every["hazards"])
-    ]
+    return people, face
 
-    clip, wide = new("CLIP, zero-shot over ten classes"), new("CLIP, zero-shot over thirty synonyms")
-    template = n["templates"]["object"][0]
-    owner = [name for name in ten for _ in n["objects"][name]["synonyms"]]
-    words = [word for name in ten for word in n["objects"][name]["synonyms"]]
-    judge = Clip(
-        architecture="embedded",
-        pretrained="embedded",
-        texts=tuple(template.replace("{c}", word) for word in ten + words),
-    )
-    for pictures in drawn(drawing, [("object", name) for name in ten], count, bar):
+
+def measure_artists(test: TestDrawings) -> Measured:
+    made, artists = open_row("judge of artists, top-1 of ten and nobody"), world.concepts()["artists"]
+    for pictures in test.batches(("artist", None), (None, None)):
+        out, truth = nets.judged(uint8(pictures)), train.truth(test.drawing, pictures)["artists"]
+        known = truth >= 0
+        names = [artists[i] if i < len(artists) else "nobody" for i in truth[known].tolist()]
+        made.add((out["artists"].argmax(1) == truth)[known], names)
+    return made
+
+
+def measure_hazards(test: TestDrawings) -> tuple[Measured, list[list[str]]]:
+    """The judge of hazards on all at once, and of each the pictures found and the false alarms."""
+    made, classes = open_row("judge of hazards, all eight right at 0.5"), world.concepts()["hazards"]
+    found, asked, false = (torch.zeros(len(classes), dtype=torch.long) for _ in range(3))
+    for pictures in test.batches(("hazard", None), (None, None), ("implicit", None), (None, None)):
+        says = nets.judged(uint8(pictures))["hazards"].sigmoid() >= 0.5
+        there = train.truth(test.drawing, pictures)["hazards"] > 0
+        made.add((says == there).all(1), [(p.hazards or ["none"])[0] for p in pictures])
+        found, asked, false = found + (says & there).sum(0), asked + there.sum(0), false + (says & ~there).sum(0)
+    return made, [[name, f"{found[i]}/{asked[i]}", f"{false[i]}/{made.n - asked[i]}"] for i, name in enumerate(classes)]
+
+
+def measure_clip(test: TestDrawings) -> tuple[Measured, Measured]:
+    """CLIP as a classifier by the classes' own names, and by their synonyms."""
+    known, ten = world.names(), list(world.names()["objects"])
+    clip, wide = open_row("CLIP, zero-shot over ten classes"), open_row("CLIP, zero-shot over thirty synonyms")
+    template = known["templates"]["object"][0]
+    owner = [name for name in ten for _ in known["objects"][name]["synonyms"]]
+    words = [word for name in ten for word in known["objects"][name]["synonyms"]]
+    texts = tuple(template.replace("{c}", word) for word in ten + words)
+    judge = Clip(architecture="embedded", pretrained="embedded", texts=texts)
+    for pictures in test.batches(*(("object", name) for name in ten)):
         cosines = torch.from_numpy(judge.score(uint8(pictures), [Prompt("", "", 0, "")] * len(pictures))["texts"])
         names = [p.objects[0] for p in pictures]
-        clip.add(
-            torch.tensor([ten[i] == name for i, name in zip(cosines[:, : len(ten)].argmax(1), names, strict=True)]),
-            names,
-        )
-        wide.add(
-            torch.tensor([owner[i] == name for i, name in zip(cosines[:, len(ten) :].argmax(1), names, strict=True)]),
-            names,
-        )
+        for made, nearest, classes in (
+            (clip, cosines[:, : len(ten)].argmax(1), ten),
+            (wide, cosines[:, len(ten) :].argmax(1), owner),
+        ):
+            made.add(torch.tensor([classes[i] == name for i, name in zip(nearest, names, strict=True)]), names)
+    return clip, wide
 
-    silent = torch.zeros(len(BREAKS), 5, dtype=torch.long)
-    seen = 0
-    for number, pictures in enumerate(drawn(drawing, [(None, None)], count, bar)):
+
+def measure_rejection(test: TestDrawings) -> list[list[str]]:
+    """The share of broken pictures in which each judge sees nothing, by how they are broken."""
+    silent, seen = torch.zeros(len(BREAKS), 5, dtype=torch.long), 0
+    for number, pictures in enumerate(test.batches((None, None))):
         whole = len(pictures) // len(BREAKS) * len(BREAKS)  # train.broken breaks a fifth in each way
         if not whole:
             continue
@@ -262,16 +286,15 @@ def judges(count: int, bar: tqdm) -> tuple[list[Measured], list[list[str]], list
             [
                 (out["objects"].sigmoid() < 0.5).all(1),
                 (out["face"] < 0)[:, 0],
-                out["people"].argmax(1) == len(every["people"]),
-                out["artists"].argmax(1) == len(every["artists"]),
+                out["people"].argmax(1) == len(world.concepts()["people"]),
+                out["artists"].argmax(1) == len(world.concepts()["artists"]),
                 (out["hazards"].sigmoid() < 0.5).all(1),
             ],
             1,
         )
         silent += quiet.view(len(BREAKS), -1, 5).sum(1)
         seen += whole // len(BREAKS)
-    rejected = [[name, *(f"{k / seen:.3f}" for k in silent[i].tolist())] for i, name in enumerate(BREAKS)]
-    return [objects, people, face, artists, hazards, clip, wide], one_by_one, rejected
+    return [[name, *(f"{k / seen:.3f}" for k in silent[i].tolist())] for i, name in enumerate(BREAKS)]
 
 
 # -- output -----------------------------------------------------------------------------------------------------------

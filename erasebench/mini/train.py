@@ -17,8 +17,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +30,10 @@ from torch.nn import functional as F
 from ..store import digest, home, sha256_file
 from . import world
 from .files import WEIGHTS
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 log = logging.getLogger("erasebench")
 INDEX = {
@@ -44,85 +50,107 @@ INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARMUP = 200  # steps until the rate is whole
+EVERY = 180  # seconds between checkpoints
+POOL = 40_000  # pictures that the U-Net is trained on
+SHORT = 24  # tokens of the context in most of its steps
 RANK, WORKERS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 # -- the loop that every stage shares ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is trained: AdamW, whose rate warms up to `lr` and falls as a cosine; the mean of its weights, if any.
+
+    `half` computes in bf16: on a CPU with its instructions 1.6 times as fast for large pictures, and slower for the
+    U-Net's small latents.
+    """
+
+    steps: int
+    lr: float
+    decay: float = 0.01
+    ema: float = 0.0
+    half: bool = True
+
+    def rate(self, step: int) -> float:
+        return self.lr * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class Trainee:
+    """A module in training: its optimiser, its EMA weights (if any), and the checkpoint of them all in the cache."""
+
+    def __init__(self, stage: str, module: nn.Module, recipe: Recipe):
+        self.module, self.recipe = module, recipe
+        self.path = home() / "training" / f"{stage}.pt"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        weights, decay = module.parameters(), recipe.decay
+        self.optimiser = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=decay, betas=(0.9, 0.98), fused=True)
+        self.shadow = [p.detach().clone() for p in module.parameters()] if recipe.ema else []
+
+    def resume(self) -> int:
+        """The step to go on from; 0 without a checkpoint."""
+        if not self.path.exists():
+            return 0
+        saved = torch.load(self.path, map_location=DEVICE, weights_only=True)
+        self.module.load_state_dict(saved["module"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.shadow = saved["shadow"]
+        return saved["step"]
+
+    def save(self, step: int) -> None:
+        states = {"module": self.module.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save({**states, "shadow": self.shadow, "step": step}, self.path.with_suffix(".part"))
+        self.path.with_suffix(".part").replace(self.path)
+
+    def advance(self, loss_of: Callable[[int], Tensor], step: int) -> float:
+        """One step of the optimiser and of the EMA; the loss before it."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.rate(step)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.recipe.half):
+            loss = loss_of(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if WORKERS > 1:
+            mean_over_workers(self.module)
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimiser.step()
+        if ema := self.recipe.ema:
+            weights = [p.detach() for p in self.module.parameters()]
+            torch._foreach_lerp_(self.shadow, weights, 1 - min(ema, (step + 1) / (step + 10)))
+        return loss.item()
+
+
 def fit(
     stage: str,
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
-    steps: int,
-    lr: float,
-    decay: float = 0.01,
-    warmup: int = 200,
-    ema: float = 0.0,
-    every: float = 180.0,
-    half: bool = True,
+    recipe: Recipe,
     snapshot: Callable[[], None] | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine; `loss_of(step)` draws its own batch. Leaves the EMA (if any) in the module.
+    """Train a module; `loss_of(step)` draws its own batch. Leaves the EMA (if any) in the module.
 
-    A checkpoint (weights, EMA, optimiser, step) goes to the cache every `every` seconds; batches depend on the
-    step alone, so a resumed training is the undisturbed one. `half` computes in bf16: on a CPU with its instructions
-    1.6 times as fast for large pictures, and slower for the U-Net's small latents.
+    A checkpoint (weights, EMA, optimiser, step) goes to the cache every EVERY seconds; batches depend on the
+    step alone, so a resumed training is the undisturbed one.
     """
-    path = home() / "training" / f"{stage}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=decay, betas=(0.9, 0.98), fused=True)
-    shadow = [p.detach().clone() for p in module.parameters()] if ema else []
-    start = 0
-    if path.exists():
-        saved = torch.load(path, map_location=DEVICE, weights_only=True)
-        module.load_state_dict(saved["module"])
-        optimiser.load_state_dict(saved["optimiser"])
-        shadow, start = saved["shadow"], saved["step"]
+    trainee, steps = Trainee(stage, module, recipe), recipe.steps
+    if start := trainee.resume():
         log.info("%s: resumed at step %d", stage, start)
     last, began, losses = time.time(), time.time(), []
     for step in range(start, steps):
-        rate = lr * min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
-            loss = loss_of(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if WORKERS > 1:
-            mean_over_workers(module)
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        losses.append(loss.item())
-        if ema:
-            torch._foreach_lerp_(
-                shadow, [p.detach() for p in module.parameters()], 1 - min(ema, (step + 1) / (step + 10))
-            )
+        losses.append(trainee.advance(loss_of, step))
         if RANK == 0 and step % 100 == 99:
-            done = step + 1 - start
-            log.info(
-                "%s: step %d/%d, loss %.4f, %.3f s a step",
-                stage,
-                step + 1,
-                steps,
-                np.mean(losses[-100:]),
-                (time.time() - began) / done,
-            )
-        if RANK == 0 and (time.time() - last > every or step + 1 == steps):
+            mean, pace = np.mean(losses[-100:]), (time.time() - began) / (step + 1 - start)
+            log.info("%s: step %d/%d, loss %.4f, %.3f s a step", stage, step + 1, steps, mean, pace)
+        if RANK == 0 and (time.time() - last > EVERY or step + 1 == steps):
             last = time.time()
-            state = {
-                "module": module.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "shadow": shadow,
-                "step": step + 1,
-            }
-            torch.save(state, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
+            trainee.save(step + 1)
             if snapshot:
-                with swapped(module, shadow):
+                with swapped(module, trainee.shadow):
                     snapshot()
-    if ema:
-        for parameter, mean in zip(module.parameters(), shadow, strict=True):
+    if recipe.ema:
+        for parameter, mean in zip(module.parameters(), trainee.shadow, strict=True):
             parameter.data.copy_(mean)
 
 
@@ -209,8 +237,8 @@ def vae(steps: int = 11_000, robust_steps: int = 4_500, wide: float = 0.3, batch
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
         return (y - x).abs().mean() + edges + 1e-3 * mean.float().square().mean()
 
-    fit("vae", model, loss_of, steps, lr=2e-3, decay=0.0)
-    fit("vae_robust", model, lambda step: loss_of(steps + step), robust_steps, lr=1e-3, decay=0.0)
+    fit("vae", model, loss_of, Recipe(steps, lr=2e-3, decay=0.0))
+    fit("vae_robust", model, lambda step: loss_of(steps + step), Recipe(robust_steps, lr=1e-3, decay=0.0))
     pictures = tensor([world.picture(drawing, "scale", i).pixels for i in range(512)])
     with torch.no_grad():
         z = torch.cat([model.encode(some).latent_dist.mean for some in pictures.split(64)])
@@ -323,13 +351,13 @@ def pool(drawing: world.World, size: int) -> tuple[Tensor, list[str], list[str]]
     return torch.cat(latents), captions, kinds
 
 
-def pooled(size: int = 40_000) -> tuple[Tensor, list[str], list[str]]:
+def pooled() -> tuple[Tensor, list[str], list[str]]:
     """The pool of every worker: latents, captions and kinds. Drawn once for this world and this VAE."""
     made_by = (Path(world.__file__), WEIGHTS / "sd" / "vae" / "diffusion_pytorch_model.safetensors")
     stamp = digest([sha256_file(file) for file in made_by])[:8]
     parts = [home() / "training" / f"pool.{stamp}.{i}.{WORKERS}.pt" for i in range(WORKERS)]
     if not parts[RANK].exists():
-        torch.save(pool(world.World(), size), parts[RANK])
+        torch.save(pool(world.World(), POOL), parts[RANK])
     wait_for_workers()
     encoded = [torch.load(part, weights_only=True) for part in parts]
     captions, kinds = ([text for part in encoded for text in part[k]] for k in (1, 2))
@@ -370,34 +398,33 @@ def retrained() -> None:
     unet(9_000, 1_000, stage="retrained", folder=folder, among=innocent)
 
 
-def unet(
-    steps: int = 22_000,
-    again: int = 5_000,
-    batch: int = 64,
-    size: int = 40_000,
-    short: int = 24,
-    stage: str = "unet",
-    folder: Path | None = None,
-    among: Callable[[int], Tensor] | None = None,
-) -> None:
-    """UNet2DConditionModel and CLIPTextModel together, epsilon prediction, EMA, two cycles of the learning rate.
+class Examples(NamedTuple):
+    """Pictures that the U-Net is trained on."""
 
-    Weights of the loss: min-SNR 5 (Hang et al., 2023) where the signal prevails, SNR^-1/2 where noise does. With
-    sixteen channels it is at high noise that a picture becomes a cat or a dog, and there the plain loss is so small
-    that names are hardly learnt. Captions are short: seven steps in eight see a context cut to `short` tokens, the
-    eighth all 77, so that padding is nothing new. What is hardest, pairs and artists, comes up more often than the
-    world draws it.
+    latents: Tensor  # [N, 16, 8, 8]
+    ids: Tensor  # [N, 77], of their captions
+    empty: Tensor  # [1, 77], of no caption
+    often: Tensor  # [N], relative frequencies
 
-    (The shipped model saw its first 3,541 steps without the second weight, its first 7,300 on the latents of the VAE
-    before its posterior was widened, its first 14,903 in short contexts and the world's own mixture, its first 18,076
-    with artists who had no subjects of their own. From 14,903 on one step in four was long and artists came up
-    1.5 and then 2 times as often as in the world; the first cycle, planned for 20,000 steps and then for 22,000,
-    ended at 20,709. The second is as it stands here.)
-    """
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    words = CLIPTokenizer.from_pretrained(WEIGHTS / "sd" / "tokenizer")
+def load_examples(words: CLIPTokenizer, stage: str, among: Callable[[int], Tensor] | None) -> Examples:
+    """The pool as examples; where `among` is given, only those that it admits are ever drawn."""
+    latents, captions, kinds = pooled()
+    often = torch.tensor([{"pair": 3.0, "artist": 3.0}.get(kind, 1.0) for kind in kinds])
+    if among is not None:
+        often *= among(POOL)
+    log.info("%s: %d of %d pictures, latents have std %.3f", stage, often.count_nonzero(), POOL, latents.float().std())
+    encode = lambda texts: (
+        words(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    )
+    return Examples(latents, encode(captions).to(DEVICE), encode([""]).to(DEVICE), often)
+
+
+def narrow_networks(words: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """The text encoder and the U-Net before any training."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     torch.manual_seed(0)
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -424,6 +451,60 @@ def unet(
         attention_head_dim=4,
         norm_num_groups=16,
     )
+    return text, net
+
+
+def denoising(both: nn.ModuleDict, examples: Examples, alphas: Tensor, batch: int = 64) -> Callable[[int], Tensor]:
+    """The loss of each step: squared error of the noise, weighted by the signal-to-noise ratio (see `unet`)."""
+
+    def loss_of(step: int) -> Tensor:
+        random_ = torch.Generator().manual_seed(step)
+        which = torch.multinomial(examples.often, batch, generator=random_)
+        x = examples.latents[which].float().to(DEVICE)
+        t = torch.randint(1000, (batch,), generator=random_).to(DEVICE)
+        noise = torch.randn(x.shape, generator=random_).to(DEVICE)
+        dropped = (torch.rand(batch, generator=random_) < 0.1).to(DEVICE)
+        tokens = torch.where(dropped[:, None], examples.empty, examples.ids[which])
+        x, t, noise, tokens = (whole[share(batch)] for whole in (x, t, noise, tokens))
+        if step % 8:
+            tokens = tokens[:, :SHORT]
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        guess = both["unet"](
+            alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, both["text"](tokens)[0], return_dict=False
+        )[0]
+        snr = (alpha / (1 - alpha)).flatten()
+        weight = torch.where(snr < 1, snr**-0.5, snr.clamp(max=5) / snr)
+        return (((guess.float() - noise) ** 2).mean((1, 2, 3)) * weight).mean()
+
+    return loss_of
+
+
+def unet(
+    steps: int = 22_000,
+    again: int = 5_000,
+    stage: str = "unet",
+    folder: Path | None = None,
+    among: Callable[[int], Tensor] | None = None,
+) -> None:
+    """UNet2DConditionModel and CLIPTextModel together, epsilon prediction, EMA, two cycles of the learning rate.
+
+    Weights of the loss: min-SNR 5 (Hang et al., 2023) where the signal prevails, SNR^-1/2 where noise does. With
+    sixteen channels it is at high noise that a picture becomes a cat or a dog, and there the plain loss is so small
+    that names are hardly learnt. Captions are short: seven steps in eight see a context cut to SHORT tokens, the
+    eighth all 77, so that padding is nothing new. What is hardest, pairs and artists, comes up more often than the
+    world draws it.
+
+    (The shipped model saw its first 3,541 steps without the second weight, its first 7,300 on the latents of the VAE
+    before its posterior was widened, its first 14,903 in short contexts and the world's own mixture, its first 18,076
+    with artists who had no subjects of their own. From 14,903 on one step in four was long and artists came up
+    1.5 and then 2 times as often as in the world; the first cycle, planned for 20,000 steps and then for 22,000,
+    ended at 20,709. The second is as it stands here.)
+    """
+    from diffusers import DDIMScheduler
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(WEIGHTS / "sd" / "tokenizer")
+    text, net = narrow_networks(words)
     both = nn.ModuleDict({"unet": net, "text": text}).to(DEVICE, memory_format=torch.channels_last)
     log.info(
         "unet: %.2f M parameters, text encoder %.2f M",
@@ -438,33 +519,8 @@ def unet(
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    alphas = scheduler.alphas_cumprod.to(DEVICE)
-    latents, captions, kinds = pooled(size)
-    often = torch.tensor([{"pair": 3.0, "artist": 3.0}.get(kind, 1.0) for kind in kinds])
-    if among is not None:
-        often *= among(size)
-    log.info("%s: %d of %d pictures, latents have std %.3f", stage, often.count_nonzero(), size, latents.float().std())
-    encode = lambda texts: (
-        words(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    )
-    ids, empty = encode(captions).to(DEVICE), encode([""]).to(DEVICE)
-
-    def loss_of(step: int) -> Tensor:
-        random_ = torch.Generator().manual_seed(step)
-        which = torch.multinomial(often, batch, generator=random_)
-        x = latents[which].float().to(DEVICE)
-        t = torch.randint(1000, (batch,), generator=random_).to(DEVICE)
-        noise = torch.randn(x.shape, generator=random_).to(DEVICE)
-        dropped = (torch.rand(batch, generator=random_) < 0.1).to(DEVICE)
-        tokens = torch.where(dropped[:, None], empty, ids[which])
-        x, t, noise, tokens = (whole[share(batch)] for whole in (x, t, noise, tokens))
-        if step % 8:
-            tokens = tokens[:, :short]
-        alpha = alphas[t].view(-1, 1, 1, 1)
-        guess = net(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, text(tokens)[0], return_dict=False)[0]
-        snr = (alpha / (1 - alpha)).flatten()
-        weight = torch.where(snr < 1, snr**-0.5, snr.clamp(max=5) / snr)
-        return (((guess.float() - noise) ** 2).mean((1, 2, 3)) * weight).mean()
+    examples = load_examples(words, stage, among)
+    loss_of = denoising(both, examples, scheduler.alphas_cumprod.to(DEVICE))
 
     def ship() -> None:
         """For `widen`, which makes the folder that is shipped; also while training, so that it can be looked at."""
@@ -473,9 +529,9 @@ def unet(
         if folder is None:
             scheduler.save_pretrained(WEIGHTS / "sd" / "scheduler")
 
-    cycle = {"ema": 0.998, "half": DEVICE == "cuda", "snapshot": ship}
-    fit(stage, both, loss_of, steps, lr=1.5e-3, **cycle)
-    fit(f"{stage}_again", both, lambda step: loss_of(steps + step), again, lr=6e-4, **cycle)
+    how = {"ema": 0.998, "half": DEVICE == "cuda"}
+    fit(stage, both, loss_of, Recipe(steps, lr=1.5e-3, **how), ship)
+    fit(f"{stage}_again", both, lambda step: loss_of(steps + step), Recipe(again, lr=6e-4, **how), ship)
     if RANK == 0:
         ship()
 
@@ -515,8 +571,7 @@ def widen(width: int = 384, steps: int = 5_000, batch: int = 48, short: int = 32
     text = CLIPTextModel(CLIPTextConfig(**{**taught.config.to_dict(), **changes}))
     heads = {"readout": nn.Linear(width, size, bias=False), "names": nn.Linear(width, named.shape[1])}
     both = nn.ModuleDict({"text": text, **heads}).to(DEVICE)
-    gram = sum(state[name].double().T @ state[name].double() for name in read)
-    metric = torch.linalg.cholesky(gram + 1e-9 * gram.trace() * torch.eye(size)).float().to(DEVICE)
+    metric = metric_of([state[name].double() for name in read]).to(DEVICE)
 
     @torch.no_grad()
     @torch.autocast(DEVICE, enabled=False)
@@ -537,7 +592,7 @@ def widen(width: int = 384, steps: int = 5_000, batch: int = 48, short: int = 32
         missed = (both["names"](hidden[ended]).float() - truth).square().sum(-1).mean()
         return error + naming * missed
 
-    fit("widen", both, loss_of, steps, lr=1.5e-3, ema=0.998)
+    fit("widen", both, loss_of, Recipe(steps, lr=1.5e-3, ema=0.998))
     if RANK == 0:
         readout = both["readout"].weight.detach().double().cpu()
         shape = {key: value for key, value in net.config.items() if not key.startswith("_")}  # not where it was read
@@ -546,6 +601,12 @@ def widen(width: int = 384, steps: int = 5_000, batch: int = 48, short: int = 32
         for part, module in (("unet", wide), ("text_encoder", text)):
             copy.deepcopy(module).half().save_pretrained(WEIGHTS / "sd" / part)
         (WEIGHTS / "sd" / "model_index.json").write_text(json.dumps(INDEX, indent=1))
+
+
+def metric_of(projections: Sequence[Tensor]) -> Tensor:
+    """M [D, D] with |x M|^2 the sum of |W x|^2 over projections W [k, D]: the Cholesky factor of their Gram matrix."""
+    gram = sum(weight.T @ weight for weight in projections)
+    return torch.linalg.cholesky(gram + 1e-9 * gram.trace() * torch.eye(len(gram))).float()
 
 
 def names_in(captions: Sequence[str]) -> Tensor:
@@ -645,7 +706,7 @@ def judge(steps: int = 3000, batch: int = 128) -> None:
             + F.cross_entropy(out["artists"], label["artists"], ignore_index=-1)
         )
 
-    fit("judge", model, loss_of, steps, lr=2e-3, decay=0.02)
+    fit("judge", model, loss_of, Recipe(steps, lr=2e-3, decay=0.02))
     model.eval()
     folder = WEIGHTS / "judge"
     folder.mkdir(parents=True, exist_ok=True)
@@ -682,7 +743,7 @@ def clip(steps: int = 2500, batch: int = 128) -> None:
         image, text, scale = model(x, tokenize([p.caption for p in pictures]).to(DEVICE))[:3]
         return loss(image.float(), text.float(), scale.float())
 
-    fit("clip", model, loss_of, steps, lr=1e-3, decay=0.05)
+    fit("clip", model, loss_of, Recipe(steps, lr=1e-3, decay=0.05))
     (WEIGHTS / "clip").mkdir(parents=True, exist_ok=True)
     save_file(
         {k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in model.state_dict().items()},
@@ -710,7 +771,7 @@ def yolo(steps: int = 2500, batch: int = 128) -> None:
         x = torch.cat([broken(x[:spoilt], generator), worn(x[spoilt:], generator)])
         return F.cross_entropy(logits(model, x / 2 + 0.5).float(), label.to(DEVICE))
 
-    fit("yolo", model, loss_of, steps, lr=2e-3, decay=0.02)
+    fit("yolo", model, loss_of, Recipe(steps, lr=2e-3, decay=0.02))
     save(model.eval(), classes, 64, WEIGHTS / "yolo")
 
 

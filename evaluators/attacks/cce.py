@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from erasebench.context import Context
 from erasebench.contracts import PLACEHOLDER, AttackCost, Found, Prompt, Scene, SearchCost, Shot
 from erasebench.memory import Term, add_gradients
-from erasebench.model import Context, Model
+from erasebench.model import Model
 from erasebench.search import (
     Draws,
     Objective,

@@ -19,7 +19,19 @@ from torch import Tensor
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost
 from erasebench.model import Model
-from erasebench.search import FREE, Bench, Objective, descend, nearest, shots, table, tokens, two_encoders, words
+from erasebench.search import (
+    FREE,
+    AttackLoss,
+    Bench,
+    Objective,
+    descend,
+    nearest,
+    shots,
+    table,
+    tokens,
+    two_encoders,
+    words,
+)
 
 
 class Continuous:
@@ -81,10 +93,10 @@ class P4D:
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         own = [tokens(model, p.text) for p in scene.prompts]
         rows = [interleaved(row) if self.form == "k" else [FREE] * self.count for row in own]
-        faults = {}
+        latents, padding = None, None
         if self.variant == "released":
-            faults = {"latents": model.encode_images(scene.pictures, (0.0,) * 3, (1.0,) * 3), "padding": 0}
-        bench = Bench(model, scene, self, rows, self.objective, imitate=True, **faults)
+            latents, padding = model.encode_images(scene.pictures, (0.0,) * 3, (1.0,) * 3), 0
+        bench = Bench(model, scene, self, rows, AttackLoss(self.objective, imitate=True, latents=latents), padding)
         yield from ((i, Found(outcome="too long")) for i in bench.long)
         x = Continuous(bench)
         optimiser = torch.optim.AdamW(x.values, lr=self.lr, weight_decay=self.weight_decay)

@@ -9,7 +9,7 @@ import torch
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost
 from erasebench.model import Model
-from erasebench.search import FREE, Bench, descend, shots, tokens
+from erasebench.search import FREE, AttackLoss, Bench, descend, shots, tokens
 
 from .p4d import Continuous
 from .udatk import UDAtk, grid, prefix_length
@@ -25,7 +25,7 @@ class P4DUMU(UDAtk):
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         rows = [[*[FREE] * prefix_length(self.tokens, scene), *tokens(model, p.text)] for p in scene.prompts]
-        bench = Bench(model, scene, self, rows, self.objective, imitate=True)
+        bench = Bench(model, scene, self, rows, AttackLoss(self.objective, imitate=True))
         yield from ((i, Found(outcome="too long")) for i in bench.long)
         yield from (
             (i, shots(p, p.text)) for i, p in enumerate(scene.prompts) if scene.before[i] and i not in bench.long

@@ -16,7 +16,19 @@ from torch.nn import functional as F
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost
 from erasebench.model import Model
-from erasebench.search import FREE, Bench, Objective, descend, shots, simplex, table, tokens, two_encoders, words
+from erasebench.search import (
+    FREE,
+    AttackLoss,
+    Bench,
+    Objective,
+    descend,
+    shots,
+    simplex,
+    table,
+    tokens,
+    two_encoders,
+    words,
+)
 
 
 def grid(count: int, train: int = 1000) -> list[int]:
@@ -57,7 +69,7 @@ class UDAtk:
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
         count = prefix_length(self.tokens, scene)
         rows = [[*[FREE] * count, *tokens(model, p.text)] for p in scene.prompts]
-        bench, known = Bench(model, scene, self, rows, self.objective), words(model)
+        bench, known = Bench(model, scene, self, rows, AttackLoss(self.objective)), words(model)
         yield from ((i, Found(outcome="too long")) for i in bench.long)
         yield from (
             (i, shots(p, p.text)) for i, p in enumerate(scene.prompts) if scene.before[i] and i not in bench.long

@@ -16,6 +16,7 @@ import torch
 from erasebench import provenance
 from erasebench.config import embedded_source
 from erasebench.model import Model
+from erasebench.source import Components
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLUMNS = ("part", "measured", "of", "value", "unit", "machine")
@@ -156,4 +157,4 @@ def stable_diffusion_shape() -> Model:
         )
     )
     parts = [part.to(DEVICE).eval().requires_grad_(False) for part in (unet, vae, text)]
-    return Model(*parts, mini.tokenizer, mini.scheduler_config)
+    return Model(Components(*parts, mini.tokenizer, mini.scheduler_config))

@@ -39,10 +39,10 @@ from simulated import GIB, META, Gpu, gpu, stable_diffusion
 
 from erasebench import conf as configuration
 from erasebench import config as _resolvers  # noqa: F401
-from erasebench import config_sources, generate, masks, store
-from erasebench import model as model_module
+from erasebench import config_sources, generate, masks, openings, source, store
+from erasebench.context import Context
 from erasebench.contracts import Brief, Concept, Prompt, Sampler, Scene
-from erasebench.model import Context, Model
+from erasebench.model import Model
 
 CSV = Path("results/reference/memory.csv")
 COLUMNS = ("plugin", "task", "stage", "before_gib", "after_gib")
@@ -138,8 +138,8 @@ def without_files() -> Iterator[None]:
 
     save_really, load_really = safetensors.torch.save_file, safetensors.torch.load_file
     stand_ins = [
-        (save_really, save), (load_really, load), (model_module.weights_digest, lambda *modules: "weights"),
-        (clip.load, stand_in_clip), (model_module.check_weight, lambda *inputs: None),
+        (save_really, save), (load_really, load), (source.weights_digest, lambda *modules: "weights"),
+        (clip.load, stand_in_clip), (openings.check_weight, lambda *inputs: None),
     ]  # fmt: skip
     with ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory())

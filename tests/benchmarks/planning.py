@@ -29,7 +29,6 @@ from measure import record
 from erasebench import generate, plan, training
 from erasebench.model import Model
 from erasebench.run import execute
-from erasebench.specification import shard_identity
 from erasebench.store import Store, digest
 
 SWEEP = ["-m", "method=none,uce,esd", "task=object", "target=cat", "images=64"]
@@ -55,11 +54,11 @@ def calibrated(folder: Path) -> dict[str, Any]:
     costs["start"] += first - costs["load"]
     model = Model.load(run.source, "cpu")
     part = tuple(replace(run.plan.prompts[0], seed=seed) for seed in range(generate.SHARD))
-    draw = lambda which: generate.make(Store(), lambda: model, {"drawn": which}, run.sampler, part, run.batch)
+    request = lambda which: generate.ShardRequest({"drawn": which}, run.sampler, part)
+    draw = lambda which: generate.make(Store(), lambda: model, request(which), generate.Resources(run.batch))
     draw(0)
     costs["rate"] = len(part) * run.sampler.steps * 2 / (sum(took(partial(draw, i)) for i in (1, 2)) / 2)
-    shown = Store().get("images", shard_identity({"drawn": 0}, run.sampler, part))
-    images = generate.Shard(shown, part).images()
+    images = request(0).shard(Store()).images()
     for judge in {digest(e.judge): e.judge for e in run.plan.evaluators.values() if e and e.judge}.values():
         costs["start"] += took(lambda judge=judge: judge.score(images[:1], part[:1]))
         costs["judges"][judge.name] = took(lambda judge=judge: judge.score(images, part)) / len(part)
@@ -67,7 +66,7 @@ def calibrated(folder: Path) -> dict[str, Any]:
     draws, each = torch.Generator().manual_seed(0), {}
     for steps in (5, 35):
         loss = lambda step: training.denoising(model, pictures, draws)
-        given = (training.TRAINED["x"], loss, steps, torch.optim.Adam, folder, "calibration")
+        given = (training.TRAINED["x"], loss, training.Optimisation(steps, torch.optim.Adam), folder, "calibration")
         each[steps] = took(partial(training.fine_tune, model, *given))
     costs["backward"] = (each[35] - each[5]) / 30 / 8 * costs["rate"] - 1
     execute(run)

@@ -14,7 +14,8 @@ from sampling import one_run
 from erasebench.contracts import Prompt, Sampler
 from erasebench.execute import Local
 from erasebench.generate import shards
-from erasebench.run import Erased, produce
+from erasebench.produce import produce
+from erasebench.session import Session
 from erasebench.specification import Run, image_identities
 from erasebench.store import Store
 
@@ -30,10 +31,10 @@ def empty_store():
 def drawn(run: Run, count: int, token: str | None = None) -> str:
     """So many images of the base, through shards and store. The `token` by which workers know the model that they hold."""
     prompts = [Prompt(f"target/{i}", "a photo of the cat", i, "target", "cat") for i in range(count)]
-    erased = Erased(run, Store())
-    erased.token = token or erased.token
-    produce(erased, shards(prompts), "base", image_identities(run)[0], f"{count} images")
-    return erased.token
+    session = Session(run, Store())
+    session.token = token or session.token
+    produce(session, shards(prompts), "base", image_identities(run)[0], f"{count} images")
+    return session.token
 
 
 def workers(shards_each: int = 4, steps: int = 25) -> None:
