@@ -15,8 +15,9 @@ from erasebench.contracts import DecidesSuccess, ErasebenchError, IsBase, Skips
 ROOT = Path(__file__).parents[1]
 # what is asked of objects that are no plugins: (file, attribute, why)
 PROBES = {
-    ("erasebench/model.py", "return_dict", "configurations of transformers and diffusers"),
-    ("erasebench/model.py", "sigmas", "schedulers of diffusers: those that interpolate timesteps have them"),
+    ("erasebench/source.py", "return_dict", "configurations of transformers and diffusers"),
+    ("erasebench/schedulers.py", "sigmas", "schedulers of diffusers: those that interpolate timesteps have them"),
+    ("erasebench/defaults.py", "__path__", "modules: only packages have one"),
     ("erasebench/provenance.py", "__path__", "modules: only packages have one"),
     ("erasebench/provenance.py", "origin", "find_spec gives None for what is no module"),
     ("erasebench/remote.py", "errno", "exceptions of file systems of fsspec"),
