@@ -16,7 +16,7 @@ METHODS := none,negative_prompt,uce,esd
 demo: $(INSTALLED)
 	$(BIN)/python -m erasebench -m method=$(METHODS) task=object target=airplane
 	$(BIN)/python -m erasebench -m method=$(METHODS) task=celebrity n=10
-	$(BIN)/python -m erasebench.leaderboard
+	$(BIN)/python -m erasebench leaderboard
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore=tests/rehearsal
@@ -25,13 +25,13 @@ rehearse: $(INSTALLED)   # the photo world in small
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/rehearsal
 
 regress: $(INSTALLED)
-	$(BIN)/python -m erasebench.regress --results build/regress
+	$(BIN)/python -m erasebench regress --results build/regress
 
 reference: $(INSTALLED)   # dry_run=true says what is missing, and about how long it takes
-	$(BIN)/python -m erasebench.reference $(if $(filter true,$(dry_run)),--dry-run)
+	$(BIN)/python -m erasebench reference $(if $(filter true,$(dry_run)),--dry-run)
 
 chaos: $(INSTALLED)
-	ERASEBENCH_CHAOS=20 $(BIN)/python -m pytest tests/test_run.py -k kill
+	ERASEBENCH_CHAOS=20 $(BIN)/python -m pytest tests/run/test_run.py -k kill
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks

@@ -1,21 +1,8 @@
 """python -m erasebench method=mace task=celebrity n=100"""
 
-from __future__ import annotations
-
 import sys
 
-from . import config
-
-
-def job(run):
-    from .run import execute
-
-    return execute(run)
-
-
-def main() -> int:
-    return config.main(job, sys.argv[1:], launch=True)
-
+from .cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -39,16 +39,16 @@ from .options import ALONE, CHOICES, GROUPS, repeatable
 from .options import ELSEWHERE as ELSEWHERE
 from .options import again as again
 from .redaction import Formatter, redact
-from .store import home
-from .tables import show
+from .report.tables import show
+from .store.local import home
 
 if typing.TYPE_CHECKING:
     from .contracts import Evaluator, Plan, Sampler
-    from .own import Asked, Own
-    from .pictured import Pictured
+    from .model.source import Source
+    from .own_concept import Asked, Own
     from .rows import Row
-    from .source import Source
-    from .specification import Run
+    from .run.specification import Run
+    from .toolbox.inversion import Pictured
 
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float | None], None]
@@ -121,7 +121,7 @@ def main(
         log.error("error: %s", line)
     try:
         if jobs.dry or jobs.uncounted:
-            from .dry import tell
+            from .analysis.forecast import tell
 
             (dry_job or tell)(jobs.dry, jobs.uncounted, jobs.rates[0])
         for name, (spec, results) in tables.items():
@@ -209,7 +209,7 @@ class Jobs:
             return
         rows = self.job(run)
         if config.track == "wandb" and rows:
-            from .track import mirror
+            from .report.wandb import mirror
 
             mirror(run.results / "runs" / f"{rows[0].run_id}.csv", sweep_name(config, self.arguments))
         table = OmegaConf.to_container(config.table, resolve=True) if config.table else None
@@ -355,7 +355,7 @@ def reason_of(error: BaseException) -> str:
         key = re.search(r"full_key: (\S+)", str(error)) if cause is not error else None
         kind = type(cause).__name__
         return (f"{key[1]}: " if key else "") + (line if line.startswith(kind) else f"{kind}: {line}")
-    from .record import explain
+    from .run.record import explain
 
     return explain(error)
 
@@ -432,7 +432,7 @@ def guessed(config: DictConfig) -> DictConfig:
     said = {word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task}
     if config.target is None or config.kind is not None or said & {"task", "experiment"}:
         return config
-    from .own import TASKS, kind_of
+    from .own_concept import TASKS, kind_of
 
     world = OmegaConf.to_container(config.world, resolve=True)
     kind = kind_of(world, config.target)
@@ -446,7 +446,7 @@ def guessed(config: DictConfig) -> DictConfig:
 
 def described(config: DictConfig) -> Asked:
     """What the command line says of a concept of the user's own."""
-    from .own import Asked
+    from .own_concept import Asked
 
     listed = lambda names: None if names is None else tuple(names)
     given = None if config.surrogate == PUBLISHED else config.surrogate
@@ -457,7 +457,7 @@ def described(config: DictConfig) -> Asked:
 
 def with_judges(run: Run, own: Own, config: DictConfig) -> Run:
     """The run of a concept of the user's own, with judges of it."""
-    from .own_judges import judged, reference_of
+    from .run.own_judges import judged, reference_of
 
     spec, given = config.world.judges, config.reference
     clip = hydra.utils.instantiate(spec.clip)
@@ -473,8 +473,8 @@ def build(config: DictConfig) -> Run:
     world = world_of(config)
     plan, own = plan_of(config, world)
     check_plugins(config)
-    from .devices import check_gpu_is_seen, own_device
-    from .specification import Run
+    from .model.devices import check_gpu_is_seen, own_device
+    from .run.specification import Run
 
     if config.device == "auto" and not config.dry_run:
         check_gpu_is_seen()
@@ -542,10 +542,10 @@ def sampler_of(config: DictConfig) -> Sampler:
 
 def world_of(config: DictConfig) -> dict[str, Any]:
     """The world with its captions."""
-    from . import loaders
+    from . import prompt_files
 
     world = OmegaConf.to_container(config.world, resolve=True)
-    evaluation, training, seeds = loaders.seeded_captions(world["captions"])
+    evaluation, training, seeds = prompt_files.seeded_captions(world["captions"])
     world["captions"] |= {"evaluation": evaluation, "training": training, "seeds": seeds}
     chosen = HydraConfig.get().runtime.choices
     if chosen["model"] == "mini" and not any(o.startswith("model=") for o in HydraConfig.get().overrides.task):
@@ -556,7 +556,7 @@ def world_of(config: DictConfig) -> dict[str, Any]:
 def plan_of(config: DictConfig, world: Mapping[str, Any]) -> tuple[Plan, Own | None]:
     """(what is erased and drawn, the user's own concept where that is what is erased); a task of the package is planned without
     its evaluators, which need torch."""
-    from .own import planned
+    from .own_concept import planned
     from .tasks import asked, in_other_words, shown, together, turned
 
     spec = config.task
@@ -592,7 +592,7 @@ def evaluators_of(config: DictConfig, plan: Plan) -> dict[str, Evaluator | None]
 def pictured_of(config: DictConfig) -> Pictured | None:
     if not config.pictures.path:
         return None
-    from .pictured import Pictured
+    from .toolbox.inversion import Pictured
 
     pictured = Pictured(**config.pictures)
     check_types(pictured, "pictures")
@@ -600,7 +600,7 @@ def pictured_of(config: DictConfig) -> Pictured | None:
 
 
 def source_of(config: DictConfig) -> Source:
-    from .source import Source
+    from .model.source import Source
 
     model, path = config.model, config.model.path
     if path == "embedded":
@@ -626,7 +626,7 @@ def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:
 
 def embedded_source(dtype: str = "float32") -> Source:
     """The model that ships with the package."""
-    from .source import Source
+    from .model.source import Source
 
     folder = Path(__file__).parent / "mini" / "weights" / "sd"
     if not (folder / "model_index.json").is_file():

@@ -18,10 +18,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .model import Model, Sampled
+    from .model.model import Model, Sampled
     from .needs import Need
     from .stats import Measure
-    from .store import Store
+    from .store.local import Store
 
 
 class ErasebenchError(Exception):

@@ -60,7 +60,7 @@ def device(name: str) -> str:
     if name.startswith("cuda"):
         import torch
 
-        from .devices import arithmetic
+        from .model.devices import arithmetic
 
         try:
             return f"{torch.cuda.get_device_name(name)}, {arithmetic()}"

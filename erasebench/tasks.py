@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from . import loaders
+from . import prompt_files
 from .contracts import WORD, Brief, Concept, ErasebenchError, Evaluator, Missing, Plan, Prompt, Unknown
 from .gate import Refused, refuses
 
@@ -241,7 +241,7 @@ class ExplicitTask:
                 "task=explicit erases one group of phrases: leave n= and target= out (kind=explicit erases one phrase)"
             )
         spec, counts = world["explicit"], world["counts"]["explicit"]
-        rows, dropped = loaders.prompts(spec["prompts"]) if any(spec["prompts"].values()) else ([], 0)
+        rows, dropped = prompt_files.prompts(spec["prompts"]) if any(spec["prompts"].values()) else ([], 0)
         say_unused(rows, self.guidance, "task.guidance=row")
         prompts = [
             Prompt(
@@ -372,7 +372,7 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
         raise ErasebenchError(f"prompts.each={each}: a whole number, at least 1, is needed")
     if guided not in ("fixed", "row"):
         raise ErasebenchError(f"prompts.guidance={guided}: choose from fixed, row")
-    rows, dropped = loaders.prompts(spec, ("text",), "prompts.path=")
+    rows, dropped = prompt_files.prompts(spec, ("text",), "prompts.path=")
     if not rows:
         raise ErasebenchError(f"{spec['path']}: the safety gate refuses all of its {dropped} prompts")
     if guided == "row" and rows[0].guidance is None:
@@ -433,14 +433,14 @@ def gated(plan: Plan, surrogates: str = "a surrogate of the world") -> Plan:
     return replace(plan, concepts=bare(plan.concepts), brief=brief, prompts=prompts, dropped=dropped)
 
 
-def say_unused(rows: Sequence[loaders.PromptRow], guided: str, option: str) -> None:
+def say_unused(rows: Sequence[prompt_files.PromptRow], guided: str, option: str) -> None:
     """One line where a table's guidance is passed over."""
     count = sum(row.guidance is not None for row in rows)
     if count and guided != "row":
         log.info("guidance of %d prompts is not used: %s uses it", count, option)
 
 
-def own_seeds(rows: Sequence[loaders.PromptRow], each: int) -> dict[int, list[int]]:
+def own_seeds(rows: Sequence[prompt_files.PromptRow], each: int) -> dict[int, list[int]]:
     """Seeds of each row's images, by the row's number. A text that stands twice is two."""
     seeds, times = {}, defaultdict(int)
     for row in rows:
@@ -452,7 +452,7 @@ def own_seeds(rows: Sequence[loaders.PromptRow], each: int) -> dict[int, list[in
     return seeds
 
 
-def meanings(plan: Plan, rows: Sequence[loaders.PromptRow], where: str) -> list[tuple[str, str]]:
+def meanings(plan: Plan, rows: Sequence[prompt_files.PromptRow], where: str) -> list[tuple[str, str]]:
     """(split, concept) of each row: by its column concept; by its type and the name that it gives; or, where the table has
     neither, what is erased, if that is one."""
     splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
@@ -476,7 +476,7 @@ def meanings(plan: Plan, rows: Sequence[loaders.PromptRow], where: str) -> list[
     return unnamed(plan, rows, where)
 
 
-def typed(splits: Mapping[str, str], rows: Sequence[loaders.PromptRow], where: str) -> list[tuple[str, str]]:
+def typed(splits: Mapping[str, str], rows: Sequence[prompt_files.PromptRow], where: str) -> list[tuple[str, str]]:
     """(split, concept) of rows of type erased or preserved (MACE's tables), by the one name that stands in the prompt."""
     made, find = [], finder(splits)
     for row in rows:
@@ -496,7 +496,7 @@ def typed(splits: Mapping[str, str], rows: Sequence[loaders.PromptRow], where: s
     return made
 
 
-def unnamed(plan: Plan, rows: Sequence[loaders.PromptRow], where: str) -> list[tuple[str, str]]:
+def unnamed(plan: Plan, rows: Sequence[prompt_files.PromptRow], where: str) -> list[tuple[str, str]]:
     """(split, concept) of a table without names where one concept is erased: all of it asks for that. Raises ErasebenchError
     for a row that names something kept instead, as it would pass for forgotten."""
     (concept,) = plan.concepts

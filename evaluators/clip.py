@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import judging, needs, verdicts
+from erasebench import needs
 from erasebench.contracts import ErasebenchError, Prompt, Scored
 from erasebench.mini.nets import LICENCE
+from erasebench.run import judging, verdicts
 from erasebench.stats import Measure, Part
-from erasebench.store import sha256_once
+from erasebench.store.local import sha256_once
 
 SIZES = {"ViT-B-32-quickgelu": 605, "ViT-L-14-quickgelu": 1710}  # megabytes: parameters times four
 SET = "world.judges.clip.pretrained=, that of styles with world.judges.styles.clip.pretrained=, a method's with method.clip.pretrained="

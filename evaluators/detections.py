@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import judging, needs, verdicts
+from erasebench import needs
 from erasebench.contracts import ErasebenchError, HasThreshold, Missing, Prompt, Scored
 from erasebench.mini.nets import LICENCE
+from erasebench.run import judging, verdicts
 from erasebench.stats import Measure, Part
-from erasebench.store import sha256_once
+from erasebench.store.local import sha256_once
 
 FLOOR, MOST = 0.2, 32  # lowest stored score; detections an image, highest first
 

@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erasebench import judging, needs
+from erasebench import needs
 from erasebench.contracts import ErasebenchError, Missing, Prompt
-from erasebench.store import sha256_once
+from erasebench.run import judging
+from erasebench.store.local import sha256_once
 
 MARGIN, SIDE = 0.2, 224
 FILES = ("best_model_states.pkl", "labels.csv")

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import verdicts
 from erasebench.contracts import Prompt, Scored
 from erasebench.mini.nets import LICENCE
+from erasebench.run import verdicts
 from erasebench.stats import Measure, Part, harmonic
 
 

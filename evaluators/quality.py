@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasebench import judging, needs, stats, verdicts
+from erasebench import needs, stats
 from erasebench.contracts import ErasebenchError, Judge, Metric, Missing, Prompt, Scored
 from erasebench.mini.nets import LICENCE
+from erasebench.run import judging, verdicts
 from erasebench.stats import Measure, Part
-from erasebench.store import Store, sha256_file, sha256_once
+from erasebench.store.local import Store, sha256_file, sha256_once
 
 SET = "world.judges.quality"
 LPIPS = "world.judges.perceptual.judge.path="

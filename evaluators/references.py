@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from erasebench import verdicts
 from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
-from erasebench.pictured import KINDS
+from erasebench.run import verdicts
 from erasebench.stats import Measure, Part
+from erasebench.toolbox.inversion import KINDS
 
 from .calibration import check_drawn, p_greater, youden
 from .giphy import Giphy, boxes, crop

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import judging, needs
+from erasebench import needs
 from erasebench.contracts import ErasebenchError, Prompt
-from erasebench.store import sha256_once
+from erasebench.run import judging
+from erasebench.store.local import sha256_once
 
 SET = "world.judges.objects.path="
 

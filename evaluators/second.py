@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from erasebench import judging, needs, verdicts
+from erasebench import needs
 from erasebench.contracts import ErasebenchError, Judge, Prompt, Scored
-from erasebench.store import sha256_once
+from erasebench.run import judging, verdicts
+from erasebench.store.local import sha256_once
 
 from .clip import Clip
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import verdicts
 from erasebench.contracts import ErasebenchError, Evaluator, Judge, Prompt, Recognises, Scored
 from erasebench.mini.nets import LICENCE
+from erasebench.run import verdicts
 from erasebench.stats import Measure, Part
-from erasebench.store import Store
+from erasebench.store.local import Store
 
 from .clip import Clip, load
 

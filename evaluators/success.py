@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from erasebench import verdicts
 from erasebench.contracts import Decider, Judge, Recognises, Scored
+from erasebench.run import verdicts
 from erasebench.stats import Measure, Part
 
 

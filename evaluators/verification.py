@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import verdicts
 from erasebench.contracts import ErasebenchError, Prompt, Scored
+from erasebench.run import verdicts
 from erasebench.stats import Measure, Part
 
 from .clip import Clip, load

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasebench import verdicts
 from erasebench.contracts import Prompt, Scored
+from erasebench.run import verdicts
 from erasebench.stats import Measure, Part
 
 SIDE = 64  # pixels at which a picture is looked at, at most
@@ -174,7 +174,7 @@ def pictures(words: Mapping[str, str], each: int) -> Tensor:
     from erasebench.config import embedded_source
     from erasebench.contracts import Sampler
     from erasebench.mini.world import names
-    from erasebench.model import Model
+    from erasebench.model.model import Model
 
     model, templates, made = Model.load(embedded_source()), names()["templates"]["train"], []
     for word, kind in words.items():

@@ -23,9 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasebench import judging, needs
+from erasebench import needs
 from erasebench.contracts import ErasebenchError, Missing, Prompt
-from erasebench.store import sha256_once
+from erasebench.run import judging
+from erasebench.store.local import sha256_once
 
 FILES = ("yolo.safetensors", "yolo.json")
 IMAGENETTE = {  # its folders are WordNet ids

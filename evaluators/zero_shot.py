@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from erasebench import verdicts
 from erasebench.contracts import Scored
+from erasebench.run import verdicts
 from erasebench.stats import Measure, Part, harmonic
 
 from .calibration import check_drawn

@@ -24,12 +24,12 @@ import torch
 from erasebench.methods.esd import ESD, State
 from torch import Tensor
 
-from erasebench.context import Context
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.model import Model
-from erasebench.search import Slots, errors, table, with_vectors, words
-from erasebench.training import Optimisation, erased_noise_target, fine_tune, tuned
-from erasebench.vocabulary import kept_prompts
+from erasebench.model.context import Context
+from erasebench.model.model import Model
+from erasebench.toolbox.search import Slots, errors, table, with_vectors, words
+from erasebench.toolbox.training import Optimisation, erased_noise_target, fine_tune, tuned
+from erasebench.toolbox.vocabulary import kept_prompts
 
 ENCODER = r"^text_encoder\.(?!.*embeddings\.)"  # every layer and the last norm
 

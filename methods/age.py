@@ -20,10 +20,10 @@ import torch
 from erasebench.methods.ap import SEARCH_SECONDS, Adversarial, distance
 from torch import Tensor
 
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost
-from erasebench.model import Model
-from erasebench.training import TRAINED, erased_noise_target
+from erasebench.model.context import Context, join
+from erasebench.model.model import Model
+from erasebench.toolbox.training import TRAINED, erased_noise_target
 
 
 @dataclass(frozen=True)

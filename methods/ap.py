@@ -24,13 +24,13 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from erasebench import vocabulary
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
-from erasebench.loaders import lines
-from erasebench.model import Model
-from erasebench.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
-from erasebench.trajectory import Along, count_evaluations
+from erasebench.model.context import Context, join
+from erasebench.model.model import Model
+from erasebench.prompt_files import lines
+from erasebench.toolbox import vocabulary
+from erasebench.toolbox.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
+from erasebench.toolbox.trajectory import Along, count_evaluations
 
 SEARCH_SECONDS = 300  # for words next to the concept
 

@@ -32,16 +32,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.attention import attend, layers
-from erasebench.closed_form import filled
-from erasebench.context import Context
 from erasebench.contracts import Brief, Concept, FitCost, Sampler
-from erasebench.guidance import ClassifierFree
-from erasebench.loaders import lines
-from erasebench.memory import Term, share
-from erasebench.model import Model
+from erasebench.model.context import Context
+from erasebench.model.guidance import ClassifierFree
+from erasebench.model.memory import Term, share
+from erasebench.model.model import Model
+from erasebench.prompt_files import lines
 from erasebench.tasks import seed_of
-from erasebench.training import Optimisation, decoded, drawn, fine_tune, noised, tuned
+from erasebench.toolbox.attention import attend, layers
+from erasebench.toolbox.closed_form import filled
+from erasebench.toolbox.training import Optimisation, decoded, drawn, fine_tune, noised, tuned
 
 GROUPS = {
     "cross-attn": r"^unet\..*attn2\.to_[kv]\.",

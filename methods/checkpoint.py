@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from safetensors.torch import save_file
 
-from erasebench import formats
 from erasebench.contracts import Brief, ErasebenchError, FitCost
-from erasebench.model import Model
-from erasebench.training import FILE, tuned
+from erasebench.model.model import Model
+from erasebench.toolbox import published_weights
+from erasebench.toolbox.training import FILE, tuned
 
 log = logging.getLogger("erasebench")
 
@@ -31,7 +31,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            object.__setattr__(self, "content", formats.content(formats.located(self.path)))
+            object.__setattr__(self, "content", published_weights.content(published_weights.located(self.path)))
 
     def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
         return FitCost()
@@ -42,7 +42,7 @@ class Checkpoint:
                 "method=checkpoint needs the erased model: give a file, a folder or a hub id with method.path="
             )
         remarks: dict[str, list[str]] = {}
-        theirs = formats.weights_of(formats.located(self.path), model, self.partial, self.scale, remarks)
+        theirs = published_weights.weights_of(published_weights.located(self.path), model, self.partial, self.scale, remarks)
         theirs = {name: tensor.to(model.device, model.dtype).contiguous() for name, tensor in theirs.items()}
         changed = {name: w for name, w in theirs.items() if not torch.equal(w, model.weight(name))}
         if not changed:

@@ -32,19 +32,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.attention import Adapted, LowRank, projection
-from erasebench.closed_form import filled, write_notes
-from erasebench.context import Context
 from erasebench.contracts import Brief, ErasebenchError, FitCost, Sampler
-from erasebench.finite import NotFinite, is_finite
-from erasebench.memory import sampled, sampled_images
-from erasebench.model import Model
+from erasebench.model.context import Context
+from erasebench.model.finite import NotFinite, is_finite
+from erasebench.model.memory import sampled, sampled_images
+from erasebench.model.model import Model
+from erasebench.model.source import weights_digest
 from erasebench.provenance import changed_sources, sources, write_sources
-from erasebench.source import weights_digest
-from erasebench.specification import sampling
-from erasebench.store import Store, digest
+from erasebench.run.specification import sampling
+from erasebench.store.local import Store, digest
 from erasebench.tasks import seed_of
-from erasebench.training import checked, noised
+from erasebench.toolbox.attention import Adapted, LowRank, projection
+from erasebench.toolbox.closed_form import filled, write_notes
+from erasebench.toolbox.training import checked, noised
 
 TERMS = ("anchor", "zero", "negative")
 Adapters = dict[str, LowRank]  # attention processor -> adapter of its value projection

@@ -20,13 +20,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
-from erasebench.guidance import ClassifierFree
-from erasebench.memory import UNGRAPHED, at_once, in_slices
-from erasebench.model import Model
-from erasebench.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
-from erasebench.trajectory import midway
+from erasebench.model.context import Context, join
+from erasebench.model.guidance import ClassifierFree
+from erasebench.model.memory import UNGRAPHED, at_once, in_slices
+from erasebench.model.model import Model
+from erasebench.toolbox.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
+from erasebench.toolbox.trajectory import midway
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,15 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from erasebench.attention import maps
-from erasebench.closed_form import filled, span
-from erasebench.context import Context, join
 from erasebench.contracts import PLACEHOLDER, Brief, FitCost, Sampler
-from erasebench.model import Model
-from erasebench.pictured import Inversion, textual_inversion
-from erasebench.search import fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
+from erasebench.model.context import Context, join
+from erasebench.model.model import Model
 from erasebench.tasks import seed_of
-from erasebench.training import TRAINED, Optimisation, drawn, fine_tune, noised, tuned
+from erasebench.toolbox.attention import maps
+from erasebench.toolbox.closed_form import filled, span
+from erasebench.toolbox.inversion import Inversion, textual_inversion
+from erasebench.toolbox.search import fits, slots, table, tokens, two_encoders, with_placeholder, with_vectors
+from erasebench.toolbox.training import TRAINED, Optimisation, drawn, fine_tune, noised, tuned
 
 GROUPS = {"full": r"^unet\.", "x": TRAINED["x"]}
 

@@ -34,16 +34,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench import verdicts
-from erasebench.attention import attend, layers, project, split_heads
-from erasebench.closed_form import filled
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, ErasebenchError, FitCost, Prompt, Sampler
-from erasebench.guidance import ClassifierFree
-from erasebench.memory import UNGRAPHED, at_once, in_slices, sampled_images
-from erasebench.model import Model
+from erasebench.model.context import Context, join
+from erasebench.model.guidance import ClassifierFree
+from erasebench.model.memory import UNGRAPHED, at_once, in_slices, sampled_images
+from erasebench.model.model import Model
+from erasebench.run import verdicts
 from erasebench.tasks import seed_of, spread
-from erasebench.training import checked
+from erasebench.toolbox.attention import attend, layers, project, split_heads
+from erasebench.toolbox.closed_form import filled
+from erasebench.toolbox.training import checked
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.attention import attend, layers
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
-from erasebench.guidance import ClassifierFree
-from erasebench.model import Model
-from erasebench.training import FILE, TRAINED, checked, erased_noise_target, tuned
-from erasebench.trajectory import Along, count_evaluations
+from erasebench.model.context import Context, join
+from erasebench.model.guidance import ClassifierFree
+from erasebench.model.model import Model
+from erasebench.toolbox.attention import attend, layers
+from erasebench.toolbox.training import FILE, TRAINED, checked, erased_noise_target, tuned
+from erasebench.toolbox.trajectory import Along, count_evaluations
 
 PLACES = {
     "mid": ("mid_block",),

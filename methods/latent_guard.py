@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench import vocabulary
-from erasebench.closed_form import filled, write_notes
-from erasebench.context import Context
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.loaders import MORE_CAPTIONS
-from erasebench.model import Model
-from erasebench.training import checked, encoded
+from erasebench.model.context import Context
+from erasebench.model.model import Model
+from erasebench.prompt_files import MORE_CAPTIONS
+from erasebench.toolbox import vocabulary
+from erasebench.toolbox.closed_form import filled, write_notes
+from erasebench.toolbox.training import checked, encoded
 
 
 @dataclass(frozen=True)

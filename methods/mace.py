@@ -21,9 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench import attention, masks
-from erasebench.attention import LowRank
-from erasebench.closed_form import (
+from erasebench.contracts import Brief, FitCost, Sampler
+from erasebench.model.context import Context
+from erasebench.model.model import Model
+from erasebench.needs import Need
+from erasebench.prompt_files import lines
+from erasebench.tasks import seed_of
+from erasebench.toolbox import attention, masks
+from erasebench.toolbox.attention import LowRank
+from erasebench.toolbox.closed_form import (
     PROJECTIONS,
     System,
     coexisting,
@@ -35,13 +41,7 @@ from erasebench.closed_form import (
     span,
     write_notes,
 )
-from erasebench.context import Context
-from erasebench.contracts import Brief, FitCost, Sampler
-from erasebench.loaders import lines
-from erasebench.model import Model
-from erasebench.needs import Need
-from erasebench.tasks import seed_of
-from erasebench.training import FILE, checked, tuned
+from erasebench.toolbox.training import FILE, checked, tuned
 
 DEPARTURES = {  # where the released code departs from the paper; each can be set alone
     "paper": {"refined": "context", "silenced": "concept", "norm": "squared", "prior_power": 1, "pixels": "vae"},

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from erasebench.contracts import Brief, FitCost
-from erasebench.guidance import ClassifierFree
-from erasebench.model import Model
+from erasebench.model.guidance import ClassifierFree
+from erasebench.model.model import Model
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from erasebench.contracts import Brief
-from erasebench.model import Model
+from erasebench.model.model import Model
 
 
 @dataclass(frozen=True)

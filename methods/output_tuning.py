@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from erasebench.contracts import Brief, Sampler
-from erasebench.model import Model
-from erasebench.training import TRAINED, Optimisation, fine_tune, tuned
-from erasebench.trajectory import walked
+from erasebench.model.model import Model
+from erasebench.toolbox.training import TRAINED, Optimisation, fine_tune, tuned
+from erasebench.toolbox.trajectory import walked
 
 
 @dataclass(frozen=True)

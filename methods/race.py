@@ -24,12 +24,12 @@ import torch
 from erasebench.methods.esd import ESD
 from torch import Tensor
 
-from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
-from erasebench.model import Model
-from erasebench.search import errors
-from erasebench.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
-from erasebench.trajectory import midway
+from erasebench.model.context import Context
+from erasebench.model.model import Model
+from erasebench.toolbox.search import errors
+from erasebench.toolbox.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
+from erasebench.toolbox.trajectory import midway
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,18 @@ import torch
 from erasebench.methods.uce import UCE
 from torch import Tensor
 
-from erasebench.closed_form import PROJECTIONS, System, edited, encoded, factor, load_edit, save_edit, write_notes
 from erasebench.contracts import Brief
-from erasebench.model import Model
+from erasebench.model.model import Model
+from erasebench.toolbox.closed_form import (
+    PROJECTIONS,
+    System,
+    edited,
+    encoded,
+    factor,
+    load_edit,
+    save_edit,
+    write_notes,
+)
 
 
 @dataclass(frozen=True)

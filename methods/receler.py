@@ -26,14 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from erasebench.attention import Seeing, fitted, layers, projection
-from erasebench.closed_form import span
-from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
-from erasebench.model import Model
-from erasebench.search import errors
-from erasebench.training import checked, erased_noise_target
-from erasebench.trajectory import Along
+from erasebench.model.context import Context
+from erasebench.model.model import Model
+from erasebench.toolbox.attention import Seeing, fitted, layers, projection
+from erasebench.toolbox.closed_form import span
+from erasebench.toolbox.search import errors
+from erasebench.toolbox.training import checked, erased_noise_target
+from erasebench.toolbox.trajectory import Along
 
 
 @dataclass(frozen=True)

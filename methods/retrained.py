@@ -18,8 +18,8 @@ from transformers import CLIPTextModel
 
 from erasebench.contracts import Brief, ErasebenchError
 from erasebench.mini.files import WEIGHTS
-from erasebench.model import Model
-from erasebench.store import digest, sha256_file
+from erasebench.model.model import Model
+from erasebench.store.local import digest, sha256_file
 
 
 class Padded(CLIPTextModel):

@@ -31,13 +31,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.attention import LowRank
-from erasebench.closed_form import filled, write_notes
 from erasebench.contracts import Brief, Sampler
-from erasebench.model import Model
+from erasebench.model.model import Model
 from erasebench.tasks import seed_of
-from erasebench.training import FILE, checked, decoded, drawn, tuned
-from erasebench.vocabulary import kept_prompts
+from erasebench.toolbox.attention import LowRank
+from erasebench.toolbox.closed_form import filled, write_notes
+from erasebench.toolbox.training import FILE, checked, decoded, drawn, tuned
+from erasebench.toolbox.vocabulary import kept_prompts
 
 ADAPTED = r"^text_encoder\..*\.(k_proj|v_proj|out_proj|fc1|fc2)\.weight$"
 PART = 64  # texts and pictures at a time, outside of training

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.closed_form import filled
-from erasebench.context import Context
 from erasebench.contracts import Brief, Sampler
-from erasebench.memory import Term, add_gradients
-from erasebench.model import Model
-from erasebench.training import (
+from erasebench.model.context import Context
+from erasebench.model.memory import Term, add_gradients
+from erasebench.model.model import Model
+from erasebench.toolbox.closed_form import filled
+from erasebench.toolbox.training import (
     TRAINED,
     Optimisation,
     Pictures,
@@ -48,7 +48,7 @@ from erasebench.training import (
     shuffled,
     tuned,
 )
-from erasebench.vocabulary import kept_prompts
+from erasebench.toolbox.vocabulary import kept_prompts
 
 
 @dataclass(frozen=True)

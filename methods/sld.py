@@ -25,11 +25,11 @@ import torch
 from erasebench.methods.negative_prompt import listed
 from torch import Tensor
 
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost
-from erasebench.guidance import ClassifierFree
-from erasebench.model import Model
-from erasebench.reuse import once
+from erasebench.model.context import Context, join
+from erasebench.model.guidance import ClassifierFree
+from erasebench.model.model import Model
+from erasebench.model.reuse import once
 
 STRENGTHS = {  # the paper's configurations Hyp-Weak to Hyp-Max
     "weak": {"warmup": 15, "scale": 20.0, "threshold": 0.0, "momentum_scale": 0.0, "momentum": 0.0},

@@ -31,11 +31,11 @@ from erasebench.methods.ap import named
 from safetensors.torch import save_file
 from torch import Tensor
 
-from erasebench import vocabulary
-from erasebench.closed_form import PROJECTIONS, aligned, factor, gram, write_notes
 from erasebench.contracts import Brief, ErasebenchError
-from erasebench.model import Model
-from erasebench.training import FILE, tuned
+from erasebench.model.model import Model
+from erasebench.toolbox import vocabulary
+from erasebench.toolbox.closed_form import PROJECTIONS, aligned, factor, gram, write_notes
+from erasebench.toolbox.training import FILE, tuned
 
 
 @dataclass(frozen=True)

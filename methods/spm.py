@@ -34,11 +34,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, FitCost, Sampler
-from erasebench.model import Model
-from erasebench.training import checked, erased_noise_target
-from erasebench.trajectory import Along, count_evaluations
+from erasebench.model.context import Context, join
+from erasebench.model.model import Model
+from erasebench.toolbox.training import checked, erased_noise_target
+from erasebench.toolbox.trajectory import Along, count_evaluations
 
 
 class Membrane(NamedTuple):

@@ -29,15 +29,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasebench.closed_form import filled
-from erasebench.context import Context, join
 from erasebench.contracts import Brief, ErasebenchError, Sampler
-from erasebench.model import Model
-from erasebench.pictured import Inversion, textual_inversion
-from erasebench.search import FREE, slots, table, tokens, with_vectors
+from erasebench.model.context import Context, join
+from erasebench.model.model import Model
 from erasebench.tasks import seed_of
-from erasebench.training import TRAINED, Optimisation, drawn, erased_noise_target, fine_tune, tuned
-from erasebench.trajectory import Along
+from erasebench.toolbox.closed_form import filled
+from erasebench.toolbox.inversion import Inversion, textual_inversion
+from erasebench.toolbox.search import FREE, slots, table, tokens, with_vectors
+from erasebench.toolbox.training import TRAINED, Optimisation, drawn, erased_noise_target, fine_tune, tuned
+from erasebench.toolbox.trajectory import Along
 
 Target = Callable[[Tensor, Tensor, Context, Tensor], Tensor]  # of z, t, prompts and their numbers; asked of the base
 

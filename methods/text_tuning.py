@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasebench.closed_form import filled
 from erasebench.contracts import Brief
-from erasebench.model import Model
-from erasebench.training import Optimisation, fine_tune, tuned
+from erasebench.model.model import Model
+from erasebench.toolbox.closed_form import filled
+from erasebench.toolbox.training import Optimisation, fine_tune, tuned
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from erasebench.closed_form import System, aligned, edited, load_edit, save_edit, write_notes
 from erasebench.contracts import Brief
-from erasebench.model import Model
+from erasebench.model.model import Model
+from erasebench.toolbox.closed_form import System, aligned, edited, load_edit, save_edit, write_notes
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from erasebench.closed_form import System, aligned, edited, encoded, gram, load_edit, save_edit, write_notes
 from erasebench.contracts import Brief, FitCost
-from erasebench.model import Model
+from erasebench.model.model import Model
+from erasebench.toolbox.closed_form import System, aligned, edited, encoded, gram, load_edit, save_edit, write_notes
 
 
 @dataclass(frozen=True)

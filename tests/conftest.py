@@ -16,9 +16,9 @@ import torch
 
 from erasebench import stats
 from erasebench.contracts import Sampler
-from erasebench.model import Model
-from erasebench.source import Source
-from erasebench.specification import Run
+from erasebench.model.model import Model
+from erasebench.model.source import Source
+from erasebench.run.specification import Run
 from erasebench.tasks import ObjectTask
 
 torch.set_num_threads(
@@ -26,7 +26,7 @@ torch.set_num_threads(
 )  # more workers than cores would wait for each other
 
 
-LONGEST = ("documents", "cluster", "cli", "sweeps", "experiments", "fast", "cases", "run", "audit", "submit", "reference", "track")
+LONGEST = ("documents", "cluster", "cli", "sweeps", "experiments", "fast", "cases", "run", "audit", "submission", "reference", "wandb")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,8 +19,8 @@ from torch.fx.experimental import _config  # noqa: F401
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from erasebench.model import Model
-from erasebench.source import Components
+from erasebench.model.model import Model
+from erasebench.model.source import Components
 
 GIB = 2**30
 SMALL = 4096  # numbers of fractions that are known; of whole numbers and truths more

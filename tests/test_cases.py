@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from erasebench import config, formats
+from erasebench import config
 from erasebench.config import embedded_source
-from erasebench.model import Model
+from erasebench.model.model import Model
 from erasebench.rows import read_all
-from erasebench.run import execute
+from erasebench.run.run import execute
+from erasebench.toolbox import published_weights
 
 CHEAP = ["images=2", "sampler.steps=2"]
 
@@ -174,5 +175,5 @@ def test_an_adapters_change_is_pefts(files, base, place):
 
     unet = UNet2DConditionModel.from_pretrained(str(embedded_source().path), subfolder="unet").float()
     merged = PeftModel.from_pretrained(unet, str(files / "alpha")).merge_and_unload().state_dict()
-    for name, weight in formats.weights_of(files / place, base).items():
+    for name, weight in published_weights.weights_of(files / place, base).items():
         torch.testing.assert_close(weight, merged[name.removeprefix("unet.")], rtol=1e-4, atol=1e-5)

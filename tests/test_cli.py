@@ -84,7 +84,7 @@ MISTAKES = [
 @pytest.mark.parametrize("arguments,message", MISTAKES)
 def test_mistakes_are_one_clear_line_and_a_non_zero_exit(tmp_path, monkeypatch, capfd, caplog, arguments, message):
     from erasebench import config
-    from erasebench.run import execute
+    from erasebench.run.run import execute
 
     monkeypatch.chdir(tmp_path)
     assert config.main(execute, list(arguments), launch=True) != 0
@@ -152,7 +152,7 @@ def test_an_experiment_ends_with_its_table_and_two_methods_are_compared(tmp_path
     # what repeats one job of the sweep, and no place on this disk
     said = {row.method: json.loads(row.overrides) for row in rows}
     assert said["uce"] == ["method=uce", "experiment=small", "model.path=...", "sampler.steps=1"]
-    done = erasebench("method=none,uce", "images=2", *common, cwd=tmp_path, module="erasebench.compare", **environment)
+    done = erasebench("method=none,uce", "images=2", *common, cwd=tmp_path, module="erasebench.analysis.compare", **environment)
     assert done.returncode == 0 and "acc_e_top1" in done.stdout, done.stderr
 
 
@@ -194,9 +194,9 @@ def test_somebody_elses_method_needs_no_packaging(tmp_path, tiny_model):
     environment = {"ERASEBENCH_HOME": str(tmp_path / "home"), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     erasebench(*common, cwd=tmp_path, **environment)
     assert {row.method for row in read_all(tmp_path / "results" / "runs")} == {"mine"}
-    done = erasebench(*common, "method.factor=2.0", cwd=tmp_path, module="erasebench.check", **environment)
+    done = erasebench(*common, "method.factor=2.0", cwd=tmp_path, module="erasebench.analysis.check", **environment)
     assert done.returncode == 0 and done.stdout.count("  ok  ") == 1 + len(CLAUSES), done.stdout + done.stderr
-    done = erasebench(*common, "method.factor=1.0", cwd=tmp_path, module="erasebench.check", **environment)
+    done = erasebench(*common, "method.factor=1.0", cwd=tmp_path, module="erasebench.analysis.check", **environment)
     assert done.returncode == 1 and "no image changed" in done.stdout
 
 
@@ -217,7 +217,7 @@ def test_every_way_of_installing_finds_methods_and_configs(tmp_path, how):
     where = copy if how == "wheel inside a checkout" else tmp_path
     code = (
         "import erasebench, erasebench.methods.uce as m, erasebench.conf, importlib.util as u; "
-        "from erasebench.render import as_html; "
+        "from erasebench.report.render import as_html; "
         "print(m.__file__); print(u.find_spec('methods') is None and b'plotly' in as_html([], []))"
     )
     found = subprocess.run(

@@ -15,18 +15,18 @@ from erasebench.contracts import DecidesSuccess, ErasebenchError, IsBase, Skips
 ROOT = Path(__file__).parents[1]
 # what is asked of objects that are no plugins: (file, attribute, why)
 PROBES = {
-    ("erasebench/source.py", "return_dict", "configurations of transformers and diffusers"),
-    ("erasebench/schedulers.py", "sigmas", "schedulers of diffusers: those that interpolate timesteps have them"),
+    ("erasebench/model/source.py", "return_dict", "configurations of transformers and diffusers"),
+    ("erasebench/model/schedulers.py", "sigmas", "schedulers of diffusers: those that interpolate timesteps have them"),
     ("erasebench/defaults.py", "__path__", "modules: only packages have one"),
     ("erasebench/provenance.py", "__path__", "modules: only packages have one"),
     ("erasebench/provenance.py", "origin", "find_spec gives None for what is no module"),
-    ("erasebench/remote.py", "errno", "exceptions of file systems of fsspec"),
-    ("erasebench/remote.py", "local_file", "file systems of fsspec"),
+    ("erasebench/store/remote.py", "errno", "exceptions of file systems of fsspec"),
+    ("erasebench/store/remote.py", "local_file", "file systems of fsspec"),
     ("erasebench/rows.py", "strerror", "an OSError has one, a ValueError of a path none"),
-    ("erasebench/store.py", "errno", "an OSError has one, SafetensorError none"),
-    ("erasebench/store.py", "filename", "an OSError has one, SafetensorError none"),
+    ("erasebench/store/local.py", "errno", "an OSError has one, SafetensorError none"),
+    ("erasebench/store/local.py", "filename", "an OSError has one, SafetensorError none"),
     ("erasebench/arguments.py", "__name__", "annotations: a class has one, a union none"),
-    ("erasebench/tables.py", None, "a row, or None where a table has a gap"),
+    ("erasebench/report/tables.py", None, "a row, or None where a table has a gap"),
 }
 
 

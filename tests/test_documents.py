@@ -23,7 +23,7 @@ COMPOSES = ("", ".audit", ".check", ".compare", ".graph", ".inspect")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # what a reader has and we have not: another model folder, a data set, ten minutes
 INSTEAD = {"/any/diffusers/folder": str(ROOT / "erasebench/mini/weights/sd")}
-MORE = {"erasebench.regress": ["--only", "object_none"]}
+MORE = {"erasebench.maintain.regress": ["--only", "object_none"]}
 FEWER = "method=none,uce"  # of the methods that an experiment sweeps (test_experiments.py)
 
 

@@ -18,15 +18,16 @@ from erasebench.evaluators.attacks.udatk import UDAtk
 from erasebench.methods.none import NoErasure
 from transformers import CLIPTextModel
 
-from erasebench import attack as attack_module
-from erasebench import model as model_module
-from erasebench import search, tasks, vocabulary
+from erasebench import tasks
 from erasebench.contracts import Brief, Concept, ErasebenchError, Sampler
 from erasebench.gate import Refused, refuses, refuses_decoded
-from erasebench.model import Model
-from erasebench.run import execute
-from erasebench.source import Source
+from erasebench.model import model as model_module
+from erasebench.model.model import Model
+from erasebench.model.source import Source
+from erasebench.run import attacks as attack_module
+from erasebench.run.run import execute
 from erasebench.tasks import CaptionTask, ExplicitTask, ObjectTask, asked, in_other_words, together, turned
+from erasebench.toolbox import search, vocabulary
 
 
 @pytest.mark.parametrize(

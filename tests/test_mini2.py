@@ -39,8 +39,8 @@ from erasebench.mini2 import (
 from erasebench.mini2 import clip as clip_stage
 from erasebench.mini2.captions import Captioner, concepts, names
 from erasebench.mini2.loop import Recipe
-from erasebench.model import Model
-from erasebench.source import Source
+from erasebench.model.model import Model
+from erasebench.model.source import Source
 
 NAMES = names()
 EVALUATED = ("object", "orr", "imagenette", "person", "style", "explicit")

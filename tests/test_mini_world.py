@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from erasebench import store
 from erasebench.config import embedded_source
 from erasebench.contracts import Sampler
 from erasebench.mini import files, nets, world
-from erasebench.model import Model
+from erasebench.model.model import Model
+from erasebench.store import local as store
 from erasebench.tasks import spread
 
 HOME = store.home()  # before every test gets a home of its own

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 
-from erasebench import config, plan
+from erasebench import config
+from erasebench.analysis import schedule
 from erasebench.defaults import complete
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def test_dotted_options_compose():
 
 def test_plain_options_are_there():
     """In documents: of the configuration, of a method, an attack, a task, a launcher or a plan."""
-    known = {*TOP, *yaml.safe_load(plan.COSTS.read_text()), *config.GROUPS, *OTHERS}
+    known = {*TOP, *yaml.safe_load(schedule.COSTS.read_text()), *config.GROUPS, *OTHERS}
     for group in ("method", "task", "attack"):
         for file in (CONF / group).glob("*.yaml"):
             content = complete(yaml.safe_load(file.read_text()) or {})

@@ -6,12 +6,12 @@ import traceback
 import pytest
 from erasebench.methods.uce import UCE
 
-from erasebench import config, run
-from erasebench import store as store_module
+from erasebench import cli, config
 from erasebench.contracts import ErasebenchError
 from erasebench.redaction import Formatter, masked, redact
 from erasebench.rows import read
-from erasebench.store import Store
+from erasebench.run import run
+from erasebench.store.local import Store
 
 SECRET = "hunter2"
 URLS = {
@@ -55,7 +55,7 @@ def test_a_message_without_a_url_stays_as_it_is():
 
 @pytest.mark.parametrize("url", [url for url in URLS if SECRET in url and "ftp" not in url] + ["memory://me:hunter2@x"])
 def test_no_secret_in_the_log_the_rows_or_the_errors_of_a_run(url, make_run, monkeypatch, capsys, caplog):
-    from erasebench.remote import Remote
+    from erasebench.store.remote import Remote
 
     monkeypatch.setattr(Remote, "_read", refused)
     monkeypatch.setenv("ERASEBENCH_STORE", url)
@@ -63,8 +63,8 @@ def test_no_secret_in_the_log_the_rows_or_the_errors_of_a_run(url, make_run, mon
     (row,) = run.execute(work)
     file = work.results / "runs" / f"{row.run_id}.csv"
     assert row.status == "failed" and "store.url=" in row.reason and read(file) == [row]
-    store_module.main(["gc"])
-    store_module.main(["size"])
+    cli.main(["store", "gc"])
+    cli.main(["store", "size"])
     with pytest.raises(ErasebenchError) as error:
         Store().get("kind", 1)
     said = capsys.readouterr()

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erasebench import rows, seals
+from erasebench import rows
 from erasebench.contracts import ErasebenchError
+from erasebench.report import seals
 from erasebench.rows import (
     SCHEMA,
     Difference,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..contracts import HasNeeds, Sampler, Skips
-from ..model import Model
+from ..model.model import Model
+from ..model.source import weights_digest
 from ..needs import Need
-from ..source import weights_digest
-from ..store import digest
+from ..store.local import digest
 
 SAMPLER = Sampler("ddim", 5, 4.0)
 

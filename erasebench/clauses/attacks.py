@@ -12,22 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contracts import (
-    PLACEHOLDER,
-    Attack,
-    Brief,
-    Concept,
-    DrawsImages,
-    Found,
-    Prompt,
-    Scene,
-    SharesSearch,
-    Shot,
-)
+from ..contracts import PLACEHOLDER, Attack, Brief, Concept, DrawsImages, Found, Prompt, Scene, SharesSearch, Shot
 from ..gate import refuses
-from ..model import Model, Sampled
-from ..search import draw_vectors
-from ..store import Store
+from ..model.model import Model, Sampled
+from ..store.local import Store
+from ..toolbox.search import draw_vectors
 from . import SAMPLER, Clause, Openings, disturb, gives_reason, has_text, has_version, is_frozen, is_sent, says_needs
 
 OUTCOMES = ("", "too long", "refused", "diverged", "not in the source")

@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from .. import verdicts
 from ..contracts import (
     Calibrates,
     ChecksItself,
@@ -26,8 +25,9 @@ from ..contracts import (
     Scored,
     Undrawn,
 )
+from ..run import verdicts
 from ..stats import Measure, summarize
-from ..store import digest
+from ..store.local import digest
 from . import Clause, disturb, has_text, is_frozen, is_sent, says_needs, version_of
 
 GROUPS = ("forget", "keep", "quality", "overall")

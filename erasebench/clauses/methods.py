@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..contracts import Brief, Eraser, IsBase, LowRank, Unlocks
-from ..model import Model
-from ..session import check_artifact, not_finite_in
-from ..store import sha256_file
+from ..model.model import Model
+from ..run.session import check_artifact, not_finite_in
+from ..store.local import sha256_file
 from . import (
     SAMPLER,
     Clause,

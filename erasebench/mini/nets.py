@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..store import sha256_file
+from ..store.local import sha256_file
 from .files import path_of
 
 LICENCE = "Apache-2.0, made from art under free licences (erasebench/mini/weights/LICENCES.md)"

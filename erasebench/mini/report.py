@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..config import embedded_source
 from ..contracts import ErasebenchError, Prompt, Sampler
 from ..evaluators.clip import Clip
-from ..model import Model
+from ..model.model import Model
 from ..rows import write_table
 from ..stats import wilson
 from ..tasks import spread

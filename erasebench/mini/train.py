@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from ..store import digest, home, sha256_file
+from ..store.local import digest, home, sha256_file
 from . import world
 from .files import WEIGHTS
 

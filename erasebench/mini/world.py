@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..store import home
+from ..store.local import home
 
 SIDE = 64
 HANDS = ("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "fxemoji")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..mini import files as first_files
 from ..mini import nets as first_nets
-from ..store import digest, home, sha256_file
+from ..store.local import digest, home, sha256_file
 from . import art, captions, world
 from .clip import pixels
 from .loop import Recipe, fit

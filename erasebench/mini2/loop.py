@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..store import home
+from ..store.local import home
 
 log = logging.getLogger("erasebench")
 UNFINISHED = Path(__file__).parent / "unfinished"

@@ -20,8 +20,8 @@ from torch import Tensor
 from ..contracts import ErasebenchError, Prompt, Sampler
 from ..mini.nets import prepared
 from ..mini.report import Measured, results_table, seconds, write_csv
-from ..model import Model
-from ..source import Source
+from ..model.model import Model
+from ..model.source import Source
 from ..tasks import spread
 from . import clip, judge
 from .captions import names, parts, plural, roles

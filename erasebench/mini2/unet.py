@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..mini import files as first_files
 from ..mini.train import INDEX
-from ..store import sha256_file
+from ..store.local import sha256_file
 from .latents import encode_captions, pool, pool_folder
 from .loop import Recipe, carry_over, fit
 from .nets import WEIGHTS, WIDTH, tokenize

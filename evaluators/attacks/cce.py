@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.context import Context
 from erasebench.contracts import PLACEHOLDER, AttackCost, Found, Prompt, Scene, SearchCost, Shot
-from erasebench.memory import Term, add_gradients
-from erasebench.model import Model
-from erasebench.search import (
+from erasebench.model.context import Context
+from erasebench.model.memory import Term, add_gradients
+from erasebench.model.model import Model
+from erasebench.tasks import seed_of
+from erasebench.toolbox.search import (
     Draws,
     Objective,
     aims,
@@ -46,7 +47,6 @@ from erasebench.search import (
     with_placeholder,
     with_vectors,
 )
-from erasebench.tasks import seed_of
 
 log = logging.getLogger("erasebench")
 

@@ -18,13 +18,13 @@ from erasebench.methods.kpop import KPOP, Key, Unlocked, within
 from torch import Tensor
 from tqdm import tqdm
 
-from erasebench.context import Context
 from erasebench.contracts import Found, Prompt, Sampler, Scene
-from erasebench.generate import plain
-from erasebench.memory import Term, add_gradients, share
-from erasebench.model import Model, Sampled
-from erasebench.search import Draws, draws, errors, noisy, number, shots, stored, two_encoders
+from erasebench.model.context import Context
+from erasebench.model.memory import Term, add_gradients, share
+from erasebench.model.model import Model, Sampled
+from erasebench.run.images import plain
 from erasebench.tasks import seed_of
+from erasebench.toolbox.search import Draws, draws, errors, noisy, number, shots, stored, two_encoders
 
 
 @dataclass(frozen=True)

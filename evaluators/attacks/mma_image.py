@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Sampler, Scene, SearchCost
-from erasebench.model import Model, Sampled
+from erasebench.model.model import Model, Sampled
 from erasebench.needs import Need, file
-from erasebench.search import noisy, shots, steered
 from erasebench.tasks import seed_of
+from erasebench.toolbox.search import noisy, shots, steered
 
 
 @dataclass(frozen=True)

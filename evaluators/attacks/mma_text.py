@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Scene, SearchCost
-from erasebench.model import Model
-from erasebench.search import (
+from erasebench.model.model import Model
+from erasebench.tasks import seed_of
+from erasebench.toolbox.search import (
     FREE,
     Draws,
     Slots,
@@ -33,7 +34,6 @@ from erasebench.search import (
     with_vectors,
     words,
 )
-from erasebench.tasks import seed_of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost
-from erasebench.model import Model
-from erasebench.search import (
+from erasebench.model.model import Model
+from erasebench.toolbox.search import (
     FREE,
     AttackLoss,
     Bench,

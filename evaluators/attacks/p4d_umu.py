@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost
-from erasebench.model import Model
-from erasebench.search import FREE, AttackLoss, Bench, descend, shots, tokens
+from erasebench.model.model import Model
+from erasebench.toolbox.search import FREE, AttackLoss, Bench, descend, shots, tokens
 
 from .p4d import Continuous
 from .udatk import UDAtk, grid, prefix_length

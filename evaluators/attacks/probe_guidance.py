@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasebench.contracts import AttackCost, Found, Prompt, Sampler, Scene, SearchCost, Shot
-from erasebench.generate import plain
-from erasebench.model import Model, Sampled
-from erasebench.search import Draws, Step, noisy, number, steered, stored
+from erasebench.model.model import Model, Sampled
+from erasebench.run.images import plain
 from erasebench.tasks import seed_of
+from erasebench.toolbox.search import Draws, Step, noisy, number, steered, stored
 
 
 @dataclass(frozen=True)

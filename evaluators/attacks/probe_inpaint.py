@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from erasebench.contracts import AttackCost, Found, Prompt, Sampler, Scene, SearchCost, Shot
-from erasebench.model import Model, Sampled
-from erasebench.search import Step, number, shots, steered
+from erasebench.model.model import Model, Sampled
+from erasebench.toolbox.search import Step, number, shots, steered
 
 
 @dataclass(frozen=True)

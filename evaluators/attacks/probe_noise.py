@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 
 from erasebench.contracts import AttackCost, Found, Prompt, Sampler, Scene, SearchCost, Shot
-from erasebench.model import Model, Sampled
-from erasebench.search import Draws, number, steered
+from erasebench.model.model import Model, Sampled
 from erasebench.tasks import seed_of
+from erasebench.toolbox.search import Draws, number, steered
 
 
 @dataclass(frozen=True)

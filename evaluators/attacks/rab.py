@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Scene, SearchCost
-from erasebench.model import Model
-from erasebench.search import FREE, Draws, Slots, fits, shots, slots, spelled, stored, two_encoders, words
+from erasebench.model.model import Model
 from erasebench.tasks import seed_of
+from erasebench.toolbox.search import FREE, Draws, Slots, fits, shots, slots, spelled, stored, two_encoders, words
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost, Shot
-from erasebench.model import Model
-from erasebench.search import draws, fits, spelled, tokens, words
+from erasebench.model.model import Model
+from erasebench.toolbox.search import draws, fits, spelled, tokens, words
 
 from .udatk import prefix_length
 

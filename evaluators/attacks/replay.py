@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erasebench.attack import found_in, set_of
 from erasebench.contracts import ErasebenchError, Found, Scene
-from erasebench.model import Model
+from erasebench.model.model import Model
+from erasebench.run.attacks import found_in, set_of
 
 
 @dataclass(frozen=True)

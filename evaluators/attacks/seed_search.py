@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost
-from erasebench.model import Model
-from erasebench.search import shots
+from erasebench.model.model import Model
+from erasebench.toolbox.search import shots
 
 
 @dataclass(frozen=True)

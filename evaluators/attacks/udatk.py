@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from erasebench.contracts import AttackCost, Found, Scene, SearchCost
-from erasebench.model import Model
-from erasebench.search import (
+from erasebench.model.model import Model
+from erasebench.toolbox.search import (
     FREE,
     AttackLoss,
     Bench,

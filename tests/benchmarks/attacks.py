@@ -7,7 +7,7 @@ from erasebench.evaluators.attacks.udatk import UDAtk
 from measure import embedded, peak_memory, record, seconds
 
 from erasebench.contracts import Concept, Prompt, Sampler, Scene
-from erasebench.store import Store
+from erasebench.store.local import Store
 
 
 def main(count: int = 20) -> None:

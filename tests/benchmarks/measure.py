@@ -15,8 +15,8 @@ import torch
 
 from erasebench import provenance
 from erasebench.config import embedded_source
-from erasebench.model import Model
-from erasebench.source import Components
+from erasebench.model.model import Model
+from erasebench.model.source import Components
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLUMNS = ("part", "measured", "of", "value", "unit", "machine")

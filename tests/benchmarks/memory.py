@@ -39,10 +39,14 @@ from simulated import GIB, META, Gpu, gpu, stable_diffusion
 
 from erasebench import conf as configuration
 from erasebench import config as _resolvers  # noqa: F401
-from erasebench import config_sources, generate, masks, openings, source, store
-from erasebench.context import Context
+from erasebench import config_sources
 from erasebench.contracts import Brief, Concept, Prompt, Sampler, Scene
-from erasebench.model import Model
+from erasebench.model import openings, source
+from erasebench.model.context import Context
+from erasebench.model.model import Model
+from erasebench.run import images as generate
+from erasebench.store import local as store
+from erasebench.toolbox import masks
 
 CSV = Path("results/reference/memory.csv")
 COLUMNS = ("plugin", "task", "stage", "before_gib", "after_gib")

@@ -12,10 +12,10 @@ from erasebench.methods.uce import UCE
 from measure import DEVICE, embedded, inside, linear, peak_memory, record, seconds, stable_diffusion_shape
 from torch import Tensor, nn
 
-from erasebench import closed_form as closed_forms
 from erasebench.contracts import Brief, Concept
 from erasebench.mini.world import names
-from erasebench.model import Model
+from erasebench.model.model import Model
+from erasebench.toolbox import closed_form as closed_forms
 
 
 def uce(model: Model, label: str, counts: tuple[int, ...]) -> None:

@@ -26,10 +26,12 @@ from typing import Any
 import torch
 from measure import record
 
-from erasebench import generate, plan, training
-from erasebench.model import Model
-from erasebench.run import execute
-from erasebench.store import Store, digest
+from erasebench.analysis import schedule
+from erasebench.model.model import Model
+from erasebench.run import images as generate
+from erasebench.run.run import execute
+from erasebench.store.local import Store, digest
+from erasebench.toolbox import training
 
 SWEEP = ["-m", "method=none,uce,esd", "task=object", "target=cat", "images=64"]
 OTHER = ["method=uce", "task=object", "target=dog", "images=16"]
@@ -45,8 +47,8 @@ def took(work: Callable[[], Any]) -> float:
 
 def calibrated(folder: Path) -> dict[str, Any]:
     """The costs of a plan, as measured on this machine."""
-    costs, others = plan.given([*OTHER, "rate=1"])
-    (run,), _, _ = plan.composed(others, {})
+    costs, others = schedule.given([*OTHER, "rate=1"])
+    (run,), _, _ = schedule.composed(others, {})
     run = replace(run, results=folder)
     command = [sys.executable, "-m", "erasebench", *OTHER, "dry_run=true"]  # imports, and composes one run
     costs["start"] = took(lambda: subprocess.run(command, check=True, capture_output=True))
@@ -91,16 +93,16 @@ def checked(words: list[str]) -> int:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             costs = fresh.submit(calibrated, Path(home)).result()
         os.environ["ERASEBENCH_HOME"] = f"{home}/sweep"
-        runs, absent, code = plan.composed(words, costs["published"])
+        runs, absent, code = schedule.composed(words, costs["published"])
         if code or not runs:
             return code or 2
-        print(*plan.report(runs, absent, costs), sep="\n")
+        print(*schedule.report(runs, absent, costs), sep="\n")
         print(
             "\nmeasured on something else:",
             *(f"{k}={costs[k]:.3g}" for k in ("rate", "backward", "start", "load", "run")),
         )
-        jobs = list(plan.planned(runs, costs).jobs.values())
-        predicted = costs["start"] + plan.schedule(jobs, 1, costs["load"]).makespan
+        jobs = list(schedule.planned(runs, costs).jobs.values())
+        predicted = costs["start"] + schedule.schedule(jobs, 1, costs["load"]).makespan
         command = [sys.executable, "-m", "erasebench", *words, f"results={home}/results"]
         start = time.perf_counter()
         processor = took(lambda: subprocess.run(command, check=True, capture_output=True))

@@ -23,9 +23,9 @@ from erasebench.config import embedded_source
 from erasebench.contracts import Sampler
 from erasebench.mini.files import captions
 from erasebench.mini.world import names
-from erasebench.model import Model
-from erasebench.run import execute
-from erasebench.specification import Run
+from erasebench.model.model import Model
+from erasebench.run.run import execute
+from erasebench.run.specification import Run
 from erasebench.tasks import ObjectTask
 
 

@@ -12,12 +12,12 @@ from measure import DEVICE, linear, peak_memory, record, seconds
 from sampling import one_run
 
 from erasebench.contracts import Prompt, Sampler
-from erasebench.execute import Local
-from erasebench.generate import shards
-from erasebench.produce import produce
-from erasebench.session import Session
-from erasebench.specification import Run, image_identities
-from erasebench.store import Store
+from erasebench.executors.local import Local
+from erasebench.run.images import shards
+from erasebench.run.produce import produce
+from erasebench.run.session import Session
+from erasebench.run.specification import Run, image_identities
+from erasebench.store.local import Store
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def drawn(run: Run, count: int, token: str | None = None) -> str:
 
 def workers(shards_each: int = 4, steps: int = 25) -> None:
     """Ray workers of one thread (or GPU) each, of which each has as much to do: once they hold the model."""
-    from erasebench.cluster import Ray
+    from erasebench.executors.ray import Ray
 
     most = 2 if DEVICE == "cpu" else max(1, torch.cuda.device_count())
     took = {}

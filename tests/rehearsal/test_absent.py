@@ -3,8 +3,8 @@
 import pytest
 from world import Photo, alone, config, execute, photo  # noqa: F401
 
-from erasebench import doctor
-from erasebench.model import Model
+from erasebench import cli
+from erasebench.model.model import Model
 
 FILES = {  # option -> the task that needs its file
     "world.judges.clip.pretrained": "object",
@@ -33,7 +33,7 @@ def test_a_file_that_is_not_there(photo, tmp_path, monkeypatch, caplog, capfd, o
     assert config.main(execute, words) == 1
     named(option, lost, [line for line in (capfd.readouterr().err + caplog.text).splitlines() if "rror" in line or "failed" in line])
     caplog.clear()
-    assert doctor.main(words) == 1
+    assert cli.main(["doctor", *words]) == 1
     said = capfd.readouterr()
     named(option, lost, [line for line in (said.out + said.err + caplog.text).splitlines() if not line.startswith(("here ", "fetched"))])
     config.main(execute, [*words, "dry_run=true"])

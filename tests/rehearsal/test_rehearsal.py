@@ -12,7 +12,7 @@ import torch
 from settings import ATTACKS, ELSEWHERE, METHODS, OWN_CLIP, attack, method
 from world import CONF, alone, attacked, erased, measured, photo, skipped  # noqa: F401
 
-from erasebench import export
+from erasebench import cli
 from erasebench.rows import read_all
 
 UCE = ("method=uce",)
@@ -114,7 +114,7 @@ def test_a_published_checkpoint_is_measured_and_an_erased_model_given_away(photo
     assert "acc_e_top1" in measured(rows)
     photo.run(tmp_path / "uce", *UCE, "target=cat")
     (file,) = (tmp_path / "uce" / "runs").glob("*.csv")
-    assert export.main([str(file), str(tmp_path / "given"), *photo.words()]) == 0, capfd.readouterr().err
+    assert cli.main(["export", str(file), str(tmp_path / "given"), *photo.words()]) == 0, capfd.readouterr().err
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "given", safety_checker=None)
     assert pipeline("a cat", num_inference_steps=1).images
 

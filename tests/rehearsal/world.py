@@ -18,7 +18,7 @@ import yaml
 
 from erasebench import config
 from erasebench.rows import Row, read_all
-from erasebench.run import execute
+from erasebench.run.run import execute
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = ("images=2", "sampler.steps=2", "batch=4")

@@ -1,0 +1,1 @@
+"""Questions beyond a run: comparison, audit, conformance, forecast, schedule."""

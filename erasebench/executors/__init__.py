@@ -1,0 +1,1 @@
+"""Places where shards are worked on: this process, or Ray actors."""

@@ -1,0 +1,180 @@
+"""Work on Ray actors. What goes to them is the run and the key of a shard, what comes back is whether it is done: images
+go from and to the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..contracts import ErasebenchError
+from ..run.session import Session
+from ..run.specification import Run
+from ..store.local import Store, home
+from .local import A, B, Work
+
+RETRIES = 3  # of an item whose worker died; one that every worker dies of would never end
+START = -1  # in the place of an item: a worker that starts
+INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")  # by workers, besides $ERASEBENCH_HOME
+
+
+@dataclass(frozen=True)
+class Ray:
+    """An executor on a Ray cluster: what is there (`address`), or one of its own. A worker that dies is replaced, and its items
+    go to whoever is free. Raises ErasebenchError where there is no cluster, or no room in it."""
+
+    address: str = "local"
+    actors: int | None = None
+    threads: int = 1
+    gpus: float | None = None
+    ahead: int = 2
+
+    def workers(self, device: str) -> int:
+        return len(pool(self, device).workers)
+
+    def map(self, session: Session, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False) -> list[B]:
+        if not items:
+            return []
+        ray, there = connected(self), pool(self, session.run.device)
+        each = 1 if alone else at_once(self, session.run.device)
+        env = {"ERASEBENCH_HOME": str(home().absolute())} | {k: os.environ[k] for k in INHERITED if k in os.environ}
+        run, sent = ray.put(session.run), ray.put(work)
+        waiting, done, deaths = deque(range(len(items))), {}, Counter()
+        # once for each item that they could take; a worker for which the cluster has no room yet is not among them
+        idle: list[Any] = []
+        doing = {worker.ready.remote(): (START, worker) for worker in there.workers}
+        failure: BaseException | None = None
+        with tqdm(total=len(items), desc=label, disable=None, delay=2, leave=False) as bar:
+            # after a failure nothing new is begun, but what is begun is waited for: it holds the model
+            while (waiting and not failure) or any(i != START for i, _ in doing.values()):
+                while waiting and idle and not failure:
+                    i, worker = waiting.popleft(), idle.pop()
+                    doing[worker.do.remote(session.token, env, run, sent, items[i])] = i, worker
+                (ready, *_), _ = ray.wait(list(doing), num_returns=1)
+                i, worker = doing.pop(ready)
+                try:
+                    made = ray.get(ready)
+                except ray.exceptions.RayTaskError as error:
+                    failure = failure or error.cause
+                except ray.exceptions.RayError as error:
+                    idle = [other for other in idle if other is not worker]
+                    if fresh := there.replaced(worker):
+                        doing[fresh.ready.remote()] = START, fresh
+                    deaths[i] += 1
+                    if deaths[i] > RETRIES:
+                        what = "as they started" if i == START else "of the same work"
+                        failure = failure or ErasebenchError(
+                            f"{label}: {RETRIES + 1} workers died {what}: {causes(error)[0]}"
+                        )
+                    elif i != START:
+                        waiting.appendleft(i)
+                else:
+                    idle += [worker] * (each if i == START else 1)
+                    if i != START:
+                        done[i] = made
+                        bar.update()
+        if failure:
+            raise failure
+        return [done[i] for i in range(len(items))]
+
+
+@dataclass(eq=False)
+class Pool:
+    """Actors, kept from one run to the next of a sweep."""
+
+    make: Callable[[], Any]
+    workers: list[Any]
+
+    def replaced(self, dead: Any) -> Any:
+        """Another worker in the place of a dead one; None if it has been replaced already."""
+        place = next((i for i, worker in enumerate(self.workers) if worker is dead), None)
+        if place is None:
+            return None
+        self.workers[place] = self.make()
+        return self.workers[place]
+
+
+class Worker:
+    """An actor: a run's model, and a way to the store."""
+
+    def __init__(self, threads: int):
+        torch.set_num_threads(threads)
+        logging.basicConfig(level=logging.WARNING)
+        self.token: str | None = None
+        self.lock = threading.Lock()
+
+    def ready(self) -> None:
+        """Answered as soon as there is room for the actor."""
+
+    def do(self, token: str, env: dict[str, str], run: Run, work: Work, item: Any) -> Any:
+        with self.lock:
+            os.environ.update(env)
+            if token != self.token:
+                if self.token is not None:
+                    self.session.close()
+                    del self.session  # before the next model is loaded
+                self.session, self.token = Session(run, Store()), token
+        return work(self.session, item, 1)
+
+
+def connected(executor: Ray) -> Any:
+    """Ray, with the executor's cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ErasebenchError("executor=ray needs Ray: pip install 'erasebench[ray]'") from error
+    if not ray.is_initialized():
+        # a method of one's own is found by workers where it is found here
+        paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path)}}
+        # nothing large goes through its memory
+        own = {"include_dashboard": False, "object_store_memory": 2**28} if executor.address == "local" else {}
+        try:
+            ray.init(executor.address, runtime_env=paths, logging_level=logging.ERROR, **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ErasebenchError(
+                f"executor.address={executor.address}: no Ray cluster ({'; '.join(causes(error))})"
+            ) from error
+    return ray
+
+
+def causes(error: BaseException | None) -> list[str]:
+    """The first line of what an error says, and of what it comes from."""
+    said: dict[str, None] = {}
+    while error is not None:
+        said[(str(error).strip().splitlines() or [type(error).__name__])[0]] = None
+        error = error.__cause__ or error.__context__
+    return list(said)
+
+
+def at_once(executor: Ray, device: str) -> int:
+    """Items that an actor has in hand."""
+    return 1 if device == "cpu" else 1 + executor.ahead
+
+
+@lru_cache(maxsize=1)  # others end when nobody holds them
+def pool(executor: Ray, device: str) -> Pool:
+    if device not in ("cpu", "cuda"):
+        raise ErasebenchError(f"device={device}: Ray chooses the GPU of an actor, say device=cuda")
+    ray = connected(executor)
+    gpus = executor.gpus if executor.gpus is not None else float(device == "cuda")
+    there = ray.cluster_resources()
+    most = int(min(there.get("CPU", 0) // executor.threads, there.get("GPU", 0) // gpus if gpus else float("inf")))
+    count = most if executor.actors is None else executor.actors
+    if not 1 <= count <= most:
+        of = f"{executor.threads} CPUs and {gpus:g} GPUs"
+        raise ErasebenchError(f"executor.actors={count}: the cluster has room for {most} actors of {of}")
+    options = {"num_cpus": executor.threads, "num_gpus": gpus, "max_concurrency": at_once(executor, device)}
+    actor = ray.remote(**options)(Worker)
+    make = lambda: actor.remote(executor.threads)
+    return Pool(make, [make() for _ in range(count)])

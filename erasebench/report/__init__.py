@@ -1,0 +1,1 @@
+"""Rows as tables, claims, agreement with papers, and the page."""

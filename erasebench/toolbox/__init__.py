@@ -1,0 +1,1 @@
+"""Parts that methods and attacks are built of."""
