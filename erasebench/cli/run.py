@@ -33,10 +33,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def job(run: Run) -> list[Row]:
-    """Carry out one run."""
+    """Carry out one run and print its answer; an experiment prints a table of all its runs instead."""
     from ..run.run import execute
 
-    return execute(run)
+    rows = execute(run)
+    if rows and not any(word.startswith("experiment=") for word in run.overrides):
+        from ..report import answer
+
+        answer.tell(rows, run.results / "runs" / f"{rows[0].run_id}.csv")
+    return rows
 
 
 def main(words: Sequence[str]) -> int:
