@@ -22,7 +22,20 @@ SOURCE = "source.json"
 # what carries out runs and computes nothing that a plugin leaves in the store
 HARNESS = {  # modules that compute nothing of a fit, and the package itself
     *("", "attack", "contracts", "execute", "interrupt", "options", "places", "provenance", "redaction", "remote"),
-    *("rows", "run", "seals", "store", "needs", "devices", "produce", "record", "scoring", "session", "sheet"),
+    *(
+        "rows",
+        "run",
+        "seals",
+        "store",
+        "manifest",
+        "needs",
+        "devices",
+        "produce",
+        "record",
+        "scoring",
+        "session",
+        "sheet",
+    ),
 }
 PACKAGES = ("erasebench", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 

@@ -38,24 +38,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl: bool = False) -> Path:
     """Write a diffusers folder: 16x16 pixels, 4x4 latents, two U-Net levels with cross-attention, byte tokenizer.
     `xl`: of SDXL's classes, with its second text encoder and its further conditions."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(seed)
+    text = write_tokenizer(folder / "spare")
+    parts = {
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "spare", model_max_length=24),
+        "text_encoder": CLIPTextModel(text),
+        "unet": build_unet(xl),
+        "vae": build_vae(),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=prediction,
+        ),
+    }
+    if xl:
+        second = {
+            "text_encoder_2": CLIPTextModelWithProjection(text),
+            "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "spare", model_max_length=24, pad_token="!"),
+        }
+        StableDiffusionXLPipeline(**parts, **second, add_watermarker=False).save_pretrained(folder)
+    else:
+        StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        ).save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path):
+    """Write a byte tokenizer; the configuration of a text encoder that reads it."""
+    from transformers import CLIPTextConfig
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "spare").mkdir(parents=True)
-    (folder / "spare" / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "spare" / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "spare", model_max_length=24)
-    text = CLIPTextConfig(
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=16,
         intermediate_size=32,
@@ -67,7 +93,12 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl:
         eos_token_id=len(words) - 1,
         pad_token_id=len(words) - 1,
     )
-    text_encoder = CLIPTextModel(text)
+
+
+def build_unet(xl: bool):
+    """Random weights, but ones that listen to the prompt."""
+    from diffusers import UNet2DConditionModel
+
     conditions = {  # SDXL's: the second encoder's pooled output beside six sizes
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
@@ -86,10 +117,16 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl:
         norm_num_groups=4,
         **(conditions if xl else {}),
     )
-    for name, parameter in unet.named_parameters():  # random weights, but ones that listen to the prompt
+    for name, parameter in unet.named_parameters():
         if "attn2" in name and parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.5)
-    vae = AutoencoderKL(
+    return unet
+
+
+def build_vae():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -97,27 +134,6 @@ def build_pipeline(folder: Path, prediction: str = "epsilon", seed: int = 0, xl:
         norm_num_groups=4,
         sample_size=16,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
-    if xl:
-        second = {
-            "text_encoder_2": CLIPTextModelWithProjection(text),
-            "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "spare", model_max_length=24, pad_token="!"),
-        }
-        StableDiffusionXLPipeline(**parts, **second, add_watermarker=False).save_pretrained(folder)
-    else:
-        StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        ).save_pretrained(folder)
-    return folder
 
 
 def as_program(state: dict[str, torch.Tensor], sizes: dict[str, int]) -> torch.nn.Module:
@@ -242,20 +258,10 @@ WORLD = {
 def make_run(tiny_folder, tmp_path):
     """Build a Run of the toy world on the tiny model."""
 
-    def build(
-        method, eraser, evaluators=None, folder=tiny_folder, target="airplane", images=None, plan=None, **options
-    ):
+    def build(method, eraser, evaluators=None, target="airplane", images=None, plan=None, **options):
         task = ObjectTask(evaluators=evaluators if evaluators is not None else {"redness": Redness()})
-        return Run(
-            method=method,
-            eraser=eraser,
-            source=Source("tiny", folder),
-            world="toy",
-            target=target,
-            plan=plan or task.plan(WORLD, None, target, images),
-            sampler=Sampler("ddim", 3, 4.0),
-            results=tmp_path / "results",
-            **options,
-        )
+        given = {"source": Source("tiny", tiny_folder), "sampler": Sampler("ddim", 3, 4.0), "results": tmp_path / "results"}
+        plan = plan or task.plan(WORLD, None, target, images)
+        return Run(method=method, eraser=eraser, world="toy", target=target, plan=plan, **given | options)
 
     return build

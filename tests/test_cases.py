@@ -149,8 +149,9 @@ CASES = {
 # fmt: on
 
 
-@pytest.mark.parametrize("arguments,code,line", CASES.values(), ids=CASES)
-def test_a_case_ends_as_it_should(files, tmp_path, monkeypatch, capfd, caplog, arguments, code, line):
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_case_ends_as_it_should(files, tmp_path, monkeypatch, capfd, caplog, case):
+    arguments, code, line = case
     monkeypatch.chdir(files)
     caplog.set_level("INFO")
     assert config.main(execute, [*CHEAP, *arguments, f"results={tmp_path}"], launch=True) == code

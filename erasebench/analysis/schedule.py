@@ -132,7 +132,7 @@ class Planned:
 def planned(runs: Sequence[Run], costs: Costs) -> Planned:
     made = Planned()
     for number, run in enumerate(runs):
-        add(made, number, run, costs)
+        RunJobs(made, number, run, costs).add_all()
     return made
 
 
@@ -152,82 +152,101 @@ def attack_cost(run: Run, attack: Attack, prompts: Sequence[Prompt]) -> AttackCo
     return attack.attack_cost(len(prompts), 1 if run.plan.explicit else len({prompt.concept for prompt in prompts}))
 
 
-def add(made: Planned, number: int, run: Run, costs: Costs) -> None:
-    """The jobs of one run that no run before it has asked for."""
-    from ..run.images import shards
-    from ..run.run import watcher
-    from ..run.specification import requests, shard_identity
-    from ..store.local import Store, digest
-    from .forecast import identities
+class RunJobs:
+    """Jobs of one run that no run before it has asked for: its fit, its images and their scores, its attacks, its rows."""
 
-    base, ours, unknown = identities(run)
-    side = run.sampler.size or of(costs["pixels"], run.source.name)
-    method = type(run.eraser).__module__.rpartition(".")[2]  # several configs may be of one
-    plain_image = run.sampler.steps * (2 if run.sampler.guidance > 1 else 1) / costs["rate"]
-    image = plain_image * (1 if run.is_base else of(costs["sampling"], method))
-    present = {prompt.split for prompt in run.plan.prompts}
-    judging = [e for e in run.plan.evaluators.values() if e is not None and e.judge and present >= set(e.splits)]
-    store, mine = Store(), []
+    def __init__(self, made: Planned, number: int, run: Run, costs: Costs):
+        from .forecast import identities
 
-    def job(name: str, long: float, after: Iterable[str], kind: str, model: str = "", who: str = run.method) -> str:
-        made.jobs.setdefault(name, Job(name, long, tuple(after), model, kind, who, number))
-        mine.append(name)
+        self.made, self.number, self.run, self.costs = made, number, run, costs
+        self.base, self.ours, self.unknown = identities(run)
+        self.side = run.sampler.size or of(costs["pixels"], run.source.name)
+        self.method = type(run.eraser).__module__.rpartition(".")[2]  # several configs may be of one
+        self.plain_image = run.sampler.steps * (2 if run.sampler.guidance > 1 else 1) / costs["rate"]
+        self.image = self.plain_image * (1 if run.is_base else of(costs["sampling"], self.method))
+        present = {prompt.split for prompt in run.plan.prompts}
+        self.judging = [e for e in run.plan.evaluators.values() if e is not None and e.judge and present >= set(e.splits)]
+        self.names: list[str] = []
+
+    def add(self, name: str, long: float, after: Iterable[str], kind: str, model: str = "", who: str | None = None) -> str:
+        """Add a job of `long` seconds that waits for others; returns its name."""
+        who = self.run.method if who is None else who
+        self.made.jobs.setdefault(name, Job(name, long, tuple(after), model, kind, who, self.number))
+        self.names.append(name)
         return name
 
-    fit, models = "", [(base, SHARED, plain_image)]
-    if not run.is_base:
-        fit = f"fit {ours['artifact']}"
-        models.append((ours, run.method, image))
-        if not isinstance(run.eraser, HasFitCost):
-            made.unknown.add(f"a fit of {method}")
-        if unknown or not store.has("artifacts", run.fit_identity()):
-            job(fit, seconds(fit_cost(run, costs), costs), (), "fits", digest(base))
-    shown = []  # images of the concept, which attacks ask for
-    for identity, who, each in models:
-        for part in shards(run.plan.prompts):
-            content = shard_identity(identity, run.sampler, part)
-            name = f"images {digest(content)}"
-            shown += [name] if part[0].split == "target" else []
-            if not unknown and name not in made.jobs and store.has("images", content):
-                if (file := store.path("images", content) / "images.npz").is_file():
-                    made.there.update(images=len(part), bytes=file.stat().st_size)
-                continue
-            made.images[side] += len(part) * (name not in made.jobs)
-            job(name, len(part) * each, [fit] if who != SHARED else [], "images", digest(identity), who)
-            for e in (e for e in judging if part[0].split in e.splits):
-                judged = f"score {digest([e.judge, type(e.judge).version])} {name}"
-                job(judged, len(part) * of(costs["judges"], e.judge.name), [name], "scores", who=who)
+    def add_all(self) -> None:
+        fit = "" if self.run.is_base else self.add_fit()
+        targets = self.add_images(fit)
+        prompts = [p for p in self.run.plan.prompts if p.split == "target"][: self.run.attacked]
+        if prompts:
+            self.add_attacks(prompts, [fit, *targets])
+        self.add(f"rows {self.number}", self.costs["run"], dict.fromkeys(self.names), "rows")
 
-    prompts = [p for p in run.plan.prompts if p.split == "target"][: run.attacked]
-    watch = watcher(run) or next((e for e in judging if isinstance(e, DecidesSuccess)), None)
-    drawn = image + (of(costs["judges"], watch.judge.name) if watch else 0)
-    for name, attack in run.attacks.items() if prompts else ():
-        if not isinstance(attack, HasAttackCost):
-            made.unknown.add(f"attack {name}")
-        cost = attack_cost(run, attack, prompts)
+    def add_fit(self) -> str:
+        """Name of the fit, which is a job unless the store holds what it makes."""
+        from ..store.local import Store, digest
+
+        name = f"fit {self.ours['artifact']}"
+        if not isinstance(self.run.eraser, HasFitCost):
+            self.made.unknown.add(f"a fit of {self.method}")
+        if self.unknown or not Store().has("artifacts", self.run.fit_identity()):
+            self.add(name, seconds(fit_cost(self.run, self.costs), self.costs), (), "fits", digest(self.base))
+        return name
+
+    def add_images(self, fit: str) -> list[str]:
+        """Add shards of the base and of the erased model, and their scores; returns names of shards of the concept."""
+        from ..run.images import shards
+        from ..run.specification import shard_identity
+        from ..store.local import Store, digest
+
+        store, targets = Store(), []
+        models = [(self.base, SHARED, self.plain_image)]
+        models += [] if self.run.is_base else [(self.ours, self.run.method, self.image)]
+        for identity, who, each in models:
+            for part in shards(self.run.plan.prompts):
+                content = shard_identity(identity, self.run.sampler, part)
+                name = f"images {digest(content)}"
+                targets += [name] if part[0].split == "target" else []
+                if not self.unknown and name not in self.made.jobs and store.has("images", content):
+                    if (file := store.path("images", content) / "images.npz").is_file():
+                        self.made.there.update(images=len(part), bytes=file.stat().st_size)
+                    continue
+                self.made.images[self.side] += len(part) * (name not in self.made.jobs)
+                self.add(name, len(part) * each, [fit] if who != SHARED else [], "images", digest(identity), who)
+                for e in (e for e in self.judging if part[0].split in e.splits):
+                    judged = f"score {digest([e.judge, type(e.judge).version])} {name}"
+                    self.add(judged, len(part) * of(self.costs["judges"], e.judge.name), [name], "scores", who=who)
+        return targets
+
+    def add_attacks(self, prompts: Sequence[Prompt], ready: Sequence[str]) -> None:
+        """Add searches and attacked images; an attack on the erased model begins once `ready` is done."""
+        from ..run.run import watcher
+        from ..run.specification import requests
+        from ..store.local import digest
+
+        watch = watcher(self.run) or next((e for e in self.judging if isinstance(e, DecidesSuccess)), None)
+        attempt = self.image + (of(self.costs["judges"], watch.judge.name) if watch else 0)
 
         def long(cost: SearchCost) -> float:
-            search = seconds(cost, costs) + (cost.images - cost.kept) * drawn
-            return costs["searched"] * search + cost.kept * drawn
+            search = seconds(cost, self.costs) + (cost.images - cost.kept) * attempt
+            return self.costs["searched"] * search + cost.kept * attempt
 
-        model, begin = ("", []) if attack.shared else (digest(ours), [fit, *shown])
-        what = digest([attack, model, [requests([p]) for p in prompts]])
-        before = [fit, *shown] + [
-            job(
-                f"search {what} {i}",
-                long(cost.once),
-                begin,
-                f"attack {name}",
-                model,
-                SHARED if attack.shared else run.method,
-            )
-            for i in range(cost.count)
-        ]
-        for i in range(0, len(prompts), run.together):
-            count = len(prompts[i : i + run.together])
-            job(f"attack {what} {digest(ours)} {i}", count * long(cost.each), before, f"attack {name}", digest(ours))
-        made.images[side] += round(len(prompts) * cost.each.kept)
-    job(f"rows {number}", costs["run"], dict.fromkeys(mine), "rows")
+        for name, attack in self.run.attacks.items():
+            if not isinstance(attack, HasAttackCost):
+                self.made.unknown.add(f"attack {name}")
+            cost, kind = attack_cost(self.run, attack, prompts), f"attack {name}"
+            model, begin = ("", []) if attack.shared else (digest(self.ours), ready)
+            what = digest([attack, model, [requests([p]) for p in prompts]])
+            who = SHARED if attack.shared else self.run.method
+            searches = [
+                self.add(f"search {what} {i}", long(cost.once), begin, kind, model, who) for i in range(cost.count)
+            ]
+            for i in range(0, len(prompts), self.run.together):
+                count = len(prompts[i : i + self.run.together])
+                one = f"attack {what} {digest(self.ours)} {i}"
+                self.add(one, count * long(cost.each), [*ready, *searches], kind, digest(self.ours))
+            self.made.images[self.side] += round(len(prompts) * cost.each.kept)
 
 
 def report(runs: Sequence[Run], absent: Sequence[Absent], costs: Costs) -> list[str]:

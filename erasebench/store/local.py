@@ -31,20 +31,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
 from ..contracts import ErasebenchError
 from ..redaction import masked
+from .manifest import CHECKSUM, IDENTITY, MANIFEST, Damaged, files_of
 
 if TYPE_CHECKING:
     from .remote import Remote
 
 log = logging.getLogger("erasebench")
-MANIFEST, IDENTITY = "manifest.json", "identity.json"
-CHECKSUM = re.compile("[0-9a-f]{64}")  # a key is one too
 KIND = re.compile(r"[\w-]+")
 LEFTOVER = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+")  # what a killed process was filling or removing
 SYSTEM = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store")  # files that an operating system puts anywhere
@@ -98,10 +97,6 @@ def sha256_once(path: Path) -> str:
 @cache
 def _sha256(path: Path, state: tuple[int, ...]) -> str:
     return sha256_file(path)
-
-
-class Damaged(Exception):
-    """An entry whose files do not match its manifest."""
 
 
 class Unreadable(ErasebenchError):
@@ -416,35 +411,6 @@ class Store:
 def entry_of(path: Path) -> str:
     """<kind>/<key>."""
     return f"{path.parent.name}/{path.name}"
-
-
-def files_of(manifest: bytes) -> dict[str, str]:
-    """Relative path -> sha256. Raises Damaged for what is no manifest, or would name a file elsewhere."""
-    try:
-        files = json.loads(manifest.decode(), object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise Damaged("its manifest is not JSON") from error
-    if not isinstance(files, dict) or not all(isinstance(c, str) and CHECKSUM.fullmatch(c) for c in files.values()):
-        raise Damaged("its manifest is not one of checksums")
-    folders = {"."}
-    for name in files:
-        path = PurePosixPath(name[:256])
-        plain = str(path) == name and not path.is_absolute() and ".." not in path.parts
-        if not (plain and name.isprintable() and len(name.encode()) < 256) or name == MANIFEST:
-            raise Damaged(f"its manifest names {name[:80]!r}")
-        folders.update(map(str, path.parents))
-    if both := sorted(folders & set(files)):
-        raise Damaged(f"its manifest names {both[0][:80]!r}")
-    if IDENTITY not in files:
-        raise Damaged("its manifest names no identity")
-    return files
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name twice")
-    return made
 
 
 def check(folder: Path, key: str) -> None:

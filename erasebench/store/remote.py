@@ -30,7 +30,7 @@ from fsspec.core import url_to_fs
 
 from ..contracts import ErasebenchError
 from ..redaction import masked, redact
-from .local import MANIFEST, Damaged, files_of
+from .manifest import MANIFEST, Damaged, files_of
 
 log = logging.getLogger("erasebench")
 S3 = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}}}

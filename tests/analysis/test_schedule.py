@@ -144,7 +144,7 @@ class Own:
 
 def test_a_method_and_an_attack_without_a_cost_are_named(make_run):
     made = plan.planned([make_run("own", Own(), attacks={"guess": KeyGuess()})], COSTS)
-    assert made.unknown == {"a fit of test_plan", "attack guess"}
+    assert made.unknown == {"a fit of test_schedule", "attack guess"}
 
 
 # -- what methods and attacks say that they take ---------------------------------------------------------------------------

@@ -63,13 +63,13 @@ ERASERS = {
 
 @pytest.mark.parametrize("name", ERASERS)
 def test_every_method_that_fits_erases(make_run, folder, name):
-    rows = execute(make_run(name, ERASERS[name], folder=folder, images=1))
+    rows = execute(make_run(name, ERASERS[name], source=Source("tiny", folder), images=1))
     assert {row.status for row in rows} == {"ok"}, rows[0].reason
     assert next(row for row in rows if row.metric == "red_change").value != 0
 
 
 def test_a_method_that_does_not_fit_is_skipped_before_any_image(make_run, folder):
-    rows = execute(make_run("text_tuning", TextTuning(steps=1), folder=folder))
+    rows = execute(make_run("text_tuning", TextTuning(steps=1), source=Source("tiny", folder)))
     assert [(row.status, row.value) for row in rows] == [("skipped", None)]
     assert "this model has two" in rows[0].reason and not list(Store().entries())
     assert {row.status for row in execute(make_run("text_tuning", TextTuning(steps=1, lr=1e-2)))} == {"ok"}
@@ -83,7 +83,9 @@ def test_what_was_fitted_once_is_not_asked_again_whether_it_fits(make_run, monke
 
 
 def test_the_base_runs_and_both_encoders_are_part_of_an_embedding(make_run, folder):
-    assert {row.status for row in execute(make_run("none", NoErasure(), folder=folder, images=1))} == {"ok"}
+    assert {row.status for row in execute(make_run("none", NoErasure(), source=Source("tiny", folder), images=1))} == {
+        "ok"
+    }
     model = Model.load(Source("xl", folder))
     assert model.encode(["a cat"]).hidden.shape[-1] == model.text_width == 32
     before = text_encoder_digest(model)

@@ -23,6 +23,7 @@ from erasebench import stats
 from erasebench.contracts import ErasebenchError, Found, Prompt, Sampler, Scored, Shot
 from erasebench.model import bases
 from erasebench.model.finite import NotFinite
+from erasebench.model.source import Source
 from erasebench.run import attacks as attack
 from erasebench.run import verdicts
 from erasebench.run.run import execute
@@ -609,11 +610,11 @@ def test_a_schedule_that_ends_without_signal_is_an_error_of_the_base(make_run, t
     file.write_text(
         json.dumps({**json.loads(file.read_text()), "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
     )
-    rows = execute(make_run("none", NoErasure(), folder=folder))
+    rows = execute(make_run("none", NoErasure(), source=Source("tiny", folder)))
     assert [row.status for row in rows] == ["failed"]
     assert "a terminal SNR of zero is not supported" in rows[0].reason
     monkeypatch.setattr(bases, "check_scheduler", lambda config: None)
-    rows = execute(make_run("none", NoErasure(), folder=folder))
+    rows = execute(make_run("none", NoErasure(), source=Source("tiny", folder)))
     assert "latents are not finite from step 1 of 3 on (base tiny)" in rows[0].reason
 
 

@@ -21,7 +21,8 @@ from erasebench import cli, rows
 from erasebench.contracts import ErasebenchError
 from erasebench.run import run
 from erasebench.store import local as store_module
-from erasebench.store.local import IDENTITY, MANIFEST, Damaged, Store, check, digest, files_of
+from erasebench.store.local import Store, check, digest
+from erasebench.store.manifest import IDENTITY, MANIFEST, Damaged, files_of
 
 KEY = digest({"a": 1})
 
