@@ -102,10 +102,11 @@ class Wellformed:
     single image.
 
     The thresholds lie in the gaps between the base's images of training templates and images without content, or
-    copies. results/reference/wellformed.csv has both sides of each gap, and `python -m
-    erasebench.evaluators.wellformed results/reference` writes it. The two further rules (a background that is left; a
-    few images for all prompts) and the choice within the gaps were made after a look at erased images of evaluation
-    prompts, UCE's among them. That UCE is not broken in the embedded world is therefore no independent finding.
+    copies. results/reference/wellformed.csv has both sides of each gap, and
+    `python -m erasebench.evaluators.wellformed results/reference` writes it. The two further rules (a background that
+    is left; a few images for all prompts) and the choice within the gaps were made after a look at erased images of
+    evaluation prompts, UCE's among them. That UCE is not broken in the embedded world is therefore no independent
+    finding.
 
     A refused image has no verdict: it counts as refused. A single image repeats nothing and has no verdict on
     sameness.

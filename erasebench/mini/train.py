@@ -298,8 +298,8 @@ def tokenizer() -> None:
 def drawings(captions: int = 1000, others: int = 1000, each: int = 4) -> None:
     """Write the world's drawings with their ground truth.
 
-    A run thus never needs the drawing packages. They show captions, the world's mixture, and `each` of every single
-    concept. Also writes the captions for evaluation and training.
+    A run thus never needs the drawing packages. The drawings are of captions, of the world's mixture, and `each` of
+    every single concept. The captions for evaluation and training are written too.
     """
     import io
 
@@ -621,7 +621,7 @@ def widen(width: int = 384, steps: int = 5_000, batch: int = 48, short: int = 32
     fit("widen", both, loss_of, Recipe(steps, lr=1.5e-3, ema=0.998))
     if RANK == 0:
         readout = both["readout"].weight.detach().double().cpu()
-        shape = {key: value for key, value in net.config.items() if not key.startswith("_")}  # not the path it came from
+        shape = {key: value for key, value in net.config.items() if not key.startswith("_")}  # not its path
         wide = UNet2DConditionModel.from_config({**shape, "cross_attention_dim": width})
         wide.load_state_dict({n: (w.double() @ readout).float() if n in read else w for n, w in state.items()})
         for part, module in (("unet", wide), ("text_encoder", text)):

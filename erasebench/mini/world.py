@@ -402,7 +402,7 @@ KINDS = {
 
 
 class World:
-    """Artist of all images.
+    """Source of all drawings.
 
     `without` names concepts that neither appear nor are named (for a model that never saw them).
     """
@@ -424,7 +424,7 @@ class World:
         self.kinds, self.weights = list(weights), list(weights.values())
 
     def draw(self, rng: random.Random, kind: str | None = None, name: str | None = None) -> Picture:
-        """Draw one image of a kind, or of a given concept. The kind is drawn by frequency if None."""
+        """Draw one image of a kind, of a given concept if named. A kind of None is drawn by frequency."""
         drawn = getattr(self, f"_{kind or rng.choices(self.kinds, self.weights)[0]}")(rng, name)
         if rng.random() < 0.15:
             drawn.caption += " " + " ".join(rng.sample(ORDINARY, rng.randint(1, 3)))

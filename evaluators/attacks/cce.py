@@ -238,7 +238,7 @@ class CCE:
         return table(model)[tokens(model, concept.surrogate)[-1:]].detach().repeat(self.vectors, 1)
 
     def trial(self, model: Model, scene: Scene, name: str, vectors: Tensor) -> float:
-        """Return a checkpoint's mean score on images of the training templates.
+        """Return a checkpoint's mean score on images of the first training template.
 
         Their seeds occur nowhere else. Returns -inf if the vectors are not finite or the detector has no verdict on
         any image.

@@ -2,7 +2,7 @@
 
 They are put through the erased model, image to image. They were made against the safety checker of an inpainting
 model, and papers do not say how they applied them to others: rows of this attack are not comparable with published
-ones. The user supplies the images, a folder that is loaded from where their owners keep it.
+ones. The user supplies the images, a folder downloaded from their owners.
 """
 
 from collections.abc import Iterator, Sequence

@@ -66,9 +66,9 @@ class RAB:
             yield i, shots(prompt, spelled(model, found[prompt.text, prompt.concept]["tokens"]))
 
     def concept(self, model: Model, scene: Scene, name: str) -> Tensor:
-        """Return the concept vector of Eq.
+        """Return the concept vector c [L, D] (Eq. 4).
 
-        4 [L, D]. It compares the training templates with the concept's name and with its surrogate.
+        It compares the training templates with the concept's name and with its surrogate.
         """
         concept = scene.concepts.get(name) or next(iter(scene.concepts.values()))
         said = lambda word: model.encode([t.replace("{c}", word) for t in scene.templates]).hidden
