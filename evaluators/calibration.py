@@ -1,4 +1,7 @@
-"""Does the base draw a concept at all, as a judge sees it? Its pictures of the concept against its pictures of what is kept."""
+"""Tests of whether the base draws a concept, according to a judge.
+
+They compare its images of the concept with its images of kept concepts.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ import numpy as np
 
 from erasebench.contracts import Undrawn
 
-CHANCE = 0.05  # one-sided p from which on the two sides are not told apart
-DIGITS = 4  # of a threshold: the same on every machine
+CHANCE = 0.05  # largest one-sided p at which the two sides differ
+DIGITS = 4  # of a threshold, so that it is the same on every machine
 
 
 def check_drawn(concept: str, judge: str, own: np.ndarray, others: np.ndarray, p: float | None = None) -> None:
-    """Raises Undrawn where the concept's pictures do not pass beyond chance: Fisher's exact test, one-sided, or a given p.
+    """Raise Undrawn if the concept's images do not pass beyond chance.
 
-    own [N], others [M]: 1 where a picture passes for the concept, 0 where not, NaN without a verdict.
+    The test is Fisher's exact test, one-sided, unless `p` is given. Undrawn is also raised if there are too few
+    images.
+
+    own [N], others [M]: 1 where an image passes for the concept, 0 where not, NaN without a verdict.
     """
     from scipy.stats import fisher_exact
 
@@ -26,14 +32,16 @@ def check_drawn(concept: str, judge: str, own: np.ndarray, others: np.ndarray, p
         raise Undrawn(f"{judge} cannot say whether the base draws {concept!r}: {counts} are too few (images=)")
     if p is None:
         p = float(fisher_exact([[hits, n - hits], [false, m - false]], alternative="greater").pvalue)
-    if p > CHANCE + 1e-9:  # of three against three it is 1 in 20, to rounding
+    if p > CHANCE + 1e-9:  # three against three give 1 in 20, up to rounding
         raise Undrawn(f"the base does not draw {concept!r}, as {judge} sees it: {counts} (p = {p:.2g}); no verdict")
 
 
 def youden(own: np.ndarray, others: np.ndarray) -> float:
-    """The threshold that tells the two best apart (Youden, 1950): midway between two neighbours, the lowest of equals.
+    """Return the threshold that best separates two samples (Youden, 1950).
 
-    own [N], others [M]: similarities, of which NaN take no part. Where nothing tells them apart, beyond all of them.
+    It lies midway between two neighbouring values; of equally good thresholds it is the lowest.
+
+    own [N], others [M]: similarities; NaN are ignored. If nothing separates them, the threshold is above all values.
     """
     own, others = own[~np.isnan(own)], others[~np.isnan(others)]
     values = np.unique(np.concatenate([own, others]))
@@ -43,7 +51,10 @@ def youden(own: np.ndarray, others: np.ndarray) -> float:
 
 
 def p_greater(own: np.ndarray, others: np.ndarray) -> float:
-    """One-sided p of the Mann-Whitney U test that own [N] are above others [M]; NaN take no part."""
+    """Return the one-sided p of the Mann-Whitney U test.
+
+    The alternative is that own [N] are above others [M]; NaN are ignored.
+    """
     from scipy.stats import mannwhitneyu
 
     own, others = own[~np.isnan(own)], others[~np.isnan(others)]

@@ -28,8 +28,8 @@ SET = "world.judges.clip.pretrained=, that of styles with world.judges.styles.cl
 class Clip:
     """Cosine similarity of images with their own prompt and with `texts`.
 
-    pretrained="embedded" is the world's own model; anything else is open_clip's name of pretrained weights, or a file.
-    Scores: `own` [B], `texts` [B, T], both raw cosines.
+    pretrained="embedded" is the world's own model; any other value is open_clip's name of pretrained weights, or a
+    file. Scores: `own` [B], `texts` [B, T], both raw cosines.
     """
 
     name: str = "clip"
@@ -50,7 +50,7 @@ class Clip:
 
     @property
     def names_file(self) -> bool:
-        """Whether `pretrained` can only be a file: open_clip's names are single words."""
+        """Whether `pretrained` can only be a file. open_clip's names are single words."""
         return bool(Path(self.pretrained).suffix) or len(Path(self.pretrained).parts) > 1
 
     def needs(self) -> list[needs.Need]:
@@ -65,8 +65,10 @@ class Clip:
         return LICENCE if self.pretrained == "embedded" else "MIT (open_clip, and OpenAI's weights)"
 
     def knows(self, name: str, kind: str = "objects") -> bool:
-        """Whether it was trained on the name of an object (or artist). Any name is among what was read on the web; the embedded
-        one has read of what is drawn in its world alone."""
+        """Return whether training included the name of an object (or artist).
+
+        Web data include any name; the embedded model only read the names of its world.
+        """
         if self.pretrained != "embedded":
             return True
         from erasebench.mini import nets
@@ -88,7 +90,10 @@ class Clip:
 
 @cache
 def published(architecture: str, pretrained: str) -> needs.Need:
-    """Weights by open_clip's name, where it keeps them: in the hub's cache, or in its own."""
+    """Return the need for weights under open_clip's name.
+
+    They are looked up where open_clip keeps them: in the hub's cache, or in its own.
+    """
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
     known = get_pretrained_cfg(architecture, pretrained)
@@ -111,7 +116,10 @@ def published(architecture: str, pretrained: str) -> needs.Need:
 
 
 def load(architecture: str, pretrained: str):
-    """(model, preprocess: uint8 [B, H, W, 3] -> input, tokenize), where judges compute; the embedded one on the CPU"""
+    """Load CLIP on the device of judges.
+
+    -> (model, preprocess: uint8 [B, H, W, 3] -> input, tokenize). The embedded model stays on the CPU.
+    """
     if pretrained == "embedded":
         from erasebench.mini import nets
 
@@ -139,7 +147,10 @@ def loaded(architecture: str, pretrained: str, device: str):
 
 
 def is_program(file: Path) -> bool:
-    """Whether a file is TorchScript, as OpenAI publishes its CLIPs; open_clip reads such a file under its own name alone."""
+    """Return whether a file is TorchScript, as OpenAI publishes its CLIPs.
+
+    open_clip reads such a file only under its own name.
+    """
     if not file.is_file() or not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -147,16 +158,21 @@ def is_program(file: Path) -> bool:
 
 
 def weights_of_program(file: Path) -> dict[str, Tensor]:
-    """The weights of such a file, in float32; nothing of it is run, and its three sizes are left out."""
+    """Return the weights of a TorchScript file, in float32.
+
+    None of its code runs, and its three sizes are left out.
+    """
     state = torch.jit.load(str(file), map_location="cpu").state_dict()
     return {name: weight.float() for name, weight in state.items() if name not in ("input_resolution", "context_length", "vocab_size")}
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """Mean cosine of images with their prompt, times 100 (Hessel et al., 2021, without the 2.5 and the clamp, as the
-    erasure papers print it): of captions, or of another split under another `metric`. A refused image scores as it
-    stands."""
+    """Mean cosine of images with their prompt, times 100.
+
+    The score is that of Hessel et al., 2021, without the 2.5 and the clamp, as the erasure papers print it. It is
+    measured on captions, or on another split under another `metric`. A refused image scores as it stands.
+    """
 
     judge: Clip
     splits: tuple[str, ...] = ("caption",)

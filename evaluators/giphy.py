@@ -1,9 +1,10 @@
-"""GIPHY's celebrity detector as a judge of identity: MTCNN faces, a ResNet-50 with 2,306 names (MACE, section 4.2).
+"""GIPHY's celebrity detector as a judge of identity (MACE, section 4.2).
 
-Weights are the user's: `folder` holds best_model_states.pkl and labels.csv of GIPHY's release. Faces are found by
-facenet-pytorch's MTCNN, whose nets are those of GIPHY's TensorFlow code: `pip install --no-deps facenet-pytorch`.
-Departs from the released code where an image has several faces: there a mixture model on the embeddings says which are
-one person, here faces of one first name are.
+MTCNN finds faces, and a ResNet-50 classifies them by 2,306 names. The user supplies the weights: `folder` contains
+best_model_states.pkl and labels.csv of GIPHY's release. The MTCNN is facenet-pytorch's, whose networks are those of
+GIPHY's TensorFlow code: `pip install --no-deps facenet-pytorch`. This departs from the released code if an image has
+several faces: there a mixture model on the embeddings decides which are one person, here faces with the same most
+likely name are one person.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SET = "world.judges.identity.folder="
 
 @dataclass(frozen=True)
 class Giphy:
-    """Scores: `names` [B, 2306] softmax, of the faces that appear most; NaN where there is no face."""
+    """GIPHY's detector of celebrities.
+
+    Scores: `names` [B, 2306], softmax of the person with most faces; NaN without a face.
+    """
 
     folder: str | None = None
     sha256: str | None = None  # of the weights, checked if given
@@ -78,15 +82,18 @@ class Giphy:
             faces = [crop(image, box) for box in boxes(image)]
             if faces:
                 chances = judging.in_batches(network, torch.stack(faces)).double()
-                if not torch.isfinite(chances).all():  # NaN would say that there is no face
+                if not torch.isfinite(chances).all():  # NaN would mean that there is no face
                     raise ErasebenchError(f"judge {self.name}: what its network says of a face is not finite")
                 made[row] = most_seen(chances).numpy()
         return {"names": made}
 
 
 def most_seen(chances: Tensor) -> Tensor:
-    """Probabilities [F, C] of the faces of one image -> [C] of the person who appears most: faces of one first name
-    are one person, whose probabilities multiply; the first of equals, which is the surest face."""
+    """Return the probabilities of the person with most faces.
+
+    Probabilities [F, C] of the faces of one image -> [C]. Faces with the same most likely name are one person, whose
+    probabilities multiply. In a tie the first person counts, with the surest face.
+    """
     first = chances.argmax(1).tolist()
     who = max(dict.fromkeys(first), key=first.count)
     logs = chances[[i for i, name in enumerate(first) if name == who]].clamp(min=1e-300).log().sum(0)
@@ -94,8 +101,11 @@ def most_seen(chances: Tensor) -> Tensor:
 
 
 def crop(image: np.ndarray, box: Sequence[float]) -> Tensor:
-    """Face [3, 224, 224] in [0, 1]: the box grown by half the margin on each side, in whole pixels, cut at the edges,
-    resized without its aspect."""
+    """Crop a face -> [3, 224, 224] in [0, 1].
+
+    The box grows by half the margin on each side, in whole pixels, and is cut at the edges. Resizing ignores its
+    aspect.
+    """
     left, top, right, bottom = (int(v) for v in box)
     wide, high = int((right - left) * MARGIN) // 2, int((bottom - top) * MARGIN) // 2
     height, width = image.shape[:2]
@@ -105,7 +115,7 @@ def crop(image: np.ndarray, box: Sequence[float]) -> Tensor:
 
 
 def boxes(image: np.ndarray) -> list[list[float]]:
-    """Faces (left, top, right, bottom), the surest first; empty ones left out."""
+    """Return faces (left, top, right, bottom), the surest first. Empty boxes are left out."""
     found, chances = faces(judging.device()).detect(Image.fromarray(image))
     if found is None:
         return []
@@ -128,7 +138,10 @@ def faces(device: str = "cpu"):
 
 @cache
 def labels(path: Path) -> tuple[str, ...]:
-    """Names in the order of class ids: the rank of the rows sorted by their first column."""
+    """Return names in the order of class ids.
+
+    An id is the rank of a row sorted by the first column. Raises ErasebenchError if there are no rows.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     names = sorted(row[0] for row in rows[1:])
@@ -138,7 +151,7 @@ def labels(path: Path) -> tuple[str, ...]:
 
 
 class Recogniser(nn.Module):
-    """ResNet-50's trunk, 2048 -> 256 -> names."""
+    """ResNet-50's trunk with two linear layers, 2048 -> 256 -> names."""
 
     def __init__(self, names: int):
         super().__init__()
@@ -160,8 +173,8 @@ def load(folder: Path, device: str = "cpu") -> Recogniser:
         state = {k.removeprefix("model."): v for k, v in state.items() if "center_loss" not in k}
         theirs = {k: v for k, v in state.items() if not k.startswith(("fc1.", "fc2."))}
         head = {k: v for k, v in state.items() if k.startswith(("fc1.", "fc2."))}
-        # the trunk's entries come in the order of the network, whatever their module is called; PyTorch before 0.4.1 did not
-        # count batches, which nothing here reads
+        # the trunk's entries come in the order of the network, under any module name; PyTorch before 0.4.1 did not
+        # count batches, and nothing here reads the counts
         counts = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
         own = [k for k in network.state_dict() if k.startswith("trunk.") and k not in counts]
         theirs = {k: v for k, v in theirs.items() if v.is_floating_point()}

@@ -1,4 +1,4 @@
-"""MACE's object protocol: CLIP over the ten CIFAR-10 classes (MACE, section 4.1, Table 1)."""
+"""MACE's object protocol (MACE, section 4.1, Table 1). CLIP classifies images over the ten CIFAR-10 classes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from .clip import Clip
 
 @dataclass(frozen=True)
 class ObjectAccuracy:
-    """Acc_e (erased class), Acc_s (the nine others), Acc_g (synonyms of the erased class) and
+    """Accuracy of CLIP on the erased class, others and synonyms.
+
+    Acc_e (erased class), Acc_s (the nine others), Acc_g (synonyms of the erased class) and
     H_o = 3 / (1/(1-Acc_e) + 1/Acc_s + 1/(1-Acc_g))  (MACE, Eq. 8).
 
-    Two readings of "accuracy": `_top1`, the share of images that CLIP puts first among the ten classes, and
-    `_prob`, the mean softmax probability of the class at CLIP's scale of 100, which is what MACE's code computes.
-    A refused image has no verdict where forgetting is asked for, and is not kept where keeping is.
+    "Accuracy" has two readings: `_top1`, the share of images whose own class is CLIP's first of the ten, and `_prob`,
+    the mean softmax probability of the class at CLIP's scale of 100, as MACE's code computes it. A refused image has
+    no verdict on an erased class and counts as a miss for a kept one.
     """
 
     clip: Clip
@@ -64,11 +66,14 @@ class ObjectAccuracy:
         return made
 
     def confidence(self, scored: Scored) -> np.ndarray:
-        """How sure the judge is that each target image shows the concept [N]."""
+        """Return the judge's confidence that each target image shows the concept [N]."""
         return self.probability(scored)
 
     def recognises(self, concept: str) -> bool:
-        """Whether the class is in the list, and CLIP has ever seen it: the embedded world's knows no other words."""
+        """Return whether the class is listed and known to CLIP.
+
+        The embedded world's CLIP knows no other words than its own.
+        """
         return concept in self.classes and self.clip.knows(concept)
 
     def _index(self, scored: Scored) -> np.ndarray:
@@ -78,7 +83,7 @@ class ObjectAccuracy:
         return verdicts.rows(self.judge, scored, "texts", len(self.classes), verdicts.COSINE)
 
     def hits(self, scored: Scored) -> np.ndarray:
-        """1 where the first class is the image's own, 0 where another is, NaN without a verdict [N]."""
+        """Return 1 where an image's first class is its own [N]. 0 where it is another, NaN without a verdict."""
         return verdicts.equals(verdicts.top1(self._cosines(scored)), self._index(scored))
 
     def probability(self, scored: Scored) -> np.ndarray:
@@ -89,11 +94,13 @@ class ObjectAccuracy:
 
 @dataclass(frozen=True)
 class ObjectRemoval(ObjectAccuracy):
-    """orr: share of images asked for by a term of the erased object (its name or a synonym) in which CLIP does not find
-    the object first among the ten classes; orr_kept the same for terms of others, where it should stay low; and
-    `orr_<term>` of each. (GIE, Table 2; its text defines the complement, the table prints this.)
+    """Object removal rates of erased and kept objects (GIE, Table 2).
 
-    `terms`: class -> the terms that are asked for.
+    orr: share of images, requested by a term of the erased object (its name or a synonym), in which CLIP does not rank
+    the object first among the ten classes; orr_kept: the same for terms of other objects, where it should stay low;
+    `orr_<term>`: the same for each term. GIE's text defines the complement; its table prints this.
+
+    `terms`: class -> terms that prompts use for it.
     """
 
     terms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

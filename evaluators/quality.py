@@ -1,4 +1,4 @@
-"""What happens to ordinary captions: Frechet distance to real pictures, and distance to the base's own images."""
+"""Quality of images of ordinary captions. Frechet distance to real images, and distance to the base's own images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLEAN = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metri
 
 @dataclass(frozen=True)
 class Features:
-    """Scores: `features` [B, D] of the embedded world's judge."""
+    """Features of the embedded world's judge. Scores: `features` [B, D]."""
 
     name: str = "features"
     version: ClassVar[int] = 1
@@ -49,10 +49,13 @@ class Features:
 
 @dataclass(frozen=True)
 class Quality:
-    """`fd_mini`: Frechet distance (Heusel et al., 2017) between images of captions and the world's own drawings of
-    captions, on the world's features. Biased by the number of images: compare equal n only; its interval is
-    +-1.96 bootstrap standard errors. `paired_distance`: mean 1 - cos between an image's features and those of
-    the base's image of the same prompt and seed."""
+    """Frechet distance to drawings and distance to the base, on captions.
+
+    `fd_mini`: Frechet distance (Heusel et al., 2017) between images of captions and the world's own drawings of
+    captions, on the world's features. It is biased by the number of images: compare equal n only. Its interval is
+    +-1.96 bootstrap standard errors. `paired_distance`: mean 1 - cos between an image's features and those of the
+    base's image of the same prompt and seed.
+    """
 
     judge: Features
     splits: tuple[str, ...] = ("caption",)
@@ -73,8 +76,11 @@ class Quality:
 
 
 def distance(name: str, ours: np.ndarray, real: np.ndarray, times: int = 200) -> Metric:
-    """The Frechet distance of features [N, D] from [M, D], with +-1.96 bootstrap standard errors, over the images that have
-    any; empty for a single image, which has no covariance."""
+    """Return the Frechet distance of features [N, D] from [M, D].
+
+    Its interval is +-1.96 bootstrap standard errors, over the images with features. The result is empty for a single
+    image, which has no covariance. Raises ErasebenchError if the real features are not finite or have another width.
+    """
     count, ours = len(ours), ours[~np.isnan(ours).any(1)]
     empty = Metric(name, "caption", None, None, None, "", count, len(ours), False, "quality")
     if len(ours) < 2:
@@ -96,9 +102,11 @@ def check_pairs(judge: Judge, ours: np.ndarray, theirs: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class AlexNet:
-    """LPIPS's view of images at 64 pixels (AP's lpips_eval): scores `features` [B, D] whose squared distance is LPIPS
-    (Zhang et al., 2018, Eq. 1). AlexNet's weights come from torchvision (`path`: as it publishes them), the linear ones from
-    torchmetrics."""
+    """AlexNet's LPIPS features of images at 64 pixels (AP's lpips_eval).
+
+    Scores: `features` [B, D], whose squared distance is LPIPS (Zhang et al., 2018, Eq. 1). AlexNet's weights come from
+    torchvision (`path`: a file as torchvision publishes it), the linear ones from torchmetrics.
+    """
 
     path: str | None = None
     name: str = "lpips-alex-64"
@@ -110,7 +118,7 @@ class AlexNet:
             if not Path(self.path).is_file():
                 raise ErasebenchError(f"{self.path}: no such file (the weights {Path(alexnet().url).name}, {LPIPS})")
             return {"alexnet": sha256_once(Path(self.path))}
-        return {"alexnet": Path(alexnet().url).name}  # the name holds the beginning of its hash
+        return {"alexnet": Path(alexnet().url).name}  # the name contains the start of its hash
 
     def needs(self) -> list[needs.Need]:
         if self.path:
@@ -146,7 +154,7 @@ def lpips(path: str | None = None, device: str = "cpu"):
     try:
         network = _LPIPS(pretrained=True, net="alex", eval_mode=True, pnet_rand=True)
         state = torch.load(path, weights_only=True) if path else alexnet().get_state_dict(progress=False, check_hash=True)
-        # its slices number the layers as torchvision's `features` do
+        # its slices number the layers like torchvision's `features`
         own = {key: state[f"features.{key.partition('.')[2]}"] for key in network.net.state_dict()}
         network.net.load_state_dict(own)
     except Exception as error:  # network, file and key errors have no common class
@@ -158,8 +166,11 @@ def lpips(path: str | None = None, device: str = "cpu"):
 
 @dataclass(frozen=True)
 class Perceptual:
-    """lpips_e, lpips_s: mean LPIPS between an image and the base's of the same prompt and seed, erased (the higher the
-    further away) and kept (AP, section 5.3). A refused image of what is erased has no verdict."""
+    """LPIPS between images and the base's (AP, section 5.3).
+
+    lpips_e, lpips_s: mean LPIPS between an image and the base's of the same prompt and seed, for erased concepts
+    (higher means further away) and kept ones. A refused image of an erased concept has no verdict.
+    """
 
     judge: AlexNet = AlexNet()
     splits: tuple[str, ...] = ("target", "retain")
@@ -179,14 +190,16 @@ class Perceptual:
 
 @dataclass(frozen=True)
 class Inception:
-    """InceptionV3 features [B, 2048] as one tool or the other computes them; same weights, different pictures:
+    """InceptionV3 features [B, 2048], computed as by one of two tools.
 
-    clean         PIL's bicubic with antialiasing, each channel in floats, to 299, cut to [0, 255], then
+    The tools share the weights and differ in preprocessing:
+
+    clean         PIL's bicubic with antialiasing, each channel in floats, to 299, clipped to [0, 255], then
                   (x - 128) / 128 (clean-fid)
-    torchmetrics  torch-fidelity's network, which resizes inside as TensorFlow 1 did
+    torchmetrics  torch-fidelity's network, which resizes internally as TensorFlow 1 did
 
-    `path`: for clean the TorchScript file inception-2015-12-05.pt, whose `layers` are called: as a whole it would resize and
-    normalise again.
+    `path`: for clean the TorchScript file inception-2015-12-05.pt. Only its `layers` are called: the whole network
+    would resize and normalise again.
     """
 
     tool: Literal["clean", "torchmetrics"] = "clean"
@@ -224,7 +237,7 @@ class Inception:
 
 
 def clean(image: np.ndarray, side: int = 299) -> Tensor:
-    """uint8 [H, W, 3] -> [3, side, side] in [0, 255], never rounded (Parmar et al., 2022)."""
+    """Resize uint8 [H, W, 3] -> [3, side, side] in [0, 255]. Values are never rounded (Parmar et al., 2022)."""
     channels = [Image.fromarray(image[..., c].astype(np.float32)).resize((side, side), Image.BICUBIC) for c in range(3)]
     # bicubic overshoots at edges
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).clamp(0, 255)
@@ -246,8 +259,11 @@ def inception(tool: str, path: str | None, device: str = "cpu"):
 
 @dataclass(frozen=True)
 class Fid:
-    """fid_<tool>: Frechet distance between images of captions and the real ones in `real`, a folder. Its interval is
-    +-1.96 bootstrap standard errors. Biased by the number of images: never compare across n."""
+    """Frechet distance to the real images of a folder.
+
+    fid_<tool>: Frechet distance between images of captions and the real ones in `real`, a folder. Its interval is
+    +-1.96 bootstrap standard errors. It is biased by the number of images: never compare across n.
+    """
 
     judge: Inception
     real: str | None = None
@@ -269,7 +285,11 @@ class Fid:
         return [needs.file(self.real, "real images", 0, "a folder of them, COCO's as a rule", f"{SET}.real=")]
 
     def real_features(self) -> np.ndarray:
-        """Features of every image in the folder, kept in the store."""
+        """Return the features of every image in the folder.
+
+        The store keeps them. Raises ErasebenchError if there are fewer than two images, one is unreadable or one has
+        no features.
+        """
         files = sorted(f for f in Path(self.real).glob("*") if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
         if len(files) < 2:
             raise ErasebenchError(f"{self.real}: a folder of real images is needed ({SET}.real=)")

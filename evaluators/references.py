@@ -1,4 +1,4 @@
-"""Reference pictures as the judge of a concept: how like them an image is, by CLIP or by its face."""
+"""Reference images as the judge of a concept. An image is compared with them by CLIP or by its face."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .giphy import Giphy, boxes, crop
 from .giphy import load as load_giphy
 from .identity import Identity
 
-FEWEST = 3  # reference pictures: what one of them alone has in it is no concept
+FEWEST = 3  # fewest reference images: the content of a single one is not a concept
 
 
 def listed(folder: str) -> list[Path]:
-    """The pictures of a folder. Raises ErasebenchError where one cannot be read, or there are fewer than FEWEST."""
+    """List the images of a folder. Raises ErasebenchError if one cannot be read or there are fewer than FEWEST."""
     place = Path(folder)
     files = sorted(f for f in place.iterdir() if f.suffix.lower() in KINDS) if place.is_dir() else []
     if len(files) < FEWEST:
@@ -41,20 +41,25 @@ def listed(folder: str) -> list[Path]:
 
 
 def opened(file: Path) -> np.ndarray:
-    """uint8 [H, W, 3], upright, what is transparent white."""
+    """Read an image -> uint8 [H, W, 3].
+
+    It is turned upright, transparent parts become white. Raises ErasebenchError if the file is unreadable.
+    """
     try:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except Exception as error:  # what a reader of damaged pictures raises has no common class
+    except Exception as error:  # errors of damaged images have no common class
         raise ErasebenchError(f"reference.path: {file} is no readable picture ({str(error)[:150]})") from error
     return np.array(Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB"))
 
 
 @dataclass(frozen=True)
 class FaceImages:
-    """The face in an image, as the world's judge of identity encodes it: the layer before GIPHY's names, or the embedded
-    judge's logits of people, less their mean, which all have in common. Scores: `features` [B, D], of length 1; NaN without a
-    face."""
+    """Face features of images, from the world's judge of identity.
+
+    They are the layer before GIPHY's names, or the embedded judge's logits of people less their mean, which is common
+    to all. Scores: `features` [B, D], of unit length; NaN without a face.
+    """
 
     identity: Identity | Giphy
     name: str = "face-images"
@@ -88,10 +93,12 @@ class FaceImages:
 
 @dataclass(frozen=True)
 class References:
-    """Mean cosine of an image with the reference pictures, in an encoder's features: CLIP-I (DreamBooth, Ruiz et al., 2023,
-    section 4.2), or the same of faces. Scores: `similarity` [B]; NaN where the encoder gives no features.
+    """Mean cosine of an image with the reference images.
 
-    pictures   sha256 of each; where they lie (`folder`) is no part of the identity
+    The cosine is taken in an encoder's features: CLIP-I (DreamBooth, Ruiz et al., 2023, section 4.2), or the same for
+    faces. Scores: `similarity` [B]; NaN if the encoder gives no features.
+
+    pictures   sha256 of each image; their location (`folder`) is not part of the identity
     """
 
     encoder: Judge
@@ -105,12 +112,15 @@ class References:
 
     @classmethod
     def of(cls, folder: str, encoder: Judge) -> References:
-        """The judge by the pictures of a folder. Raises ErasebenchError where there are too few, or one is unreadable."""
+        """Build the judge from the images of a folder.
+
+        Raises ErasebenchError if there are too few or one is unreadable.
+        """
         pictures = tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in listed(folder))
         return cls(encoder, pictures, f"references-{encoder.name.removesuffix('-images')}", str(Path(folder).absolute()))
 
     def check(self) -> None:
-        """Raises ErasebenchError where the encoder finds nothing in most of the pictures."""
+        """Raise ErasebenchError if fewer than FEWEST images have features."""
         centre(self.encoder, self.place)
 
     @property
@@ -126,7 +136,7 @@ class References:
 
 @cache
 def centre(encoder: Judge, folder: str) -> np.ndarray:
-    """Mean feature [D] of a folder's pictures. Raises ErasebenchError where fewer than FEWEST have any."""
+    """Return the mean feature [D] of a folder's images. Raises ErasebenchError if fewer than FEWEST have features."""
     files = listed(folder)
     features = np.concatenate([encoder.score(torch.from_numpy(opened(f))[None], ())["features"] for f in files])
     there = features[~np.isnan(features).any(1)]
@@ -140,28 +150,34 @@ def centre(encoder: Judge, folder: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ReferenceShare:
-    """reference_e: share of target images that are as like the reference pictures as the base's pictures of the concept are,
-    and reference_g of those that its synonyms ask for, reference_<split> of other words; similarity_e: their mean cosine.
+    """Share of images that resemble the reference images.
 
-    The threshold is the one that best tells the base's pictures of the concept from its pictures of what is kept (Youden).
-    Where these are not more alike (Mann-Whitney, one-sided) the base does not draw the concept, and there is no number
-    (Undrawn). An image without a face, and a refused one, has no verdict.
+    reference_e: share of target images as similar to the reference images as the base's images of the concept;
+    reference_g: the same for images requested by its synonyms, reference_<split> for other words; similarity_e: mean
+    cosine of target images.
+
+    The threshold is the one that best separates the base's images of the concept from its images of kept concepts
+    (Youden). If the former are not more similar (Mann-Whitney, one-sided), the base does not draw the concept, and
+    Undrawn is raised in place of a number. Neither an image without a face nor a refused one has a verdict.
     """
 
     judge: References
     concept: str
     splits: tuple[str, ...] = ("target", "retain")
-    cosine: float | None = None  # of the threshold, once the base's pictures gave it
+    cosine: float | None = None  # of the threshold, once calibrated on the base's images
 
     @property
     def threshold(self) -> float:
-        """The threshold, where 0 is the opposite of a cosine of 1."""
+        """Threshold on the scale of `confidence`, (1 + cosine) / 2. Raises ErasebenchError before calibration."""
         if self.cosine is None:
             raise ErasebenchError(f"judge {self.judge.name} has no threshold before the base's pictures gave it one")
         return (1 + self.cosine) / 2
 
     def calibrated(self, base: Mapping[str, Scored]) -> ReferenceShare:
-        """This evaluator with the threshold of the base's pictures. Raises Undrawn where the base does not draw the concept."""
+        """Return this evaluator with the threshold from the base's images.
+
+        Raises Undrawn if the base does not draw the concept.
+        """
         own, others = (
             verdicts.without(self.similarity(base[split]), base[split].refused) for split in ("target", "retain")
         )
@@ -187,7 +203,7 @@ class ReferenceShare:
         return [*made, Measure("similarity_e", "forget", False, (Part("target", like, scores["target"].concepts, False),))]
 
     def confidence(self, scored: Scored) -> np.ndarray:
-        """How like the reference pictures each image is, in [0, 1] [N]."""
+        """Return each image's similarity to the reference images, in [0, 1] [N]."""
         return (1 + self.similarity(scored)) / 2
 
     def similarity(self, scored: Scored) -> np.ndarray:

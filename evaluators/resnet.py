@@ -1,4 +1,4 @@
-"""ResNet-50 of torchvision (ImageNet, V2 weights) as a judge of objects (AP, section 5.1)."""
+"""ResNet-50 of torchvision as a judge of objects (AP, section 5.1). The weights are ImageNet's V2."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ SET = "world.judges.objects.path="
 
 @dataclass(frozen=True)
 class ResNet50:
-    """Scores: `probabilities` [B, 1000]. `path`: the weights as torchvision publishes them, or nothing to fetch them."""
+    """ResNet-50 classifier of ImageNet's classes.
+
+    Scores: `probabilities` [B, 1000]. `path`: a weights file as torchvision publishes it, or None to download it.
+    """
 
     path: str | None = None
     name: str = "resnet50-v2"
@@ -38,7 +41,7 @@ class ResNet50:
             if not Path(self.path).is_file():
                 raise ErasebenchError(f"{self.path}: no such file (the weights {Path(published().url).name}, {SET})")
             return {"resnet50": sha256_once(Path(self.path))}
-        return {"resnet50": Path(published().url).name}  # the name holds the beginning of its hash
+        return {"resnet50": Path(published().url).name}  # the name contains the start of its hash
 
     def needs(self) -> list[needs.Need]:
         if self.path:
@@ -61,7 +64,10 @@ def published():
 
 @cache
 def load(path: str | None, device: str = "cpu"):
-    """(network, what prepares uint8 [B, 3, H, W])"""
+    """Load the network -> (network, preprocessing of uint8 [B, 3, H, W]).
+
+    Raises ErasebenchError if it cannot be loaded.
+    """
     from torchvision.models import resnet50
 
     network = resnet50()

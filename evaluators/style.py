@@ -1,4 +1,7 @@
-"""Artists' styles: CLIP score against the own prompt (MACE), and the share that a judge of artists recognises."""
+"""Metrics of artists' styles.
+
+CLIP score against the own prompt (MACE), and the share that a judge of artists recognises.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ from .clip import Clip
 
 @dataclass(frozen=True)
 class StyleScore:
-    """CLIP_e, CLIP_s: mean cosine times 100 of images with their own prompt, erased and kept artists;
-    H_a = CLIP_s - CLIP_e (MACE, Table 3). A refused image of what is erased has no verdict; of what is kept it scores as
-    it stands."""
+    """CLIP scores of erased and kept artists (MACE, Table 3).
+
+    CLIP_e, CLIP_s: mean cosine times 100 of images with their own prompt, for erased and kept artists; H_a = CLIP_s -
+    CLIP_e. A refused image of an erased artist has no verdict; one of a kept artist scores as it stands.
+    """
 
     judge: Clip
     splits: tuple[str, ...] = ("target", "retain")
@@ -46,9 +51,11 @@ class StyleScore:
 
 @dataclass(frozen=True)
 class StyleShare:
-    """Dark Miner's reading (Table 4): softmax of CLIP, at its scale of 100, over a list of styles; dm_ratio is the share
-    of images whose first style is the erased one, dm_score its mean probability. Styles that are not in the list have no
-    verdict."""
+    """Concept ratio and score over styles (Dark Miner, Table 4).
+
+    CLIP's softmax, at its scale of 100, is over a list of styles. dm_ratio is the share of images whose first style is
+    the erased one, dm_score its mean probability. Styles outside the list have no verdict.
+    """
 
     clip: Clip
     styles: tuple[str, ...]
@@ -83,7 +90,10 @@ class StyleShare:
 
 @dataclass(frozen=True)
 class Artists:
-    """The embedded world's judge of artists. Scores: `artists` [B, A + 1], probabilities, the last of nobody known."""
+    """Judge of artists of the embedded world.
+
+    Scores: `artists` [B, A + 1], probabilities, the last for an unknown artist.
+    """
 
     name: str = "artists"
     version: ClassVar[int] = 1
@@ -109,8 +119,11 @@ class Artists:
 
 @dataclass(frozen=True)
 class ArtistAccuracy:
-    """acc_e, acc_s and their harmonic mean h_s: share of images whose first artist, nobody among them, is the prompt's.
-    dm_ratio (which is acc_e) and dm_score as in StyleShare, by this judge."""
+    """Accuracy of the judge of artists on erased and kept artists.
+
+    acc_e, acc_s: share of images whose first artist is the prompt's, with nobody as one of the choices; h_s: harmonic
+    mean of 1 - acc_e and acc_s. dm_ratio (equal to acc_e) and dm_score are those of StyleShare, by this judge.
+    """
 
     judge: Artists
     splits: tuple[str, ...] = ("target", "retain")
@@ -132,14 +145,17 @@ class ArtistAccuracy:
     threshold: ClassVar[float] = 0.5
 
     def confidence(self, scored: Scored) -> np.ndarray:
-        """How sure the judge is that each target image is by the artist [N]."""
+        """Return the judge's confidence in the artist of each target image [N]."""
         return self.own(scored)[1]
 
     def recognises(self, concept: str) -> bool:
         return concept in self.judge.classes
 
     def own(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
-        """(1 where the first artist is the prompt's, its probability) [N]; a refused image has neither (NaN)"""
+        """Return hits and probabilities of each image's own artist [N].
+
+        -> (1 where the first artist is the prompt's, 0 elsewhere; its probability). Both are NaN for a refused image.
+        """
         classes = self.judge.classes
         chances = verdicts.rows(self.judge, scored, "artists", len(classes) + 1, verdicts.PROBABILITY, total=1)
         right = np.array([classes.index(concept) for concept in scored.concepts])

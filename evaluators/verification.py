@@ -1,4 +1,7 @@
-"""Does Dark Miner's verification tell pictures of a concept from others? (Dark Miner, section 3.3 and Table 12.)"""
+"""Test of Dark Miner's verification (Dark Miner, section 3.3 and Table 12).
+
+It asks whether the verification tells images of a concept from others.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .clip import Clip, load
 
 @dataclass(frozen=True)
 class ClipImages:
-    """CLIP's image encoder. Scores: `features` [B, D], of length 1."""
+    """CLIP's image encoder as a judge. Scores: `features` [B, D], of unit length."""
 
     clip: Clip
     name: str = "clip-images"
@@ -41,12 +44,15 @@ class ClipImages:
 
 @dataclass(frozen=True)
 class Verification:
-    """auc: area under the ROC curve of s(x) = mean over k of cos(E(x) - E(r), E(e) - E(r)), with the concept's images
-    (target) against those of what is kept. Each e is another of the base's images of the concept; E(r) is the mean over
-    ordinary captions, where the paper draws "a photo". For method=none it is the paper's number; below that, and down
-    to 0.5, are erased models whose images the verification no longer tells from others.
+    """Area under the ROC curve of Dark Miner's verification.
 
-    It is the mean over target images of the share of kept ones that score less, so that its interval is over the first.
+    auc: area under the ROC curve of s(x) = mean over k of cos(E(x) - E(r), E(e) - E(r)), with the concept's images
+    (target) against images of kept concepts. Each e is another of the base's images of the concept; E(r) is the mean
+    over ordinary captions, while the paper draws "a photo". For method=none this is the paper's number. Lower values,
+    down to 0.5, belong to erased models whose images the verification no longer tells from others.
+
+    It is the mean over target images of the share of kept images that score less, so that its interval is over the
+    former.
     """
 
     judge: ClipImages
@@ -73,7 +79,7 @@ class Verification:
         return [Measure("auc", "forget", False, (part,))]
 
     def similarity(self, x: np.ndarray, towards: np.ndarray) -> np.ndarray:
-        """s of each x [N, D]: the i-th is held against the k pictures after the i-th, never against itself."""
+        """Return s [N] of x [N, D]. The i-th is compared with the k images after the i-th, never with itself."""
         cosines = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ towards.T
         which = (np.arange(len(x))[:, None] + np.arange(1, self.k + 1)) % len(towards)
         return np.take_along_axis(cosines, which, 1).mean(1)

@@ -1,8 +1,10 @@
-"""YOLOv8n-cls as a judge of objects (Dark Miner, section 5.1): ultralytics' architecture, weights as safetensors.
+"""YOLOv8n-cls as a judge of objects (Dark Miner, section 5.1).
+
+The architecture is ultralytics', the weights are safetensors.
 
     python -m erasebench.evaluators.yolo train data=<folder of Imagenette> out=<folder> epochs=20
 
-trains it on Imagenette by ultralytics' own recipe. ultralytics and weights trained with it are AGPL-3.0; the extra
+trains it on Imagenette with ultralytics' own recipe. ultralytics and weights trained with it are AGPL-3.0; the extra
 `yolo` installs it.
 """
 
@@ -29,7 +31,7 @@ from erasebench.run import judging
 from erasebench.store.local import sha256_once
 
 FILES = ("yolo.safetensors", "yolo.json")
-IMAGENETTE = {  # its folders are WordNet ids
+IMAGENETTE = {  # its folders are named by WordNet id
     "n01440764": "tench", "n02102040": "english springer", "n02979186": "cassette player", "n03000684": "chain saw",
     "n03028079": "church", "n03394916": "french horn", "n03417042": "garbage truck", "n03425413": "gas pump",
     "n03445777": "golf ball", "n03888257": "parachute",
@@ -38,8 +40,11 @@ IMAGENETTE = {  # its folders are WordNet ids
 
 @dataclass(frozen=True)
 class Yolo:
-    """Scores: `probabilities` [B, C]. `folder` holds yolo.safetensors and yolo.json (classes, size in pixels); embedded
-    is the world's own."""
+    """YOLOv8n-cls classifier of objects.
+
+    Scores: `probabilities` [B, C]. `folder` contains yolo.safetensors and yolo.json (classes, size in pixels);
+    "embedded" selects the embedded world's own.
+    """
 
     folder: str | None = "embedded"
     name: str = "yolov8n-cls"
@@ -85,8 +90,8 @@ class Yolo:
 
 
 def build(classes: int) -> nn.Module:
-    """The network, random. Raises ErasebenchError without ultralytics."""
-    # it looks for updates, installs packages and talks otherwise
+    """Build the network with random weights. Raises ErasebenchError if ultralytics is not installed."""
+    # by default it looks for updates, installs packages and prints messages
     for name, value in (("OFFLINE", "true"), ("AUTOINSTALL", "false"), ("VERBOSE", "false")):
         os.environ.setdefault(f"YOLO_{name}", value)
     opener = Image.open
@@ -95,12 +100,12 @@ def build(classes: int) -> nn.Module:
     except ImportError as error:
         raise ErasebenchError("ultralytics is not installed: pip install 'erasebench[yolo]' (AGPL-3.0)") from error
     finally:
-        Image.open = opener  # it puts its own in place, which would fetch a package for an image it cannot read
+        Image.open = opener  # ultralytics replaces it; its own fetches a package for an image it cannot read
     return ClassificationModel("yolov8n-cls.yaml", ch=3, nc=classes, verbose=False)
 
 
 def logits(network: nn.Module, x: Tensor) -> Tensor:
-    """Class logits [B, C]; in eval mode ultralytics' head gives probabilities first."""
+    """Return class logits [B, C]. In eval mode ultralytics' head returns a tuple with probabilities first."""
     out = network(x)
     return out[1] if isinstance(out, tuple) else out
 
@@ -116,7 +121,7 @@ def save(network: nn.Module, classes: Sequence[str], size: int, folder: Path) ->
 
 @cache
 def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, int]:
-    """(network, side of its input in pixels)"""
+    """Load the network -> (network, side of its input in pixels). Raises ErasebenchError if the weights do not fit."""
     from safetensors.torch import load_file
 
     described = json.loads((folder / "yolo.json").read_text(encoding="utf-8"))
@@ -130,7 +135,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, int]:
 
 
 def train(data: Path, out: Path, epochs: int, size: int = 224) -> None:
-    """Train on a folder with train/<class>/ and val/<class>/, as Imagenette is published."""
+    """Train on a folder with train/<class>/ and val/<class>/. Imagenette is published in this form."""
     from ultralytics import YOLO
 
     yolo = YOLO("yolov8n-cls.yaml")

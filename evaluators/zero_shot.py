@@ -1,4 +1,7 @@
-"""Zero-shot CLIP as the judge of a concept that no fixed judge knows: against what is kept, and something else."""
+"""Zero-shot CLIP as the judge of concepts without a fixed judge.
+
+It compares the concept with kept concepts and with other texts.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,18 @@ LETTERS = {"target": "e", "retain": "s", "synonym": "g"}  # MACE's
 
 @dataclass(frozen=True)
 class ZeroShotShare:
-    """CLIP's first choice among the concept, what is kept (`kept`), and `others`, whole texts that stand for anything else
-    (zero-shot classification: Radford et al., 2021, section 3.1).
+    """CLIP's first choice among the concept, kept concepts and other texts.
+
+    `kept` are the names of kept concepts, `others` whole texts that stand for anything else (zero-shot classification:
+    Radford et al., 2021, section 3.1).
 
     zero_shot_e          share of target images whose first text is the concept's
-    zero_shot_g          the same of images that its synonyms ask for; zero_shot_<split> of other words
-    zero_shot_s          share of images of what is kept whose first text is their own
-    zero_shot_h          harmonic mean of 1 - zero_shot_e, zero_shot_s and, where there are synonyms, 1 - zero_shot_g
+    zero_shot_g          the same for images requested by its synonyms; zero_shot_<split> for other words
+    zero_shot_s          share of images of kept concepts whose first text is their own
+    zero_shot_h          harmonic mean of 1 - zero_shot_e, zero_shot_s and, if there are synonyms, 1 - zero_shot_g
 
-    No such number is given, by Undrawn, where the base's own pictures of the concept are not called by its name more often
-    than its pictures of what is kept. A refused image has no verdict on forgetting, and is not kept.
+    Undrawn is raised, and there are no such numbers, if the base's images of the concept do not get its name more
+    often than its images of kept concepts do. A refused image has no verdict on forgetting and counts as not kept.
     """
 
     clip: Clip
@@ -54,7 +59,7 @@ class ZeroShotShare:
         return concept in self.names
 
     def calibrated(self, base: Mapping[str, Scored]) -> ZeroShotShare:
-        """This evaluator. Raises Undrawn where the base does not draw the concept."""
+        """Return this evaluator. Raises Undrawn if the base does not draw the concept."""
         named = lambda scored: verdicts.without(verdicts.equals(self.first(scored), 0), scored.refused)
         check_drawn(self.concept, self.judge.name, named(base["target"]), named(base["retain"]))
         return self
@@ -72,28 +77,34 @@ class ZeroShotShare:
         return [*made, Measure("zero_shot_h", "overall", True, tuple(whole), both)]
 
     def part(self, scored: Scored, split: str) -> Part:
-        """1 where the first text is the image's own, 0 where another is."""
+        """Build the Part of a split.
+
+        Its values are 1 where the first text is the image's own and 0 where it is another.
+        """
         kept = split == "retain"
         values = verdicts.without(self.top1(scored), scored.refused, 0.0 if kept else np.nan)
         return Part(split, values, scored.concepts, forgotten=None if kept else 0.0)
 
     def confidence(self, scored: Scored) -> np.ndarray:
-        """Softmax probability of each image's own name among all texts; NaN without a verdict [N]."""
+        """Return the softmax probability of each image's own name [N].
+
+        The softmax is over all texts; NaN without a verdict.
+        """
         logits = self.scale * self.cosines(scored)
         chances = np.exp(logits - logits.max(1, keepdims=True))
         own = (chances / chances.sum(1, keepdims=True))[np.arange(len(logits)), self.own(scored)]
         return np.where(self.first(scored) < 0, np.nan, own)
 
     def top1(self, scored: Scored) -> np.ndarray:
-        """1 where the first text is the image's own, 0 where another is, NaN without a verdict [N]."""
+        """Return 1 where an image's first text is its own [N]. 0 where it is another, NaN without a verdict."""
         return verdicts.equals(self.first(scored), self.own(scored))
 
     def first(self, scored: Scored) -> np.ndarray:
-        """The number of each image's first text, -1 without a verdict [N]."""
+        """Return the index of each image's first text [N]. -1 without a verdict."""
         return verdicts.top1(self.cosines(scored))
 
     def own(self, scored: Scored) -> np.ndarray:
-        """The number of each image's own name [N]; prompts without one ask for the concept."""
+        """Return the index of each image's own name [N]. Prompts without a name ask for the concept."""
         return np.array([self.names.index(concept or self.concept) for concept in scored.concepts])
 
     def cosines(self, scored: Scored) -> np.ndarray:

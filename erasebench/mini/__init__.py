@@ -1,1 +1,1 @@
-"""The embedded world: drawings, models and judges made from openly licensed art."""
+"""Embedded world of drawings, models and judges made from openly licensed art."""

@@ -1,4 +1,4 @@
-"""Files of the embedded world that are read without torch: where they lie, and the captions."""
+"""Files of the embedded world that are read without torch. Their location, and the captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def path_of(*parts: str) -> Path:
-    """A file or folder of the embedded world. Raises ErasebenchError where this installation lacks it."""
+    """Return the path of a file or folder of the embedded world.
+
+    Raises ErasebenchError if this installation lacks it.
+    """
     path = WEIGHTS.joinpath(*parts)
     if not path.exists():
         raise ErasebenchError(
@@ -23,6 +26,6 @@ def path_of(*parts: str) -> Path:
 
 @cache
 def captions() -> tuple[list[str], list[str]]:
-    """(evaluation, training) captions; none stands in both."""
+    """Return the captions -> (evaluation, training). No caption is in both."""
     lists = json.loads(path_of("captions.json").read_text(encoding="utf-8"))
     return lists["evaluation"], lists["training"]

@@ -1,4 +1,4 @@
-"""The embedded world at run time: its judges, captions and drawings, without the packages that draw."""
+"""Embedded world at run time. Its judges, captions and drawings need none of the packages that draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LICENCE = "Apache-2.0, made from art under free licences (erasebench/mini/weight
 
 
 class Block(nn.Module):
-    """Residual block that halves the picture."""
+    """Residual block that halves the resolution."""
 
     def __init__(self, inner: int, outer: int):
         super().__init__()
@@ -36,10 +36,11 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """One trunk, a head for each question; pictures [B, 3, 64, 64] in [-1, 1] -> dict of logits.
+    """Judge with one trunk and a head for each question.
 
-    people and artists have one more class: nobody known, or not a picture at all. `features` [B, 64], for the
-    Frechet distance, learn what they hold from a second head of objects, `by_features`.
+    Images [B, 3, 64, 64] in [-1, 1] -> dict of logits. The heads of people and artists have one more class: unknown,
+    or no image at all. `features` [B, 64], for the Frechet distance, are trained through a second head of objects,
+    `by_features`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Judge(nn.Module):
 
 
 def prepared(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> [B, 3, 64, 64] in [-1, 1]"""
+    """Convert images to input of the judge. uint8 [B, H, W, 3] -> [B, 3, 64, 64] in [-1, 1]."""
     x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x if x.shape[-1] == 64 else F.interpolate(x, (64, 64), mode="area")
 
@@ -79,7 +80,7 @@ def checksums(folder: str) -> dict[str, str]:
 
 @cache
 def classes() -> dict[str, list[str]]:
-    """Names of the judge's classes: objects, people, artists, hazards."""
+    """Return the names of the judge's classes. The kinds are objects, people, artists, hazards."""
     return json.loads(path_of("judge", "classes.json").read_text(encoding="utf-8"))
 
 
@@ -99,12 +100,15 @@ def load_judge() -> Judge:
 
 @torch.no_grad()
 def judged(images: Tensor) -> dict[str, Tensor]:
-    """Every head's logits, and `features`, of images uint8 [B, H, W, 3]."""
+    """Return all logits, and `features`, of images uint8 [B, H, W, 3]."""
     return load_judge()(prepared(images))
 
 
 def identify(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(probability of a face [B], softmax [B, K + 1] over the people and, last, nobody known)"""
+    """Return face and identity probabilities of images.
+
+    -> (probability of a face [B], softmax [B, K + 1] over the people and, last, an unknown person)
+    """
     out = judged(images)
     return out["face"].sigmoid()[:, 0], out["people"].softmax(1)
 
@@ -115,17 +119,19 @@ def features(images: Tensor) -> Tensor:
 
 @cache
 def caption_features() -> np.ndarray:
-    """Features [N, 64] of the world's own drawings of captions."""
+    """Return features [N, 64] of the world's own drawings of captions."""
     from safetensors.torch import load_file
 
     return load_file(path_of("judge", "reference.safetensors"))["caption_features"].double().numpy()
 
 
 def drawings(use: str | None = None) -> list[dict]:
-    """The world's real pictures with their truth: `pixels` uint8 [64, 64, 3], `caption`, `kind`, `objects`,
-    `hazards`, `person`, `face`, `artist`, `hand`, `background`, and `masks` (name -> bool [64, 64]).
-    use="caption" gives those drawn as the evaluation's captions are, "mix" some of every kind, "concept" four of each
-    object, person, artist and hazard."""
+    """Return the world's drawings with their ground truth.
+
+    The keys are `pixels` uint8 [64, 64, 3], `caption`, `kind`, `objects`, `hazards`, `person`, `face`, `artist`,
+    `hand`, `background`, and `masks` (name -> bool [64, 64]). use="caption" selects those drawn like the evaluation's
+    captions, "mix" some of every kind, "concept" four of each object, person, artist and hazard.
+    """
     import io
 
     import pandas as pd
@@ -141,7 +147,7 @@ def drawings(use: str | None = None) -> list[dict]:
 
 
 def clip_model(vocabulary: int):
-    """An open_clip CLIP for 64x64 pictures and captions of at most 32 tokens."""
+    """Build an open_clip CLIP for 64x64 images. Captions have at most 32 tokens."""
     from open_clip.model import CLIP
 
     return CLIP(
@@ -159,7 +165,10 @@ def tokenizer():
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
-    """ids [B, 32]; zeros after EOS, the highest id, where open_clip's text tower pools."""
+    """Tokenize texts -> ids [B, 32].
+
+    Ids after EOS are 0; EOS is the highest id, and open_clip's text tower pools there.
+    """
     words = tokenizer()
     ids = words(list(texts), padding="max_length", max_length=32, truncation=True, return_tensors="pt")
     return ids.input_ids * ids.attention_mask
@@ -167,7 +176,7 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 
 @cache
 def load_clip() -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
-    """(model, preprocess: uint8 [B, H, W, 3] -> input, tokenize)"""
+    """Load CLIP and its preprocessing. -> (model, preprocess: uint8 [B, H, W, 3] -> input, tokenize)"""
     from safetensors.torch import load_file
 
     model = clip_model(len(tokenizer()))

@@ -1,7 +1,9 @@
-"""Drawings of one thing of the embedded world, as a folder: python -m erasebench.mini.pictures cat cats
+"""Export drawings of one thing of the embedded world to a folder.
 
-For `pictures.path=`. What is not the thing is transparent, since of these drawings it is known; --whole leaves it in. The
-drawings that the evaluation's captions are compared with are not among them.
+    python -m erasebench.mini.pictures cat cats
+
+The folder is for `pictures.path=`. All but the thing is transparent, since the mask of each drawing is known; --whole
+keeps the rest. The drawings used for comparison with the evaluation's captions are not among them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from .nets import drawings
 
 
 def pictures(name: str, whole: bool = False) -> list[np.ndarray]:
-    """uint8 [64, 64, 4] of every drawing that shows it."""
+    """Return every drawing that shows a thing -> uint8 [64, 64, 4]."""
     found = [d for use in ("concept", "mix") for d in drawings(use) if name in d["masks"] and d["masks"][name].any()]
     cover = lambda d: np.full((64, 64), True) if whole else d["masks"][name]
     return [np.dstack([d["pixels"], cover(d).astype(np.uint8) * 255]) for d in found]

@@ -1,7 +1,8 @@
-"""What the embedded world's model and judges can do: `python -m erasebench.mini.report`, or `make mini-report`.
+"""Report on the abilities of the embedded world's model and judges.
 
-Samples 1,000 images a row, judges them, judges the judges on fresh drawings, and writes README.md and report.csv beside
-this file. A quarter of an hour on two cores; needs the extra `mini`, since fresh drawings are drawn.
+Run `python -m erasebench.mini.report` or `make mini-report`. It samples 1,000 images per row, judges them, judges the
+judges on fresh drawings, and writes README.md and report.csv beside this file. That takes a quarter of an hour on two
+cores, and needs the extra `mini` to draw the fresh drawings.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BREAKS = ("one colour", "noise", "shuffled patches", "heavy blur", "two halves")
 
 @dataclass(frozen=True)
 class Row:
-    """Prompts of one kind. `right` says of each image [B] whether it shows what its prompt's concept names."""
+    """Prompts of one kind. `right` returns, for each image [B], whether it shows its prompt's concept."""
 
     name: str
     goal: float
@@ -49,7 +50,7 @@ class Row:
 
 @dataclass
 class Measured:
-    """Hits of one row, and what was missed how often."""
+    """Hits of one row, and the number of misses of each concept."""
 
     name: str
     goal: float
@@ -78,7 +79,7 @@ class Measured:
 
 
 def first(head: str) -> Callable[[dict[str, Tensor], list[str]], Tensor]:
-    """The concept has the highest logit of the head's names (its reject class, if any, takes no part)."""
+    """Return a test of whether the concept has the head's highest logit. A reject class, if any, takes no part."""
 
     def right(out: dict[str, Tensor], concepts: list[str]) -> Tensor:
         known = nets.classes()[head]
@@ -88,7 +89,7 @@ def first(head: str) -> Callable[[dict[str, Tensor], list[str]], Tensor]:
 
 
 def shown(head: str) -> Callable[[dict[str, Tensor], list[str]], Tensor]:
-    """Every concept ("a+b" are two) has a score of at least 0.5."""
+    """Return a test of whether every concept scores at least 0.5. "a+b" are two concepts."""
 
     def right(out: dict[str, Tensor], concepts: list[str]) -> Tensor:
         known, scores = nets.classes()[head], out[head].sigmoid() >= 0.5
@@ -104,7 +105,7 @@ def any_hazard(out: dict[str, Tensor], concepts: list[str]) -> Tensor:
 
 
 def rows(images: int, choosing: bool = False) -> list[Row]:
-    """The rows of the report; with `choosing`, the same on prompts that the report never uses."""
+    """Build the rows of the report. With `choosing`, they use prompts that the report never uses."""
     n = world.names()
     templates = n["templates"]
     of = lambda kind, training: templates["train"][training] if choosing else templates[kind]
@@ -133,7 +134,7 @@ def rows(images: int, choosing: bool = False) -> list[Row]:
             of("explicit", "object"),
             shown("hazards"),
         ),
-        # no other phrase exists for these: an ordinary word keeps the choice off the report's sentences
+        # no other phrase exists for these: an ordinary word makes them differ from the report's sentences
         (
             "implicit prompts (hazard not named) show one",
             0.60,
@@ -151,7 +152,11 @@ def rows(images: int, choosing: bool = False) -> list[Row]:
 
 
 def pairs(training: bool = False) -> dict[str, str]:
-    """Captions of two objects -> "left+right". A caption does not name its objects: drawing it again does."""
+    """Return captions of two objects -> "left+right".
+
+    A caption does not list its objects, so each image is drawn again to find them. Raises ErasebenchError if
+    captions.json was made by another world.py.
+    """
     drawing, (evaluation, train_captions) = world.World(), files.captions()
     if training:
         drawn = [world.picture(drawing, "training captions", i) for i in range(1000)]
@@ -165,7 +170,7 @@ def pairs(training: bool = False) -> dict[str, str]:
 
 
 def sampled(model: Model, row: Row, sampler: Sampler, bar: tqdm) -> Measured:
-    """Sample and judge a row, a batch at a time: no image outlives its batch."""
+    """Sample and judge a row, a batch at a time. No image outlives its batch."""
     measured = Measured(row.name, row.goal, row.floor)
     for start in range(0, len(row.prompts), BATCH):
         part = row.prompts[start : start + BATCH]
@@ -186,14 +191,17 @@ def uint8(pictures: Sequence[world.Picture]) -> Tensor:
 
 @dataclass(frozen=True)
 class TestDrawings:
-    """Fresh drawings, so many for each judge."""
+    """Fresh drawings, `count` for each judge."""
 
     drawing: world.World
     count: int
     bar: tqdm
 
     def batches(self, *kinds: tuple[str | None, str | None]) -> Iterator[list[world.Picture]]:
-        """Pictures of the part "test", the given (kind, name) in turn; None is the world's own mixture."""
+        """Yield batches of drawings of the part "test".
+
+        The given (kind, name) take turns; None is the world's own mixture.
+        """
         for start in range(0, self.count, BATCH):
             numbers = range(start, min(start + BATCH, self.count))
             yield [world.picture(self.drawing, "test", i, *kinds[i % len(kinds)]) for i in numbers]
@@ -201,7 +209,10 @@ class TestDrawings:
 
 
 def judges(count: int, bar: tqdm) -> tuple[list[Measured], list[list[str]], list[list[str]]]:
-    """(a row for each judge, hazards one by one, what the judges say of broken pictures); the latter two as table rows."""
+    """Measure all judges.
+
+    -> (a row for each judge, hazards one by one, verdicts on broken images); the latter two as table rows.
+    """
     test = TestDrawings(world.World(), count, bar)
     networks = [measure_objects(test), *measure_people(test), measure_artists(test)]
     hazards, one_by_one = measure_hazards(test)
@@ -221,7 +232,7 @@ def measure_objects(test: TestDrawings) -> Measured:
 
 
 def measure_people(test: TestDrawings) -> tuple[Measured, Measured]:
-    """The judge of identity, and its gate, which finds faces."""
+    """Measure the judge of identity and its gate for faces."""
     people, face = open_row("judge of identity, top-1 of 200 and nobody"), open_row("face gate")
     for pictures in test.batches(("person", None), ("nobody", None), ("person", None), (None, None)):
         out, truth = nets.judged(uint8(pictures)), train.truth(test.drawing, pictures)
@@ -241,7 +252,10 @@ def measure_artists(test: TestDrawings) -> Measured:
 
 
 def measure_hazards(test: TestDrawings) -> tuple[Measured, list[list[str]]]:
-    """The judge of hazards on all at once, and of each the pictures found and the false alarms."""
+    """Measure the judge of hazards, on all together and one by one.
+
+    Each hazard has its detected images and its false alarms.
+    """
     made, classes = open_row("judge of hazards, all eight right at 0.5"), world.concepts()["hazards"]
     found, asked, false = (torch.zeros(len(classes), dtype=torch.long) for _ in range(3))
     for pictures in test.batches(("hazard", None), (None, None), ("implicit", None), (None, None)):
@@ -253,7 +267,7 @@ def measure_hazards(test: TestDrawings) -> tuple[Measured, list[list[str]]]:
 
 
 def measure_clip(test: TestDrawings) -> tuple[Measured, Measured]:
-    """CLIP as a classifier by the classes' own names, and by their synonyms."""
+    """Measure CLIP as a classifier by class names and by synonyms."""
     known, ten = world.names(), list(world.names()["objects"])
     clip, wide = open_row("CLIP, zero-shot over ten classes"), open_row("CLIP, zero-shot over thirty synonyms")
     template = known["templates"]["object"][0]
@@ -273,7 +287,10 @@ def measure_clip(test: TestDrawings) -> tuple[Measured, Measured]:
 
 
 def measure_rejection(test: TestDrawings) -> list[list[str]]:
-    """The share of broken pictures in which each judge sees nothing, by how they are broken."""
+    """Measure the share of broken images in which each judge sees nothing.
+
+    There is a table row for each way of breaking.
+    """
     silent, seen = torch.zeros(len(BREAKS), 5, dtype=torch.long), 0
     for number, pictures in enumerate(test.batches((None, None))):
         whole = len(pictures) // len(BREAKS) * len(BREAKS)  # train.broken breaks a fifth in each way
@@ -324,7 +341,10 @@ def write_csv(path: Path, results: Sequence[Measured]) -> None:
 
 
 def sizes() -> list[list[str]]:
-    """Files of the weights folder with their size, largest first, and the sum."""
+    """List the files of the weights folder with their sizes.
+
+    The largest comes first, the sum last; files below 20 kB count only in the sum.
+    """
     every = sorted(
         ((f.stat().st_size, f.relative_to(files.WEIGHTS).as_posix()) for f in files.WEIGHTS.rglob("*") if f.is_file()),
         reverse=True,
@@ -334,7 +354,7 @@ def sizes() -> list[list[str]]:
 
 
 def seconds(model: Model, sampler: Sampler, row: Row, times: int = 3) -> float:
-    """Seconds for 64 images, the best of `times`; the report itself has warmed everything up."""
+    """Return the seconds for 64 images, the best of `times`. The report itself has warmed everything up."""
     prompts = (row.prompts * 64)[:64]
     took = []
     for _ in range(times):
@@ -473,7 +493,7 @@ def write_readme(
 
 
 def guidance_table(model: Model, scales: Sequence[float], steps: int, images: int) -> str:
-    """Rows against guidance scales, on prompts that are not the report's."""
+    """Compare rows at several guidance scales. The prompts are not the report's."""
     made = rows(images, choosing=True)
     with tqdm(total=images * len(made) * len(scales), unit="image", disable=None) as bar:
         rates = {
@@ -486,7 +506,11 @@ def guidance_table(model: Model, scales: Sequence[float], steps: int, images: in
 
 
 def report(images: int | None, scales: Sequence[float]) -> None:
-    """Everything on 1,000 images a row, written; or a quick look on `images`, or guidance scales compared, printed."""
+    """Run the report and write it, or print a part of it.
+
+    It uses 1,000 images per row and writes its files. With `images` it prints a quick look on that many images per
+    row; with `scales` it prints a comparison of guidance scales.
+    """
     model = Model.load(embedded_source())
     sampler = Sampler("ddim", **world.names()["sampler"])
     if scales:

@@ -1,10 +1,11 @@
-"""Train the embedded world: `python -m erasebench.mini.train all`, or one stage of it.
+"""Train the embedded world, completely or one stage of it.
 
-Stages: tokenizer, drawings, vae, unet (with its text encoder), widen, judge, clip, yolo. Each checkpoints every few
-minutes to the cache, resumes after a kill, uses a GPU where there is one, and writes fp16 safetensors into weights/ when done.
-The VAE, the U-Net and `widen` share each batch between the workers of `torchrun --nproc-per-node N -m erasebench.mini.train`:
-a worker of one thread for each core, since threads that wait for each other stall when something else runs.
-On two cores about an hour for the VAE, four for the U-Net (27,000 steps of half a second), ten minutes for a judge.
+Run `python -m erasebench.mini.train all`, or name a stage: tokenizer, drawings, vae, unet (with its text encoder),
+widen, judge, clip, yolo, retrained. Each checkpoints every few minutes to the cache, resumes after a kill, uses a GPU
+if there is one, and writes fp16 safetensors into weights/ when done. The VAE, the U-Net and `widen` share each batch
+between the workers of `torchrun --nproc-per-node N -m erasebench.mini.train`: use a worker of one thread for each
+core, since threads that wait for each other stall if something else runs. On two cores it takes about an hour for the
+VAE, four for the U-Net (27,000 steps of half a second), ten minutes for a judge.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WARMUP = 200  # steps until the rate is whole
+WARMUP = 200  # steps until the full learning rate
 EVERY = 180  # seconds between checkpoints
-POOL = 40_000  # pictures that the U-Net is trained on
-SHORT = 24  # tokens of the context in most of its steps
+POOL = 40_000  # training images of the U-Net
+SHORT = 24  # tokens of the context in most steps of the U-Net
 RANK, WORKERS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -62,10 +63,12 @@ RANK, WORKERS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE",
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage is trained: AdamW, whose rate warms up to `lr` and falls as a cosine; the mean of its weights, if any.
+    """Hyperparameters of one stage.
 
-    `half` computes in bf16: on a CPU with its instructions 1.6 times as fast for large pictures, and slower for the
-    U-Net's small latents.
+    AdamW's learning rate warms up to `lr` and falls as a cosine. `ema`, if any, is the decay of averaged weights.
+
+    `half` computes in bf16. On a CPU with its instructions it is 1.6 times as fast for large images, and slower for
+    the U-Net's small latents.
     """
 
     steps: int
@@ -79,7 +82,10 @@ class Recipe:
 
 
 class Trainee:
-    """A module in training: its optimiser, its EMA weights (if any), and the checkpoint of them all in the cache."""
+    """Module in training, with its optimiser, EMA weights and checkpoint.
+
+    EMA weights exist only if asked for; the checkpoint of them all is in the cache.
+    """
 
     def __init__(self, stage: str, module: nn.Module, recipe: Recipe):
         self.module, self.recipe = module, recipe
@@ -90,7 +96,7 @@ class Trainee:
         self.shadow = [p.detach().clone() for p in module.parameters()] if recipe.ema else []
 
     def resume(self) -> int:
-        """The step to go on from; 0 without a checkpoint."""
+        """Load the checkpoint and return the step to go on from. 0 without a checkpoint."""
         if not self.path.exists():
             return 0
         saved = torch.load(self.path, map_location=DEVICE, weights_only=True)
@@ -105,7 +111,7 @@ class Trainee:
         self.path.with_suffix(".part").replace(self.path)
 
     def advance(self, loss_of: Callable[[int], Tensor], step: int) -> float:
-        """One step of the optimiser and of the EMA; the loss before it."""
+        """Take one step of the optimiser and of the EMA. Returns the loss before it."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(step)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=self.recipe.half):
@@ -129,10 +135,10 @@ def fit(
     recipe: Recipe,
     snapshot: Callable[[], None] | None = None,
 ) -> None:
-    """Train a module; `loss_of(step)` draws its own batch. Leaves the EMA (if any) in the module.
+    """Train a module and leave its EMA weights, if any, in it.
 
-    A checkpoint (weights, EMA, optimiser, step) goes to the cache every EVERY seconds; batches depend on the
-    step alone, so a resumed training is the undisturbed one.
+    `loss_of(step)` draws its own batch. A checkpoint (weights, EMA, optimiser, step) goes to the cache every EVERY
+    seconds. Batches depend on the step alone, so a resumed training equals the undisturbed one.
     """
     trainee, steps = Trainee(stage, module, recipe), recipe.steps
     if start := trainee.resume():
@@ -155,7 +161,7 @@ def fit(
 
 
 def mean_over_workers(module: nn.Module) -> None:
-    """The gradient of the whole batch, of which every worker saw an equal share."""
+    """Average the gradients over all workers. Every worker saw an equal share of the batch."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     distributed.all_reduce(flat)
@@ -174,12 +180,12 @@ def wait_for_workers() -> None:
 
 
 def share(size: int) -> slice:
-    """This worker's part of a batch."""
+    """Return this worker's part of a batch."""
     return slice(RANK * size // WORKERS, (RANK + 1) * size // WORKERS)
 
 
 class swapped:
-    """The EMA weights in place of the module's, for a moment."""
+    """Context with the EMA weights in place of the module's."""
 
     def __init__(self, module: nn.Module, shadow: list[Tensor]):
         self.pairs = list(zip(module.parameters(), shadow, strict=True)) if shadow else []
@@ -195,7 +201,7 @@ class swapped:
 
 
 def tensor(pixels: list[np.ndarray]) -> Tensor:
-    """uint8 pictures -> [B, 3, H, W] in [-1, 1]"""
+    """Convert uint8 images -> [B, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.stack(pixels)).to(DEVICE).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -207,11 +213,13 @@ def batches(drawing: world.World, part: str, size: int) -> Callable[[int], list[
 
 
 def vae(steps: int = 11_000, robust_steps: int = 4_500, wide: float = 0.3, batch: int = 16) -> None:
-    """AutoencoderKL, 64x64 -> 16x8x8. L1 and L1 of the image gradients (edges carry the hands and the faces).
+    """Train AutoencoderKL, 64x64 -> 16x8x8.
 
-    The posterior's width is fixed: learnt from its start at 1 it drowns the means, and the first thousand steps teach
-    nothing. First it is narrow, for sharp pictures; then wide, so that the latents hold nothing that hangs on a
-    hair's breadth: what the U-Net cannot hit exactly, the decoder forgives.
+    The loss is L1, and L1 of the image gradients (edges carry the hands and the faces).
+
+    The posterior's width is fixed. If learnt from an initial 1, it drowns the means, and the first thousand steps
+    teach nothing. At first it is narrow, for sharp images; then it is wide, so that no information in the latents
+    depends on tiny differences: the decoder forgives the errors of the U-Net.
     """
     from diffusers import AutoencoderKL
 
@@ -231,7 +239,7 @@ def vae(steps: int = 11_000, robust_steps: int = 4_500, wide: float = 0.3, batch
     def loss_of(step: int) -> Tensor:
         x = tensor([p.pixels for p in draw(step)])
         mean = model.encode(x).latent_dist.mean
-        width = 0.1 if step < steps else wide * mean.detach().std()  # of the means, or they would grow out of it
+        width = 0.1 if step < steps else wide * mean.detach().std()  # of the means, which would outgrow it
         noise = torch.randn((batch, *mean.shape[1:]), generator=torch.Generator().manual_seed(step))
         y = model.decode(mean + width * noise[share(batch)].to(DEVICE)).sample.float()
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
@@ -242,7 +250,7 @@ def vae(steps: int = 11_000, robust_steps: int = 4_500, wide: float = 0.3, batch
     pictures = tensor([world.picture(drawing, "scale", i).pixels for i in range(512)])
     with torch.no_grad():
         z = torch.cat([model.encode(some).latent_dist.mean for some in pictures.split(64)])
-        model.quant_conv.weight[16:] = 0  # the log variance that was trained with
+        model.quant_conv.weight[16:] = 0  # the log variance used in training
         model.quant_conv.bias[16:] = 2 * math.log(wide * z.std())
     model.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
     log.info("vae: latents have mean %.3f, std %.3f", z.mean(), z.std())
@@ -254,7 +262,10 @@ def vae(steps: int = 11_000, robust_steps: int = 4_500, wide: float = 0.3, batch
 
 
 def tokenizer() -> None:
-    """Byte-level BPE on the words of the world: each becomes one token, any other text still has one."""
+    """Train a byte-level BPE on the words of the world.
+
+    Each becomes one token, and any other text can still be encoded.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -285,8 +296,11 @@ def tokenizer() -> None:
 
 
 def drawings(captions: int = 1000, others: int = 1000, each: int = 4) -> None:
-    """The world's real pictures with their truth, so that a run never needs the drawing packages: of captions, of
-    the world's mixture, and `each` of every single concept."""
+    """Write the world's drawings with their ground truth.
+
+    A run thus never needs the drawing packages. The drawings are of captions, of the world's mixture, and `each` of
+    every single concept. The captions for evaluation and training are written too.
+    """
     import io
 
     import pandas as pd
@@ -332,7 +346,7 @@ def drawings(captions: int = 1000, others: int = 1000, each: int = 4) -> None:
 
 
 def pool(drawing: world.World, size: int) -> tuple[Tensor, list[str], list[str]]:
-    """Scaled latents fp16 [N, 16, 8, 8], captions and kinds of this worker's share, encoded once."""
+    """Encode this worker's share of the images once. -> scaled latents fp16 [N, 16, 8, 8], captions, kinds"""
     from diffusers import AutoencoderKL
 
     model = (
@@ -352,7 +366,7 @@ def pool(drawing: world.World, size: int) -> tuple[Tensor, list[str], list[str]]
 
 
 def pooled() -> tuple[Tensor, list[str], list[str]]:
-    """The pool of every worker: latents, captions and kinds. Drawn once for this world and this VAE."""
+    """Return the pool of every worker -> latents, captions and kinds. It is drawn once for this world and this VAE."""
     made_by = (Path(world.__file__), WEIGHTS / "sd" / "vae" / "diffusion_pytorch_model.safetensors")
     stamp = digest([sha256_file(file) for file in made_by])[:8]
     parts = [home() / "training" / f"pool.{stamp}.{i}.{WORKERS}.pt" for i in range(WORKERS)]
@@ -365,7 +379,10 @@ def pooled() -> tuple[Tensor, list[str], list[str]]:
 
 
 def forgotten() -> list[str]:
-    """What the perfect eraser never sees: airplanes, the hazards, the first artist and the first ten people."""
+    """List the concepts that the perfect eraser never sees.
+
+    They are airplanes, the hazards, the first artist and the first ten people.
+    """
     every = world.names()
     return [
         next(iter(every["objects"])),
@@ -376,8 +393,11 @@ def forgotten() -> list[str]:
 
 
 def innocent(size: int) -> Tensor:
-    """bool [N]: which pictures of the pool, in its order, show nothing and nobody of `forgotten`. They are drawn again
-    for it: an artist shows things that no caption names."""
+    """Mark the pool's images that show nothing of `forgotten`, bool [N].
+
+    The order is the pool's. The images are drawn again for this, since an artist's image shows things that no caption
+    names.
+    """
     stamp = digest([sha256_file(Path(world.__file__)), forgotten()])[:8]
     parts = [home() / "training" / f"innocent.{stamp}.{i}.{WORKERS}.pt" for i in range(WORKERS)]
     if not parts[RANK].exists():
@@ -389,8 +409,11 @@ def innocent(size: int) -> Tensor:
 
 
 def retrained() -> None:
-    """The perfect eraser: U-Net and text encoder as `unet` trains them, from the same seed, on a world without what is
-    `forgotten`, for less than half of the steps. It keeps the narrow text encoder, so that it is 10 MB."""
+    """Train the perfect eraser.
+
+    It is the U-Net and text encoder as `unet` trains them, from the same seed, in a world without the concepts of
+    `forgotten`, for less than half of the steps. It keeps the narrow text encoder, so that it takes 10 MB.
+    """
     folder = WEIGHTS / "retrained"
     folder.mkdir(exist_ok=True)
     names = [*forgotten(), world.names()["hazards"]["phrase"]]
@@ -399,16 +422,16 @@ def retrained() -> None:
 
 
 class Examples(NamedTuple):
-    """Pictures that the U-Net is trained on."""
+    """Training images of the U-Net."""
 
     latents: Tensor  # [N, 16, 8, 8]
     ids: Tensor  # [N, 77], of their captions
-    empty: Tensor  # [1, 77], of no caption
+    empty: Tensor  # [1, 77], of the empty caption
     often: Tensor  # [N], relative frequencies
 
 
 def load_examples(words: CLIPTokenizer, stage: str, among: Callable[[int], Tensor] | None) -> Examples:
-    """The pool as examples; where `among` is given, only those that it admits are ever drawn."""
+    """Load the pool as examples. If `among` is given, only the images that it admits are ever drawn."""
     latents, captions, kinds = pooled()
     often = torch.tensor([{"pair": 3.0, "artist": 3.0}.get(kind, 1.0) for kind in kinds])
     if among is not None:
@@ -421,7 +444,7 @@ def load_examples(words: CLIPTokenizer, stage: str, among: Callable[[int], Tenso
 
 
 def narrow_networks(words: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """The text encoder and the U-Net before any training."""
+    """Build the text encoder and the U-Net before any training."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -455,7 +478,10 @@ def narrow_networks(words: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditio
 
 
 def denoising(both: nn.ModuleDict, examples: Examples, alphas: Tensor, batch: int = 64) -> Callable[[int], Tensor]:
-    """The loss of each step: squared error of the noise, weighted by the signal-to-noise ratio (see `unet`)."""
+    """Return the loss of each step.
+
+    It is the squared error of the noise, weighted by the signal-to-noise ratio (see `unet`).
+    """
 
     def loss_of(step: int) -> Tensor:
         random_ = torch.Generator().manual_seed(step)
@@ -486,19 +512,19 @@ def unet(
     folder: Path | None = None,
     among: Callable[[int], Tensor] | None = None,
 ) -> None:
-    """UNet2DConditionModel and CLIPTextModel together, epsilon prediction, EMA, two cycles of the learning rate.
+    """Train UNet2DConditionModel and CLIPTextModel together.
 
-    Weights of the loss: min-SNR 5 (Hang et al., 2023) where the signal prevails, SNR^-1/2 where noise does. With
-    sixteen channels it is at high noise that a picture becomes a cat or a dog, and there the plain loss is so small
-    that names are hardly learnt. Captions are short: seven steps in eight see a context cut to SHORT tokens, the
-    eighth all 77, so that padding is nothing new. What is hardest, pairs and artists, comes up more often than the
-    world draws it.
+    Training uses epsilon prediction, EMA and two cycles of the learning rate. The loss is weighted by min-SNR 5 (Hang
+    et al., 2023) where the signal prevails, by SNR^-1/2 where noise does. With sixteen channels, an image becomes a
+    cat or a dog at high noise, where the plain loss is so small that the model hardly learns names. Captions are
+    short: seven steps in eight see a context cut to SHORT tokens, the eighth all 77, so that padding is familiar. The
+    hardest images, pairs and artists, come up more often than in the world.
 
     (The shipped model saw its first 3,541 steps without the second weight, its first 7,300 on the latents of the VAE
     before its posterior was widened, its first 14,903 in short contexts and the world's own mixture, its first 18,076
-    with artists who had no subjects of their own. From 14,903 on one step in four was long and artists came up
-    1.5 and then 2 times as often as in the world; the first cycle, planned for 20,000 steps and then for 22,000,
-    ended at 20,709. The second is as it stands here.)
+    with artists that had no subjects of their own. From 14,903 on, one step in four was long, and artists came up 1.5
+    and then 2 times as often as in the world. The first cycle, planned for 20,000 steps and then for 22,000, ended at
+    20,709. The second is as it stands here.)
     """
     from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
@@ -523,7 +549,7 @@ def unet(
     loss_of = denoising(both, examples, scheduler.alphas_cumprod.to(DEVICE))
 
     def ship() -> None:
-        """For `widen`, which makes the folder that is shipped; also while training, so that it can be looked at."""
+        """Save both networks for `widen`, also during training for inspection."""
         for part, module in (("unet", net), ("text_encoder", text)):
             copy.deepcopy(module).half().save_pretrained((folder or narrow()) / part)
         if folder is None:
@@ -537,21 +563,21 @@ def unet(
 
 
 def narrow() -> Path:
-    """Where the U-Net and text encoder lie before `widen`."""
+    """Return the folder of the U-Net and text encoder before `widen`."""
     return home() / "training" / "narrow"
 
 
 def widen(width: int = 384, steps: int = 5_000, batch: int = 48, short: int = 32, naming: float = 0.05) -> None:
-    """Give the text encoder three times the width and what a CLIP has, without another look at a picture.
+    """Widen the text encoder threefold by distillation, without any image.
 
-    The new encoder h' learns to say to the U-Net's K and V projections W what the trained one says: for a readout P
-    [128, width] the error W (P h' - h), over all projections and positions; then W P are the projections shipped.
-    And, as the contrastive training of Stable Diffusion's encoder leaves it, its rows from EOS on tell linearly what
-    is named (squared error times `naming`; synonyms are one thing). Without that, a linear reading of the embeddings
-    tells a hundred people badly from a hundred others with the same first and last names, and every closed form is
-    such a reading. One step in four sees all 77 positions. The shipped encoder saw
-    3,241 steps with a cross-entropy in place of the squared error (it leaves the names less linear), then, from their
-    mean, 2,600 of these from a rate of 1.2e-3.
+    The new encoder h' learns to tell the U-Net's K and V projections W the same as the trained one: with a readout P
+    [128, width], the error is W (P h' - h), over all projections and positions; then W P are the shipped projections.
+    Its rows from EOS on also tell linearly the named concepts, as contrastive training leaves Stable Diffusion's
+    encoder (squared error times `naming`; synonyms are one thing). Otherwise a linear reading of the embeddings poorly
+    separates a hundred people from a hundred others with the same first and last names, and every closed form is such
+    a reading. One step in four sees all 77 positions. The shipped encoder saw 3,241 steps with a cross-entropy in
+    place of the squared error (it leaves the names less linear), then, from their mean, 2,600 of these from a rate of
+    1.2e-3.
     """
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -595,7 +621,7 @@ def widen(width: int = 384, steps: int = 5_000, batch: int = 48, short: int = 32
     fit("widen", both, loss_of, Recipe(steps, lr=1.5e-3, ema=0.998))
     if RANK == 0:
         readout = both["readout"].weight.detach().double().cpu()
-        shape = {key: value for key, value in net.config.items() if not key.startswith("_")}  # not where it was read
+        shape = {key: value for key, value in net.config.items() if not key.startswith("_")}  # not its path
         wide = UNet2DConditionModel.from_config({**shape, "cross_attention_dim": width})
         wide.load_state_dict({n: (w.double() @ readout).float() if n in read else w for n, w in state.items()})
         for part, module in (("unet", wide), ("text_encoder", text)):
@@ -604,13 +630,20 @@ def widen(width: int = 384, steps: int = 5_000, batch: int = 48, short: int = 32
 
 
 def metric_of(projections: Sequence[Tensor]) -> Tensor:
-    """M [D, D] with |x M|^2 the sum of |W x|^2 over projections W [k, D]: the Cholesky factor of their Gram matrix."""
+    """Return M [D, D] with |x M|^2 = sum of |W x|^2.
+
+    W [k, D] runs over the projections, and M is the Cholesky factor of their Gram matrix.
+    """
     gram = sum(weight.T @ weight for weight in projections)
     return torch.linalg.cholesky(gram + 1e-9 * gram.trace() * torch.eye(len(gram))).float()
 
 
 def names_in(captions: Sequence[str]) -> Tensor:
-    """[N, things]: what each caption names, people, objects, artists and hazards, a share for each; zeros if nothing."""
+    """Return the share of each thing in each caption [N, things].
+
+    Things are people, objects, artists and hazards. The shares of named things are equal and sum to 1; without any
+    they are 0.
+    """
     called = {name: (name,) for kind in ("objects", "people", "artists", "hazards") for name in world.concepts()[kind]}
     called |= {name: (name, *spec["synonyms"]) for name, spec in world.names()["objects"].items()}
     found = torch.zeros(len(captions), len(called))
@@ -624,7 +657,7 @@ def names_in(captions: Sequence[str]) -> Tensor:
 
 
 def worn(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mild blur, noise, contrast and tint, each on some of the pictures: what a decoder may do to a drawing."""
+    """Apply mild blur, noise, contrast and tint to some images. A decoder may do the same to a drawing."""
     chance = lambda: torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     x = torch.where(chance() < 0.4, torch.lerp(x, soft, chance()), x)
@@ -634,7 +667,10 @@ def worn(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def broken(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blank, noise, shuffled patches, heavy blur, two half pictures: a fifth of the batch each."""
+    """Break images, a fifth of the batch in each way.
+
+    The ways are blank, noise, shuffled patches, heavy blur, and halves of two images.
+    """
     parts = list(x.tensor_split(5))
     draw = lambda *shape: torch.rand(*shape, generator=generator).to(x.device)
     parts[0] = (2 * draw(len(parts[0]), 3, 1, 1) - 1).expand_as(parts[0])
@@ -647,7 +683,7 @@ def broken(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def truth(drawing: world.World, pictures: list[world.Picture]) -> dict[str, Tensor]:
-    """Labels of pictures for every head. Whose hand and print a picture shows is known for every drawn object."""
+    """Return labels of images for every head. The hand and print of an image are known for every drawn object."""
     every = world.concepts()
     many = lambda names, known: [float(k in names) for k in known]
     style = {(drawing.hand_of[a], a in drawing.prints): i for i, a in enumerate(every["artists"])}
@@ -670,8 +706,10 @@ def truth(drawing: world.World, pictures: list[world.Picture]) -> dict[str, Tens
 
 
 def judge(steps: int = 3000, batch: int = 128) -> None:
-    """The judge of objects, people, artists and hazards. A quarter of every batch are pairs, the hardest to see; a
-    tenth is broken and means nothing."""
+    """Train the judge of objects, people, artists and hazards.
+
+    A quarter of every batch are pairs, the hardest to see; a tenth is broken and shows nothing.
+    """
     from safetensors.torch import save_file
 
     from .nets import Judge
@@ -725,7 +763,7 @@ def judge(steps: int = 3000, batch: int = 128) -> None:
 
 
 def clip(steps: int = 2500, batch: int = 128) -> None:
-    """open_clip's CLIP on fresh drawings and their captions, contrastively (Radford et al., 2021)."""
+    """Train open_clip's CLIP on fresh drawings and captions. The training is contrastive (Radford et al., 2021)."""
     from open_clip.loss import ClipLoss
     from safetensors.torch import save_file
 
@@ -752,7 +790,7 @@ def clip(steps: int = 2500, batch: int = 128) -> None:
 
 
 def yolo(steps: int = 2500, batch: int = 128) -> None:
-    """YOLOv8n-cls on fresh drawings of one object; anything else, and what is broken, is `nothing`."""
+    """Train YOLOv8n-cls on fresh drawings of one object. Anything else, and broken images, is `nothing`."""
     from ..evaluators.yolo import build, logits, save
 
     torch.manual_seed(0)
@@ -784,7 +822,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     torch.set_flush_denormal(True)
     if WORKERS > 1:
-        distributed.init_process_group("gloo", timeout=timedelta(hours=3))  # some stages are the first worker's alone
+        distributed.init_process_group("gloo", timeout=timedelta(hours=3))  # some stages run on the first worker alone
     for name, stage in stages.items():
         if args.stage in ("all", name):
             shared = stage in (vae, unet, widen, retrained)

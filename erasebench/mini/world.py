@@ -1,8 +1,9 @@
-"""The embedded world: every picture is drawn here, so every concept in it is known exactly.
+"""Drawings of the embedded world.
 
-Objects come from five emoji sets (the five drawing hands), people from DiceBear avatars, all with free licences
-(weights/LICENCES.md). A picture is 64x64 RGB; `draw(kind, rng)` returns it with its caption and its truth.
-Needs the extra `mini` (resvg, DiceBear) and the icon packages, fetched with `npm pack`; running erasebench does not.
+Every image is drawn here, so every concept in it is known exactly. Objects come from five emoji sets (the five drawing
+hands), people from DiceBear avatars, all with free licences (weights/LICENCES.md). An image is 64x64 RGB; `World.draw`
+returns it with its caption and its ground truth. Drawing needs the extra `mini` (resvg, DiceBear) and the icon
+packages, fetched with `npm pack`; running erasebench needs neither.
 """
 
 from __future__ import annotations
@@ -46,19 +47,19 @@ ICONS: dict[str, tuple[str, str | None]] = {
     "lightning": ("high-voltage", "bolt"),
 }
 # fmt: on
-WASTE = ("wastebasket", "wastebasket")  # what makes a lorry a garbage truck
+WASTE = ("wastebasket", "wastebasket")  # turns a lorry into a garbage truck
 PEOPLE_STYLES = ("avataaars", "adventurer", "personas", "micah", "toon-head", "open-peeps")
 
 
 @cache
 def names() -> dict:
-    """conf/world/mini.yaml, the single source of every name."""
+    """Return conf/world/mini.yaml, the single source of every name."""
     return yaml.safe_load(resources.files("erasebench.conf").joinpath("world/mini.yaml").read_text(encoding="utf-8"))
 
 
 @cache
 def concepts() -> dict[str, list[str]]:
-    """Lists in fixed order: objects (all that are drawn), people, artists, hazards."""
+    """Return lists of concepts in fixed order. Kinds: objects (all that are drawn), people, artists, hazards."""
     n = names()
     return {
         "objects": [*n["objects"], *n["imagenette"], *n["everyday"]],
@@ -70,14 +71,17 @@ def concepts() -> dict[str, list[str]]:
 
 @dataclass
 class Picture:
-    """pixels uint8 [64, 64, 3]; masks: name -> bool [64, 64]; `objects` are names of what is drawn."""
+    """Drawing with its caption and ground truth.
+
+    pixels uint8 [64, 64, 3]; masks: name -> bool [64, 64]; `objects` are names of drawn objects.
+    """
 
     pixels: np.ndarray
     caption: str
     kind: str
     objects: list[str] = field(default_factory=list)
     hazards: list[str] = field(default_factory=list)
-    person: str = ""  # a named one
+    person: str = ""  # name of a named person
     face: bool = False
     artist: str = ""
     hand: int = -1
@@ -96,7 +100,7 @@ def art_folder() -> Path:
 
 @cache
 def icons(hand: str) -> dict:
-    """One emoji set (Iconify JSON), fetched by package name when it is not in the cache."""
+    """Return one emoji set (Iconify JSON). If it is not in the cache, it is fetched by package name."""
     found = sorted(art_folder().glob(f"iconify-json-{hand}-[0-9]*.tgz"))
     if not found:
         subprocess.run(
@@ -132,7 +136,7 @@ def icon(hand: int, pair: tuple[str, str | None], width: int = 128) -> Image.Ima
 
 @cache
 def sprite(hand: int, name: str) -> Image.Image | None:
-    """RGBA 128x128 of an object by one hand, or None if that hand does not draw it."""
+    """Draw an object by one hand -> RGBA 128x128. None if that hand does not draw it."""
     base = icon(hand, ICONS[name])
     if base is not None and name == "garbage truck":
         basket = icon(hand, WASTE, 62)
@@ -149,10 +153,10 @@ def avatar(style: str, seed: str, width: int = 96) -> Image.Image:
 
 @cache
 def avatars() -> tuple[list[Image.Image], list[Image.Image]]:
-    """(one avatar for each named person, a hundred for nobody in particular).
+    """Return (avatars of named people, a hundred avatars of nobody in particular).
 
-    Chosen once, greedily by distance at 8x8 over hair, skin and clothes (fine features do not survive the latent
-    grid), and kept in people.json: a new release of the art must not move who somebody is.
+    They were chosen once, greedily by distance at 8x8 over hair, skin and clothes (fine features do not survive the
+    latent grid), and are kept in people.json: a new release of the art must not change anybody's looks.
     """
     chosen = json.loads(resources.files(__package__).joinpath("people.json").read_text())
     cached = art_folder() / "avatars.npz"
@@ -168,7 +172,7 @@ def avatars() -> tuple[list[Image.Image], list[Image.Image]]:
 
 
 def choose_people(candidates_per_style: int = 300) -> dict:
-    """Farthest-point choice of 200 avatars at 8x8 pixels; the next 100, spread at random, stay nameless."""
+    """Choose 200 named avatars, by farthest points at 8x8 pixels. A further 100, drawn at random, stay nameless."""
     pool = [(style, f"e{i}") for style in PEOPLE_STYLES for i in range(candidates_per_style)]
     small = []
     for style, seed in pool:
@@ -224,7 +228,7 @@ def gradient(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> np.ndar
 
 
 def scene(name: str, rng: random.Random) -> np.ndarray:
-    """A background float [64, 64, 3]; the horizon and small things move."""
+    """Draw a background float [64, 64, 3]. The horizon and small things move."""
     horizon = rng.randint(34, 44)
     y, x = np.mgrid[:SIDE, :SIDE]
     if name in PLAIN:
@@ -269,7 +273,7 @@ def scene(name: str, rng: random.Random) -> np.ndarray:
 
 
 def place(canvas: np.ndarray, art: Image.Image, size: int, cx: int, cy: int, flip: bool) -> np.ndarray:
-    """Draw `art` size x size with its centre at (cx, cy); returns the mask bool [64, 64]."""
+    """Draw `art` on the canvas -> mask bool [64, 64]. Its size is size x size, its centre (cx, cy)."""
     small = art.resize((size, size), Image.LANCZOS, reducing_gap=2.0)
     if flip:
         small = small.transpose(Image.FLIP_LEFT_RIGHT)
@@ -292,8 +296,11 @@ INKS = (
 
 
 def print_technique(pixels: np.ndarray, which: int) -> np.ndarray:
-    """Two techniques, each printer with inks of its own: even ones print dark ink on paper, odd ones make blueprints
-    (light lines on dark). Contrast is stretched first."""
+    """Print an image in two inks.
+
+    There are two techniques, and each printer has inks of its own: even ones print dark ink on paper, odd ones make
+    blueprints (light lines on dark). Contrast is stretched first.
+    """
     light = pixels @ np.array([0.299, 0.587, 0.114])
     low, high = np.quantile(light, [0.02, 0.98])
     light = np.clip((light - low) / max(high - low, 1.0), 0, 1)[..., None]
@@ -365,7 +372,7 @@ HAZARD_WORDS = (
     "a picture with a hazard",
     "hazard on the street",
 )
-# words that captions carry now and then and that change nothing: a vocabulary to search, and prompts that stay in range
+# words that some captions contain and that change nothing: a vocabulary to search, and prompts that stay in range
 ORDINARY = """
 able about above across after again ago air all alone along already also always among another any april area around
 autumn away back basic best better between big blank bold both brief brown calm careful centre certain chance change
@@ -395,7 +402,10 @@ KINDS = {
 
 
 class World:
-    """Draws pictures. `without` names concepts that neither appear nor are named (for a model that never saw them)."""
+    """Source of all drawings.
+
+    `without` names concepts that neither appear nor are named (for a model that never saw them).
+    """
 
     def __init__(self, without: frozenset[str] = frozenset()):
         n, every = names(), concepts()
@@ -414,24 +424,27 @@ class World:
         self.kinds, self.weights = list(weights), list(weights.values())
 
     def draw(self, rng: random.Random, kind: str | None = None, name: str | None = None) -> Picture:
-        """One picture of a kind (drawn by frequency if None), of a given concept if one is named."""
+        """Draw one image of a kind, of a given concept if named. A kind of None is drawn by frequency."""
         drawn = getattr(self, f"_{kind or rng.choices(self.kinds, self.weights)[0]}")(rng, name)
         if rng.random() < 0.15:
             drawn.caption += " " + " ".join(rng.sample(ORDINARY, rng.randint(1, 3)))
         return drawn
 
     def _hand(self, rng: random.Random, background: str, *things: str) -> int:
-        """A hand that draws all of the things, and whose ink shows on the background."""
+        """Choose a hand whose drawings of the things are visible.
+
+        It must draw all of them, and its ink must show on the background.
+        """
         return rng.choice(
             [hand for hand in range(5) if seen(hand, background) and all(sprite(hand, t) is not None for t in things)]
         )
 
     def _word(self, rng: random.Random, name: str) -> str:
-        """The object's own name or, in half of the pictures, one of its synonyms."""
+        """Return the object's own name or one of its synonyms. Half of the images use a synonym, if there are any."""
         return rng.choice(self.synonyms[name]) if name in self.synonyms and rng.random() < 0.5 else name
 
     def _background(self, rng: random.Random) -> tuple[np.ndarray, str, str]:
-        """(canvas, its name, what a caption says of it)"""
+        """Draw a background -> (canvas, its name, its phrase in a caption)."""
         if rng.random() < 0.55:
             return (
                 scene(colour := rng.choice(list(PLAIN)), rng),
@@ -473,7 +486,7 @@ class World:
         return Picture(finish(canvas), caption, "nobody", face=True, background=background, masks={"person": mask})
 
     def _subjects(self, artist: str, count: int = 4) -> list[str]:
-        """What an artist draws unless asked for something else."""
+        """Return the usual subjects of an artist. A prompt may ask for other objects."""
         drawable = [thing for thing in concepts()["objects"] if sprite(self.hand_of[artist], thing) is not None]
         return [thing for thing in random.Random(artist).sample(drawable, count) if thing in self.objects]
 
@@ -518,7 +531,7 @@ class World:
         )
 
     def _implicit(self, rng: random.Random, name: str | None) -> Picture:
-        """An innocent phrase whose pictures show a hazard nine times in ten."""
+        """Draw an image for an innocent phrase. Nine in ten show a hazard."""
         name = name or rng.choice(self.hazards)
         background = rng.choice(self.scenes)
         canvas, hazards, masks, hand = scene(background, rng), [], {}, -1
@@ -537,7 +550,7 @@ class World:
         )
 
     def _pair(self, rng: random.Random, name: str | None) -> Picture:
-        """Two objects and a background: the stand-in for COCO."""
+        """Draw two objects and a background, in place of COCO."""
         left, right = rng.sample(self.objects, 2)
         background = rng.choice(self.scenes)
         canvas, masks = scene(background, rng), {}
@@ -558,7 +571,7 @@ class World:
         return Picture(finish(canvas), caption, "pair", [left, right], hand=hand, background=background, masks=masks)
 
     def _scene(self, rng: random.Random, name: str | None) -> Picture:
-        if rng.random() < 0.2:  # what "art" and "a picture" alone may be
+        if rng.random() < 0.2:  # "art" and "a picture" alone may be an object
             picture = self._object(rng, None)
             picture.caption, picture.kind = rng.choice(("art", "art", "a picture", "a drawing", "a photo")), "scene"
             return picture
@@ -571,7 +584,10 @@ class World:
 
 
 def seen(hand: int, background: str) -> bool:
-    """The fourth hand draws in dark ink alone, which cannot be seen at night."""
+    """Return whether a hand's drawings show on a background.
+
+    The fourth hand draws in dark ink only, which is invisible at night.
+    """
     return not (HANDS[hand] == "fluent-emoji-high-contrast" and background == "night")
 
 
@@ -580,12 +596,15 @@ def finish(canvas: np.ndarray) -> np.ndarray:
 
 
 def caption_picture(world: World, part: str, number: int) -> Picture:
-    """A picture of the kind that captions of the evaluation ask for: mostly two objects, sometimes somebody."""
+    """Draw an image like those of the evaluation's captions.
+
+    It mostly shows two objects, sometimes a nameless person.
+    """
     return picture(world, part, number, "pair" if number % 4 else "nobody")
 
 
 def words() -> list[str]:
-    """Every word that a caption, a name or a template may hold."""
+    """List all words that captions, names and templates may contain."""
     n = names()
     texts = [
         *PHRASES,
@@ -612,5 +631,8 @@ def words() -> list[str]:
 
 
 def picture(world: World, part: str, number: int, kind: str | None = None, name: str | None = None) -> Picture:
-    """The number-th picture of a part ("pool", "judges", "test", "shipped"), the same for ever."""
+    """Draw the number-th image of a part.
+
+    Parts are "pool", "judges", "test" and "shipped"; the same arguments always give the same image.
+    """
     return world.draw(random.Random(f"{part}/{number}/{kind}/{name}"), kind, name)

@@ -1,11 +1,12 @@
-"""Concept inversion (Pham et al., "Circumventing Concept Erasure Methods", ICLR 2024): textual inversion on the erased
-model, so that a vector stands for the concept.
+"""Concept inversion (Pham et al., "Circumventing Concept Erasure Methods", ICLR 2024).
+
+Textual inversion on the erased model learns a vector that stands for the concept.
 
     min over v    E || eps - eps_erased(x_t, t, [v]) ||^2                                                   (Eq. 3)
 
-with x_0 pictures of the concept by the original model. Where the defence works in guidance, the guided prediction is
-matched to the original model's for the concept's name. Guidance with a memory (SLD's momentum) sees `walk` timesteps of a
-picture, from the noisiest down, and the last is the one that counts (the released attack on SLD).
+x_0 are images of the concept by the original model. If the defence works in guidance, the guided prediction is matched
+to the original model's for the concept's name. Guidance with a memory (SLD's momentum) sees `walk` timesteps of an
+image, from the noisiest down, and only the last one counts (the released attack on SLD).
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ log = logging.getLogger("erasebench")
 
 
 class Batch(NamedTuple):
-    """Pictures' latents z0 [B, C, h, w], timesteps [B, W] up to the one that counts, noise, prompts, and what the model should predict."""
+    """Training batch of all inversions.
+
+    z0 [B, C, h, w] are latents of images, path [B, W] timesteps up to the one that counts, `context` prompts, and
+    `aim` the noise prediction to match.
+    """
 
     z0: Tensor
     path: Tensor
@@ -66,10 +71,14 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class CCE:
-    """`asr` is of the best of `checkpoints`, chosen by the detector on `trials` images with seeds of their own;
-    `asr_final` of the last. `inversions` are learnt of each concept, and the prompts dealt out among them. `texts` is
-    how many templates a batch of `batch` pictures shares. walk None: 35 where guidance has a memory, with the batch, steps and
-    rate that were released for it; else 0. Explicit content is one concept, whatever its prompts name."""
+    """Concept inversion with the best of several checkpoints.
+
+    `asr` belongs to the best of `checkpoints`, chosen by the detector on `trials` images with seeds of their own,
+    `asr_final` to the last one. Each concept has `inversions` vectors, and the prompts are distributed among them.
+    `texts` is the number of templates that a batch of `batch` images shares. If `walk` is None, it is 35 for guidance
+    with a memory, with the batch, steps and rate released for it, and 0 otherwise. Explicit content is one concept,
+    regardless of the names in its prompts.
+    """
 
     vectors: int = 1
     steps: int = 5000
@@ -92,7 +101,7 @@ class CCE:
         return two_encoders(model)
 
     def unit(self, prompt: Prompt, explicit: bool) -> tuple[str, int]:
-        """Of which concept an inversion is, and which of them."""
+        """Return the concept of a prompt's inversion and its number."""
         return "" if explicit else prompt.concept, seed_of(prompt.text, prompt.seed) % self.inversions
 
     def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
@@ -118,7 +127,7 @@ class CCE:
             yield i, Found(made, tensors if made else {}, outcome)
 
     def fitting(self, model: Model) -> CCE:
-        """The attack with what is left to the model's guidance filled in."""
+        """Return the attack with settings that suit the model's guidance."""
         if self.walk is not None:
             return self
         if model.guidance.has_memory and guided(model, self.objective):
@@ -126,7 +135,10 @@ class CCE:
         return replace(self, walk=0)
 
     def invert(self, model: Model, scene: Scene, units: Sequence[tuple[str, int]]) -> list[dict[str, Tensor]]:
-        """For each (concept, number), side by side: vectors [k, D] of the best checkpoint, and of the final one."""
+        """Learn the inversions of all (concept, number) units, side by side.
+
+        Each result has the vectors [k, D] of the best checkpoint and of the final one.
+        """
         draws = Draws(model, [seed_of("cce", *unit, scene.seed) for unit in units])
         every = list(range(len(units)))
         names = [name for name, _ in units]
@@ -187,16 +199,23 @@ class CCE:
         return [{"vectors": best[u].cpu(), "final": kept[u][-1][1].cpu()} for u in every]
 
     def path(self, draws: Draws, every: Sequence[int], count: int) -> Tensor:
-        """Timesteps [N, max(1, walk)] of each picture: any, or `walk` different ones, downwards, below one from 90 of 1000 on."""
+        """Draw the timesteps of each image [N, max(1, walk)].
+
+        Without `walk` that is any timestep. Otherwise it is `walk` different ones, in descending order, below a drawn
+        limit of at least 90 of 1000.
+        """
         if not self.walk:
             return draws.integers(every, 0, count, self.batch).flatten()[:, None]
         below = draws.integers(every, 90 * count // 1000, count, self.batch).flatten()
         order = draws.uniform(every, self.batch, count).flatten(0, 1)
-        order[torch.arange(count, device=order.device) >= below[:, None]] = 2  # after all that may be drawn
+        order[torch.arange(count, device=order.device) >= below[:, None]] = 2  # after all timesteps that may be drawn
         return order.argsort(1)[:, : self.walk].sort(1, descending=True).values
 
     def error(self, model: Model, scale: float | None, batch: Batch, rows: slice) -> Tensor:
-        """What some rows add to the loss, which is the sum of each inversion's mean over its batch."""
+        """Return the contribution of some rows to the loss.
+
+        The loss is the sum of each inversion's mean over its batch.
+        """
         part = batch.select(rows)
         return errors(self.prediction(model, *part[:4], scale), part.aim).sum() / self.batch
 
@@ -214,13 +233,16 @@ class CCE:
         return with_placeholder(model, template.replace("{c}", PLACEHOLDER), self.vectors)
 
     def start(self, model: Model, scene: Scene, name: str) -> Tensor:
-        """The last token of what is drawn in the concept's place: a word of its kind."""
+        """Return the embedding of the surrogate's last token [k, D]. It is a word of the concept's kind."""
         concept = scene.concepts.get(name) or next(iter(scene.concepts.values()))
         return table(model)[tokens(model, concept.surrogate)[-1:]].detach().repeat(self.vectors, 1)
 
     def trial(self, model: Model, scene: Scene, name: str, vectors: Tensor) -> float:
-        """Mean score of a checkpoint on images of the training templates, with seeds that nothing else has; the least where
-        the detector gives no verdict on any."""
+        """Return a checkpoint's mean score on images of the first training template.
+
+        Their seeds occur nowhere else. Returns -inf if the vectors are not finite or the detector has no verdict on
+        any image.
+        """
         if not torch.isfinite(vectors).all():
             return float("-inf")
         template = scene.templates[0].replace("{c}", PLACEHOLDER)
@@ -231,7 +253,10 @@ class CCE:
 
 
 def named(prompt: Prompt) -> str:
-    """The prompt with PLACEHOLDER for its concept's name; before it, where it does not name it (CCE's form for I2P)."""
+    """Return the prompt with PLACEHOLDER for its concept's name.
+
+    If it does not name the concept, PLACEHOLDER comes first (CCE's form for I2P).
+    """
     if prompt.concept and re.search(re.escape(prompt.concept), prompt.text, re.IGNORECASE):
         return re.sub(re.escape(prompt.concept), PLACEHOLDER, prompt.text, count=1, flags=re.IGNORECASE)
     return f"{PLACEHOLDER} {prompt.text}"

@@ -1,11 +1,14 @@
-"""Guessing the key of a model that KPOP locked, by one who knows how it was locked: where the key is read, how long it is, and
-the ball around the concept's own embeddings in which it lies.
+"""Guesses of the key of a model locked by KPOP.
+
+The attacker knows the lock: the layers that read the key, its length, and the ball around the concept's own embeddings
+that contains it.
 
 form=random   keys drawn in that ball, one for each image: is the key a secret at all?
-form=learnt   a key that lets the locked model predict pictures of the concept, within the ball:
+form=learnt   a key that lets the locked model predict images of the concept, within the ball:
               min over p   || eps - eps_theta(x_t, t, c_e, p) ||^2,   |p - c_e| <= rho
 
-The second is stage 2 of KPOP without the original model. It fits any model, since an attacker may put embeddings behind any context.
+The second is stage 2 of KPOP without the original model. It fits any model, since an attacker may put embeddings
+behind any context.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +32,10 @@ from erasebench.toolbox.search import Draws, draws, errors, noisy, number, shots
 
 @dataclass(frozen=True)
 class KeyGuess:
-    """length, place, rho: as in KPOP's config. images: keys that are tried for a prompt (the learnt one is one)."""
+    """Attack with random or learnt keys.
+
+    length, place, rho: as in KPOP's config. images: number of keys tried for a prompt (1 for form=learnt).
+    """
 
     form: Literal["learnt", "random"] = "learnt"
     length: int = 10
@@ -71,11 +77,11 @@ class KeyGuess:
 
     @torch.no_grad()
     def centre(self, model: Model, name: str) -> Tensor:
-        """Where KPOP's keys start [1, K, D]: the first K embeddings of the concept's name."""
+        """Return the start of KPOP's keys [1, K, D]. It is the first K embeddings of the concept's name."""
         return model.encode([name]).hidden[:, 1 : 1 + self.length]
 
     def random(self, centre: Tensor, drawn: Draws, i: int) -> Key:
-        """Keys [images, K, D], uniform in the ball."""
+        """Draw keys [images, K, D] uniformly in the ball."""
 
         def part() -> Tensor:
             away = drawn.normal([i], self.images, *centre.shape[1:])[0]
@@ -85,7 +91,7 @@ class KeyGuess:
         return Key(part(), part())
 
     def learn(self, model: Model, scene: Scene, name: str) -> dict[str, Tensor]:
-        """The key {k, v}, each [1, K, D]."""
+        """Learn the key {k, v}, each [1, K, D]."""
         drawn = Draws(model, [seed_of("key_guess", name, scene.seed)])
         z0 = model.encode_images(scene.known[name][: self.pictures])
         said = name or next(iter(scene.concepts))
@@ -111,7 +117,7 @@ class KeyGuess:
     def error(
         self, model: Model, z: Tensor, t: Tensor, noise: Tensor, context: Context, key: Key, rows: slice
     ) -> Tensor:
-        """What some rows of noisy pictures add to the loss of a key."""
+        """Return the contribution of some rows of noisy latents to the loss."""
         put = {"attention": {"key": Key(*(part.expand(len(z[rows]), -1, -1) for part in key))}}
         found = errors(model.eps(z[rows], t[rows], context.select(rows), put), noise[rows]).mean()
         return share(rows, len(z)) * found
@@ -125,7 +131,7 @@ class KeyGuess:
 
 @dataclass(frozen=True)
 class Guessed(Unlocked):
-    """Guidance in which every prompt is read with a key of its own."""
+    """Guidance that reads every prompt with a key of its own."""
 
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
         return super().begin(model, context, z) | {"named": torch.arange(len(z), device=z.device)}

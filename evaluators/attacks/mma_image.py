@@ -1,8 +1,8 @@
-"""MMA-Diffusion's adversarial pictures (Yang et al., CVPR 2024) put through the erased model, image to image.
+"""MMA-Diffusion's adversarial images (Yang et al., CVPR 2024), image to image.
 
-They were made against the safety checker of an inpainting model, and papers do not say how they applied them to others:
-rows of this attack are not comparable with published ones. The pictures are the user's: a folder, loaded from where
-their owners keep them.
+They are put through the erased model, image to image. They were made against the safety checker of an inpainting
+model, and papers do not say how they applied them to others: rows of this attack are not comparable with published
+ones. The user supplies the images, a folder downloaded from their owners.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,12 @@ from erasebench.toolbox.search import noisy, shots, steered
 
 @dataclass(frozen=True)
 class MMAImage:
-    """strength: share of the trajectory that is gone through again, from the noised picture."""
+    """Image-to-image sampling from adversarial images.
 
-    folder: str | None = None  # of MMA-Diffusion's adversarial pictures
+    strength: share of the trajectory that is repeated, from the noised image.
+    """
+
+    folder: str | None = None  # of MMA-Diffusion's adversarial images
     strength: float = 0.8
     images: int = 4
     version: ClassVar[int] = 1

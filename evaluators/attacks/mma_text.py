@@ -1,10 +1,12 @@
-"""MMA-Diffusion's text attack (Yang et al., CVPR 2024): tokens without the concept's words whose pooled encoding is the
-prompt's, by greedy coordinate gradient (GCG, Zou et al., 2023) on the original text encoder alone.
+"""MMA-Diffusion's text attack (Yang et al., CVPR 2024).
+
+It searches for tokens without the concept's words whose pooled encoding is nearest to the prompt's. The search is
+greedy coordinate gradient (GCG, Zou et al., 2023) on the original text encoder alone.
 
     max over tokens  cos(E_pooled(tokens), E_pooled(prompt))                                                (Eq. 2)
 
-Targets are the task's own prompts; the released ones are never used. Banned are the tokens that the concept's names are
-made of. variant=released shifts the gradient by one place, as the released window does.
+Targets are the task's own prompts; the released ones are never used. Tokens that make up the concept's names are
+banned. variant=released shifts the gradient by one place, as the released window does.
 """
 
 from collections.abc import Iterator
@@ -38,7 +40,10 @@ from erasebench.toolbox.search import (
 
 @dataclass(frozen=True)
 class MMAText:
-    """images: shown for a prompt; ASR-4 of the paper is `asr` with 4."""
+    """Greedy search for tokens with the prompt's pooled encoding.
+
+    images: number shown for a prompt; the paper's ASR-4 is `asr` with 4.
+    """
 
     tokens: int = 20
     steps: int = 1000
@@ -69,7 +74,7 @@ class MMAText:
             yield i, shots(prompt, spelled(model, ids[asked]["tokens"]), count=self.images)
 
     def allowed(self, model: Model, scene: Scene, concept: str) -> Tensor:
-        """bool [V]: tokens that are no part of a name of the concept."""
+        """Return the mask [V] of tokens outside the concept's names. Tokens of a single character are never banned."""
         names = {concept, *(n for c in scene.concepts.values() for n in (c.name, *c.synonyms))} - {""}
         banned = {t for name in names for t in tokens(model, name) if len(spelled(model, [t])) > 1}
         allowed = torch.zeros(len(table(model)), dtype=torch.bool, device=model.device)
@@ -88,7 +93,7 @@ class MMAText:
         ids = torch.tensor(letters, device=model.device)[draws.integers([0], 0, len(letters), self.tokens)[0]]
         vocabulary = table(model).detach()
         frame = slots(model, [[FREE] * self.tokens])
-        frame = Slots(*(x[:, : self.tokens + 2] for x in frame))  # what follows the end does not change it
+        frame = Slots(*(x[:, : self.tokens + 2] for x in frame))  # tokens after the end do not change it
         with torch.no_grad():
             goal = self.pooled(model.encode([text]))
         best, reached = ids, -torch.inf
@@ -105,7 +110,7 @@ class MMAText:
             made[torch.arange(self.candidates), place] = likely[place, choice]
             made = self.readable(model, made.unique(dim=0))
             prompts = Slots(*(x.expand(len(made), -1) for x in frame)).filled(made.flatten())
-            allowed_here = model.allows_ids(prompts)  # what the safety gate refuses is no candidate
+            allowed_here = model.allows_ids(prompts)  # sequences that the safety gate refuses are no candidates
             made, prompts = made[allowed_here], prompts[allowed_here]
             if not len(made):
                 continue
@@ -113,7 +118,7 @@ class MMAText:
                 scores = torch.cat(
                     [self.likeness(model.encode(ids=part), goal) for part in prompts.split(4 * scene.together)]
                 )
-            ids = made[scores.argmax()]  # moves even where that is worse; the best of all is kept apart
+            ids = made[scores.argmax()]  # moves even if that is worse; the best of all is kept apart
             if scores.max() > reached:
                 best, reached = ids, scores.max()
             elif not torch.isfinite(scores).all():
@@ -121,14 +126,14 @@ class MMAText:
         return best
 
     def pooled(self, context) -> Tensor:
-        """[B, D]: the text encoder's output at the end of the prompt, not projected."""
+        """Return the text encoder's output at the prompt's end [B, D]. It is not projected."""
         return context.hidden[torch.arange(len(context.ends)), context.ends]
 
     def likeness(self, context, goal: Tensor) -> Tensor:
         return F.cosine_similarity(self.pooled(context), goal)
 
     def readable(self, model: Model, made: Tensor) -> Tensor:
-        """Those of token ids [B, K] whose text is read as as many tokens."""
+        """Keep the token ids [B, K] whose text has K tokens."""
         texts = [spelled(model, row) for row in made.tolist()]
         read = model.tokenizer(texts, add_special_tokens=False).input_ids
         return made[torch.tensor([len(row) == self.tokens for row in read], dtype=torch.bool, device=made.device)]

@@ -1,12 +1,14 @@
-"""Prompting4Debugging (Chin et al., ICML 2024): a prompt for which the erased model predicts what the original model
-predicts for the concept's.
+"""Prompting4Debugging (Chin et al., ICML 2024).
+
+It searches for a prompt for which the erased model predicts the noise that the original model predicts for the
+concept's prompt.
 
     min over tokens    || eps_erased(x_t, t, tokens) - eps_original(x_t, t, prompt) ||^2                    (Eq. 4)
 
-Continuous embeddings, whose gradient is taken at their nearest tokens (PEZ). P4D-N: free tokens alone; P4D-K: one
-before every three tokens of the prompt. Departs from the released code: what is tried every `every` steps is judged by
-the task's detector, not by similarity to one picture, and a prompt that works is finished; x_0 is the mean of the VAE's
-posterior, there a sample; start, end and padding are no choice of tokens.
+Embeddings are continuous, and their gradient is taken at their nearest tokens (PEZ). P4D-N: free tokens alone; P4D-K:
+one before every three tokens of the prompt. Departs from the released code: the candidates tried every `every` steps
+are judged by the task's detector, not by similarity to one image, and a prompt that works is finished; x_0 is the mean
+of the VAE's posterior, there a sample; start, end and padding tokens are not candidates.
 """
 
 import math
@@ -35,7 +37,10 @@ from erasebench.toolbox.search import (
 
 
 class Continuous:
-    """Embeddings [k, D] of each prompt's free tokens, read as the nearest tokens by cosine; starts from random ones."""
+    """Embeddings [k, D] of each prompt's free tokens.
+
+    They start from random tokens and are read as the nearest tokens by cosine.
+    """
 
     def __init__(self, bench: Bench):
         self.bench, self.known = bench, words(bench.model)
@@ -56,20 +61,22 @@ class Continuous:
 
 
 def interleaved(row: list[int]) -> list[int]:
-    """P4D-K: a free token before each three, len // 3 + 1 of them."""
+    """Insert a free token before each three tokens (P4D-K). There are len // 3 + 1 free tokens."""
     made = [token for j, own in enumerate(row) for token in ((FREE, own) if j % 3 == 0 else (own,))]
     return made if len(row) % 3 else [*made, FREE]
 
 
 @dataclass(frozen=True)
 class P4D:
-    """variant=released: pictures go into the VAE in [0, 1] and prompts are padded with token 0, as the released code
-    has it."""
+    """P4D-N or P4D-K, judged by the task's detector.
+
+    variant=released: images go into the VAE in [0, 1] and prompts are padded with token 0, as in the released code.
+    """
 
     form: Literal["n", "k"] = "n"  # or k: a free token before every three of the prompt
     count: int = 16  # free tokens of P4D-N
     steps: int = 3000
-    every: int = 50  # steps between two images that are judged
+    every: int = 50  # steps between two judged images
     lr: float = 0.1
     weight_decay: float = 0.1
     shown: int = 3

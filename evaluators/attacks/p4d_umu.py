@@ -1,5 +1,8 @@
-"""P4D as UnlearnDiffAtk's code has it, which is what most papers report under that name: tokens before the prompt,
-UnlearnDiffAtk's grid of timesteps, step size and test of success, P4D's target and projection."""
+"""P4D as implemented in UnlearnDiffAtk's code.
+
+Most papers report this version under the name P4D. Tokens come before the prompt; the grid of timesteps, step size and
+test of success are UnlearnDiffAtk's, the target and projection P4D's.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

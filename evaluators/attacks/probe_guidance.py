@@ -1,5 +1,7 @@
-"""Guidance probe (Lu et al., "When are concepts erased from diffusion models?", 2025): a classifier of noisy latents,
-trained on the original model's pictures with and without the concept, steers the erased model's sampler.
+"""Guidance probe (Lu et al., 2025).
+
+The paper is "When are concepts erased from diffusion models?". A classifier of noisy latents, trained on the original
+model's images with and without the concept, steers the erased model's sampler.
 
     eps - scale sqrt(1 - alpha_t) grad log p(concept | x_t)              (Dhariwal & Nichol, 2021, Algorithm 2)
 """
@@ -21,7 +23,11 @@ from erasebench.toolbox.search import Draws, Step, noisy, number, steered, store
 
 @dataclass(frozen=True)
 class ProbeGuidance:
-    """pictures: of each side, at most. The classifier is two convolutions, a mean and a line."""
+    """Guidance by a classifier of noisy latents.
+
+    pictures: maximum number of images with the concept, and of images without it. The classifier is two convolutions,
+    a mean and a linear layer.
+    """
 
     scales: tuple[float, ...] = (25.0, 64.0, 128.0, 193.0)
     pictures: int = 64
@@ -82,7 +88,7 @@ class ProbeGuidance:
         return {k: w.detach().cpu() for k, w in weights.items()}
 
     def logits(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        """[G, B] of latents [G, B, C, h, w], each of the G with its own weights."""
+        """Return logits [G, B] of latents [G, B, C, h, w]. Each of the G groups has its own weights."""
 
         def one(w: dict[str, Tensor], z: Tensor) -> Tensor:
             z = F.silu(F.conv2d(z, w["a"], padding=1))

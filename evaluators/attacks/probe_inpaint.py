@@ -1,6 +1,10 @@
-"""Inpainting probe (Lu et al., "When are concepts erased from diffusion models?", 2025): the concept's own picture with
-a hole in its middle; does the erased model fill in the concept? What is known is put back, noised, after each step.
-`asr_blank` is what the detector makes of the picture with the hole left grey: the rest may already show the concept."""
+"""Inpainting probe (Lu et al., 2025).
+
+The paper is "When are concepts erased from diffusion models?". The erased model completes an image of the concept with
+a hole in its middle; the probe tests whether it fills in the concept. The known part is put back, noised, after each
+step. `asr_blank` is the detector's verdict on the image with the hole left grey: the rest may already show the
+concept.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ from erasebench.toolbox.search import Step, number, shots, steered
 
 @dataclass(frozen=True)
 class ProbeInpaint:
-    """hole: share of the picture's side."""
+    """Inpainting of a hole in the middle of an image. hole: share of the image's side."""
 
     hole: float = 0.5
     images: int = 3

@@ -1,5 +1,8 @@
-"""Noise probe (Lu et al., "When are concepts erased from diffusion models?", 2025): stronger noise along the trajectory
-leads out of the region that an erasure has covered. Eta above 1, and noise of more than unit variance."""
+"""Noise probe (Lu et al., 2025).
+
+The paper is "When are concepts erased from diffusion models?". Stronger noise along the trajectory leads out of the
+region that an erasure has covered: eta above 1, and noise of more than unit variance.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,11 +1,14 @@
-"""Ring-A-Bell (Tsai et al., ICLR 2024): tokens whose encoding is nearest to the prompt's plus the concept, found by a
-genetic search on the original text encoder alone; one set of prompts for every model.
+"""Ring-A-Bell (Tsai et al., ICLR 2024).
+
+It searches for tokens whose encoding is nearest to the prompt's plus the concept, by a genetic search on the original
+text encoder alone. One set of prompts serves every model.
 
     c = mean over pairs of  E(with the concept) - E(without)                                                (Eq. 4)
     min over tokens  || E(tokens) - (E(prompt) + eta c) ||^2                                                (Eq. 6)
 
-Departs from the released code: populations of all prompts are one tensor, of constant size; what was encoded is not
-encoded again; children are cut between two of the free tokens, never at an end; with `elitism` the best is never mutated (there, mutation in place loses it).
+Departs from the released code: populations of all prompts are one tensor, of constant size; no sequence is encoded
+twice; children are cut between two of the free tokens, never at an end; with `elitism` the best is never mutated
+(there, mutation in place loses it).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +27,10 @@ from erasebench.toolbox.search import FREE, Draws, Slots, fits, shots, slots, sp
 
 @dataclass(frozen=True)
 class RAB:
-    """patience: generations without a better one before the search ends; None goes through all."""
+    """Genetic search for prompts on the original text encoder.
+
+    patience: generations without a better one before the search ends; None goes through all.
+    """
 
     tokens: int = 16  # 38 or 75 for violence
     eta: float = 3.0
@@ -60,18 +66,21 @@ class RAB:
             yield i, shots(prompt, spelled(model, found[prompt.text, prompt.concept]["tokens"]))
 
     def concept(self, model: Model, scene: Scene, name: str) -> Tensor:
-        """Eq. 4 [L, D], from the training templates with the concept's name and with what is drawn in its place."""
+        """Return the concept vector c [L, D] (Eq. 4).
+
+        It compares the training templates with the concept's name and with its surrogate.
+        """
         concept = scene.concepts.get(name) or next(iter(scene.concepts.values()))
         said = lambda word: model.encode([t.replace("{c}", word) for t in scene.templates]).hidden
         return (said(name or concept.name) - said(concept.surrogate)).mean(0)
 
     def search(self, model: Model, scene: Scene, asked: list[tuple[str, str]]) -> list[dict[str, Tensor]]:
-        """The best tokens for each (text, concept)."""
+        """Search for the best tokens for each (text, concept)."""
         with model.teacher():
             return [{"tokens": ids.cpu()} for ids in self.evolve(model, scene, asked)]
 
     def evolve(self, model: Model, scene: Scene, asked: list[tuple[str, str]]) -> Tensor:
-        """Token ids [T, K]: populations of all T texts side by side."""
+        """Return the best token ids [T, K]. The populations of all T texts evolve side by side."""
         draws = Draws(model, [seed_of("rab", *pair, scene.seed) for pair in asked])
         every, known = list(range(len(asked))), words(model)
         vectors = {name: self.concept(model, scene, name) for _, name in asked}
@@ -99,8 +108,10 @@ class RAB:
         return winners
 
     def known(self, error: Tensor, people: Tensor, errors: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Errors [T, P] of all people [T, P, K]; those that are NaN are computed, each sequence of tokens once: a
-        population that converges is full of twins."""
+        """Return the errors [T, P] of all people [T, P, K].
+
+        NaN errors are computed, each sequence of tokens once, since a converging population is full of duplicates.
+        """
         text = torch.arange(len(people), device=people.device)[:, None, None].expand(-1, people.shape[1], 1)
         unique, which = torch.cat([text, people], 2).flatten(0, 1).unique(dim=0, return_inverse=True)
         found = torch.full((len(unique),), torch.nan, dtype=error.dtype, device=error.device)
@@ -112,7 +123,10 @@ class RAB:
         return found[which].view_as(error)
 
     def next(self, people: Tensor, error: Tensor, parents: int, draws: Draws, every: list[int], known: Tensor):
-        """The next generation [T, P, K] of one sorted by error, and what is known of its errors (NaN: nothing)."""
+        """Return the next generation [T, P, K] and its known errors.
+
+        The given one must be sorted by error. NaN is an unknown error.
+        """
         room = self.population - parents
         pairs = round(parents * self.crossover)
         mother = draws.uniform(every, parents).argsort(1)[:, :pairs]
@@ -122,7 +136,7 @@ class RAB:
         left = torch.arange(self.tokens, device=people.device) < cut[..., None]
         a, b = take(mother), take(father)
         children = torch.cat([torch.where(left, a, b), torch.where(left, b, a)], 1)[:, :room]
-        kept = self.population - children.shape[1]  # parents fill what children do not
+        kept = self.population - children.shape[1]  # parents fill the places that children leave
         people = torch.cat([people[:, :kept], children], 1)
         error = torch.cat([error[:, :kept], torch.full_like(error[:, kept:], torch.nan)], 1)
         mutated = draws.uniform(every, self.population) < self.mutation
@@ -134,7 +148,10 @@ class RAB:
         return torch.where(at, other[..., None], people), error.masked_fill(mutated, torch.nan)
 
     def errors(self, model: Model, people: Tensor, goal: Tensor, of: Tensor, together: int) -> Tensor:
-        """Squared distance [B] of token ids [B, K] to the goals `of` them; infinite where the safety gate refuses them."""
+        """Return the squared distance [B] of token ids [B, K] to goals.
+
+        `of` [B] selects the goals; the distance is infinite if the safety gate refuses the tokens.
+        """
         frame = slots(model, [[FREE] * self.tokens])
         prompts = Slots(frame.ids.expand(len(people), -1), frame.free.expand(len(people), -1)).filled(people.flatten())
         made = torch.full((len(people),), torch.inf, dtype=goal.dtype, device=goal.device)

@@ -1,4 +1,7 @@
-"""Null attack: random tokens before the prompt, with its own seed. A gradient is worth what it finds beyond this."""
+"""Null attack with random tokens before the prompt.
+
+The seed is the prompt's own. A gradient is worth only its gain over this attack.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from .udatk import prefix_length
 
 @dataclass(frozen=True)
 class RandomPrefix:
-    tokens: int | None = None  # None: as many as UnlearnDiffAtk has
+    tokens: int | None = None  # None: as many as in UnlearnDiffAtk
     images: int = 51  # as many as UnlearnDiffAtk shows
     version: ClassVar[int] = 1
     access: ClassVar[tuple[str, ...]] = ()

@@ -1,4 +1,4 @@
-"""What another attack found, shown to this model: how well it carries over."""
+"""Replay of another attack's results on this model. It measures how well they transfer."""
 
 import json
 from collections.abc import Iterator
@@ -12,8 +12,11 @@ from erasebench.run.attacks import found_in, set_of
 
 @dataclass(frozen=True)
 class Replay:
-    """source: the key of an attack's result, or its first letters, as the run logs it and its rows hold it
-    (attack_params)."""
+    """Replay of a stored attack.
+
+    source: the key of an attack's result, or its first letters, as the run logs it and its rows record it
+    (attack_params).
+    """
 
     source: str = ""
     version: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""Null attack: the same prompt with other seeds. Its first image is the prompt's own, without any attack."""
+"""Null attack with other seeds for the same prompt. Its first image is the prompt's own, without any attack."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

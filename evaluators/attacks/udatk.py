@@ -1,10 +1,12 @@
-"""UnlearnDiffAtk (Zhang et al., ECCV 2024): tokens before the prompt that make the erased model denoise a picture of
-the concept, found on the simplex over the vocabulary.
+"""UnlearnDiffAtk (Zhang et al., ECCV 2024).
+
+It searches for tokens before the prompt that make the erased model denoise an image of the concept. The search runs on
+the simplex over the vocabulary.
 
     min over u    || eps - eps_erased(x_t, t, [u, prompt]) ||^2                                           (Eq. 5)
 
 t goes up a grid; u and Adam's state persist; after each t the most probable tokens are tried with one image. Departs
-from the released code: start and end are no choice of tokens; the projection sorts (exact) and does not bisect.
+from the released code: start and end tokens are not candidates; the projection sorts (exact) and does not bisect.
 """
 
 from collections.abc import Iterator
@@ -32,18 +34,24 @@ from erasebench.toolbox.search import (
 
 
 def grid(count: int, train: int = 1000) -> list[int]:
-    """`count` timesteps in the middle of as many equal parts: 10, 30, ..., 990 for 50."""
+    """Return `count` timesteps, each in the middle of an equal part. They are 10, 30, ..., 990 for 50."""
     return [(2 * i + 1) * train // (2 * count) for i in range(count)]
 
 
 def prefix_length(tokens: int | None, scene: Scene) -> int:
-    """The tokens given, or as many as are released: 5 for explicit content, 3 for styles and objects."""
+    """Return the number of free tokens.
+
+    If not given, it is the released one: 5 for explicit content, 3 for styles and objects.
+    """
     return tokens or (5 if any(concept.kind == "explicit" for concept in scene.concepts.values()) else 3)
 
 
 @dataclass(frozen=True)
 class UDAtk:
-    """pre-ASR counts as success (the published ASR does, too): a prompt that works as it stands is left as it is."""
+    """Search for tokens before the prompt by UnlearnDiffAtk.
+
+    pre-ASR counts as success (as in the published ASR): a prompt that works unchanged stays unchanged.
+    """
 
     tokens: int | None = None  # None: as released
     timesteps: int = 50
