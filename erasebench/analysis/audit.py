@@ -166,7 +166,7 @@ def whose(drawing: Mapping[str, Any], artists: Sequence[str]) -> int:
     """Return the index of the artist whose style a drawing shows.
 
     The style need not have been asked for. Returns the number of artists if no artist's hand drew anything. The i-th
-    artist draws with hand i modulo 5; of the two artists who share a hand, one prints, and the other draws like any
+    artist draws with hand i modulo 5; of two artists with the same hand, one prints, and the other draws like any
     plain drawing.
     """
     if drawing["artist"]:

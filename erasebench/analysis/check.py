@@ -98,7 +98,7 @@ def examine_evaluator(run: Run, model: Model, name: str) -> None:
     prompts: dict[str, Sequence[Prompt]] = {}
     for split in dict.fromkeys(p.split for p in run.plan.prompts):
         every = [p for p in run.plan.prompts if p.split == split]
-        prompts[split] = every[:: max(1, len(every) // IMAGE_COUNT)][:IMAGE_COUNT]  # of several concepts
+        prompts[split] = every[:: max(1, len(every) // IMAGE_COUNT)][:IMAGE_COUNT]  # spread over several concepts
     asked = {split: some for split, some in prompts.items() if split in evaluator.splits}
     draw = lambda some: model.sample([p.text for p in some], [p.seed for p in some], SAMPLER).images
     with judging.on(run.judges):

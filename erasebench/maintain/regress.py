@@ -67,7 +67,7 @@ MEASURED = ("n_valid", "value", "low", "high")
 COLUMNS = (*KEY, *EXACT, *MEASURED)  # by name, so that a new column of rows changes no golden
 CLOCKED = ("fit_seconds", "peak_memory_mb", "slowdown", "seconds_per_success")
 FOLLOWS = ("unet_calls_per_success",)  # from asr and unet_calls, which are compared
-COUNTED = ("mace_",)  # metrics that add up over images, where others are means
+COUNTED = ("mace_",)  # metrics that are sums over images, unlike the others, which are means
 DITTO = "〃"  # in a golden: same as in the line above
 
 Line = dict[str, str]  # a row's compared columns, as a row file has them
@@ -269,7 +269,7 @@ def runs_of_methods(task: str) -> dict[str, str]:
 def alone(results: Path | None) -> Iterator[Path]:
     """Provide an empty temporary store, and a folder for results.
 
-    The folder is temporary unless one is given. Meanwhile the log shows warnings only.
+    The folder is temporary unless one is given. Meanwhile the log shows only warnings and errors.
     """
     log = logging.getLogger("erasebench")
     level, before = log.level, {name: os.environ.pop(name, None) for name in ("ERASEBENCH_HOME", "ERASEBENCH_STORE")}
@@ -317,7 +317,7 @@ def rows_of(words: list[str]) -> list[Row]:
 
 
 def failure(rows: Sequence[Row]) -> str:
-    """Return the reason why a run did not finish, or ""."""
+    """Return why a run did not finish, or an empty text."""
     if not rows:
         return "it could not be carried out: see above"
     return next((row.reason or "for no reason given" for row in rows if row.status == "failed"), "")

@@ -107,7 +107,7 @@ class Table:
     """Published table beside its counterpart in the rows."""
 
     name: str
-    measured_on: str  # task and concepts of the rows; empty where there are none
+    measured_on: str  # task and concepts of the rows; empty if there are none
     is_stand_in: bool  # measured on another task, concept or number of concepts than the published one
     columns: tuple[Column, ...]
     unlabelled: tuple[str, ...]  # published methods that have no name of ours
@@ -142,7 +142,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def average_known(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the first axis [K, ...], without NaN.
+    """Return the mean over the first axis [K, ...], ignoring NaN.
 
     NaN if no value is known.
     """
@@ -187,8 +187,8 @@ def choose(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> 
     """Return the rows to compare with a table, and their stand-in status.
 
     Rows stand in if they are of another concept or another number of concepts. Rows of the published concepts, and
-    of the same number, are chosen if three methods have them; else the rows of the run's concepts that most methods
-    have, and among these those of the most concepts.
+    of the same number, are chosen if three methods have them; else the rows of the concepts that most methods share,
+    ties go to the largest number of concepts.
     """
     across = protocol.spec.get("across") or ""
     if across not in ("", "target"):

@@ -125,7 +125,7 @@ def merged(same: Sequence[Run]) -> tuple[str, Run, dict[tuple, Row]]:
 def configured(run: Run) -> bool:
     """Return whether a run has the hyperparameters of its configuration.
 
-    Either it has no parameters to tell, or its command line sets none of the method's.
+    Either `told` is empty, or its command line sets none of the method's parameters.
     """
     return not run.told or not any(word.lstrip("+").startswith("method.") for word in run.overrides)
 

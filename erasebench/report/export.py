@@ -1,6 +1,6 @@
 """Export of an erased model: a diffusers folder, or a LoRA file.
 
-The folder loads without erasebench and draws the same; the LoRA file is for methods that are one. A card beside
+The folder loads without erasebench and draws the same; a LoRA file needs a method that is one. A card beside
 either holds the measurements.
 
 python -m erasebench export results/runs/<id>.csv erased

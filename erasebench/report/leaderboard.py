@@ -550,7 +550,10 @@ def _read(
 
 
 def load(results: Path, task: str | None = None, world: str | None = None) -> tuple[list[Group], list[str]]:
-    """Return the groups of all runs, and lines for unusable files."""
+    """Return a results folder's groups of runs, and lines for unusable files.
+
+    Each unusable file has one line.
+    """
     files: dict[str, Path] = {}
     groups: dict[tuple, list[Run]] = {}
     problems: list[str] = []

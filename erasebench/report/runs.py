@@ -315,7 +315,7 @@ class Run:
 
     @cached_property
     def is_outdated(self) -> bool:
-        """Whether source code changed since the run, at the same version.
+        """Whether source code changed since its part was made, version unchanged.
 
         That is the source of the method, a judge or an attack.
         """

@@ -1,7 +1,7 @@
 """Upload of rows to Weights & Biases: one W&B run for each run, under its own id.
 
-Runs after each run (track=wandb), or for row files. Reads only row files and the sheets beside them, so a later
-upload equals that of the run itself. The rows are complete before anything is sent, and never depend on it.
+The upload follows a run (track=wandb), or sends row files. It reads only row files and the sheets beside them, so a
+later upload equals that of the run itself. The rows are complete before anything is sent, and never depend on it.
 """
 
 from __future__ import annotations
