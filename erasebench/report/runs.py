@@ -168,10 +168,9 @@ def exceeds(row: Row) -> bool:
 
 
 def breakage(rows: Iterable[Row]) -> list[str]:
-    """Return the reasons why a run of these rows is broken.
+    """Return the reasons why a run of these rows is broken; empty if none.
 
-    A run is broken if more images of a split are broken (blank, noise or repeats) than of the base's. Empty if it is
-    not.
+    A run is broken if more images of a split are broken (blank, noise or repeats) than of the base's.
 
     To every judge of concepts such images are a success, so no number of the run is evidence of forgetting.
     """

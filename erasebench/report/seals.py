@@ -1,8 +1,8 @@
 """Seals on results of re-running, as proof that this installation made them.
 
 Nobody else can write such a seal by hand. A file proves nothing to a reader on another machine without a secret that
-its writer did not have: verifications by others are shown as their word, and `python -m erasebench verify <rows>
---rerun` makes one's own.
+its writer did not have: verifications by others are shown as their word. To verify rows oneself:
+`python -m erasebench verify <rows> --rerun`.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def rerun(path: Path, rows: Sequence[Row], command: Sequence[str]) -> dict | Non
 def doubtful(run: str, rows: Sequence[Row], made: Sequence[Row]) -> list[regress.Move]:
     """Return the moves of intervals and base values.
 
-    These are claims of the rows besides their values that are not reproduced: an interval of another width, a better
+    The rows claim these besides their values, and they are not reproduced: an interval of another width, a better
     base. A value within an interval that its writer chose shows nothing.
     """
     by_key = lambda some: dict(zip(regress.keyed([*map(regress.line_of, some)], run), some, strict=True))
