@@ -1,8 +1,8 @@
-"""Can the judges be trusted? python -m erasebench audit [method=... task=...]
+"""Audit of the judges: python -m erasebench audit [method=... task=...]
 
-Without arguments: every judge of the embedded world against the drawn truth of the shipped drawings. With runs (any
-command line of `python -m erasebench`): agreement of the first and the second opinion on their images (Cohen's kappa),
-and the methods' places at every threshold, where the judge has one.
+Without arguments: compares every judge of the embedded world with the drawn truth of the shipped drawings. With runs
+(any command line of `python -m erasebench`): reports the agreement of the first and the second opinion on their images
+(Cohen's kappa), and ranks the methods at every threshold if the judge has one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class Against:
-    """One judge's verdicts beside the truth, bool [N]."""
+    """Verdicts of one judge beside the truth, bool [N]."""
 
     judge: str
     question: str
@@ -46,7 +46,7 @@ class Against:
 
 
 def rate(values: np.ndarray) -> str:
-    """0.98 [0.95, 0.99] n=200"""
+    """Return a rate with its interval and count: "0.980 [0.950, 0.990] n=200"."""
     if not len(values):
         return "no case"
     low, high = stats.wilson(int(values.sum()), len(values))
@@ -54,14 +54,14 @@ def rate(values: np.ndarray) -> str:
 
 
 def kappa(a: np.ndarray, b: np.ndarray) -> float:
-    """Cohen's kappa (1960) of two verdicts [N]; NaN where both always say the same one thing."""
+    """Return Cohen's kappa (1960) of two verdicts [N]. NaN if both always give the same single verdict."""
     agree = (a == b).mean()
     chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
     return float((agree - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
 class Drawings:
-    """The drawings that ship with the embedded world, and what is known of each."""
+    """Drawings that ship with the embedded world, and their ground truth."""
 
     def __init__(self) -> None:
         import torch
@@ -79,12 +79,12 @@ class Drawings:
         return Scored(self.prompts, arrays, np.zeros(len(self.truth), bool))
 
     def ask(self, question: Callable[[Mapping[str, Any]], Any]) -> np.ndarray:
-        """What is true of each drawing."""
+        """Return the answer to `question` for each drawing."""
         return np.array([question(drawing) for drawing in self.truth])
 
 
 def drawn_truth() -> list[Against]:
-    """Every judge of the embedded world on the drawings that ship with it."""
+    """Compare every judge of the embedded world with the shipped drawings."""
     drawings = Drawings()
     made = [compare_objects(drawings), *compare_hazards(drawings), *compare_identity(drawings)]
     made += [compare_artists(drawings), compare_backgrounds(drawings)]
@@ -151,7 +151,7 @@ def compare_backgrounds(drawings: Drawings) -> Against:
 
 
 def compare_yolo(drawings: Drawings) -> Against:
-    """Raises ErasebenchError where YOLO is not installed."""
+    """Compare YOLO with the drawings. Raises ErasebenchError if YOLO is not installed."""
     from ..evaluators.yolo import Yolo
 
     judge = Yolo()
@@ -163,8 +163,12 @@ def compare_yolo(drawings: Drawings) -> Against:
 
 
 def whose(drawing: Mapping[str, Any], artists: Sequence[str]) -> int:
-    """The artist whose way of drawing a picture shows, asked for or not; their number where no hand drew anything.
-    The i-th draws with hand i modulo 5; of the two who share a hand one prints, the other draws as any plain picture."""
+    """Return the index of the artist whose style a drawing shows.
+
+    The style need not have been asked for. Returns the number of artists if no artist's hand drew anything. The i-th
+    artist draws with hand i modulo 5; of two artists with the same hand, one prints, and the other draws like any
+    plain drawing.
+    """
     if drawing["artist"]:
         return artists.index(drawing["artist"])
     plain = (i for i in range(len(artists)) if i % 5 == drawing["hand"] and (i % 5 + i // 5) % 2 == 0)
@@ -176,17 +180,24 @@ def whose(drawing: Mapping[str, Any], artists: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Opinions:
-    """One run's target images: the first judge's score of each (higher: shows the concept), and both verdicts."""
+    """Verdicts of both judges on the target images of one run.
+
+    `scores` holds the first judge's score of each image (higher: shows the concept).
+    """
 
     method: str
     scores: np.ndarray
     first: np.ndarray
     second: np.ndarray | None
-    broken: str = ""  # why the run is
+    broken: str = ""  # reason why the run is broken
 
 
 def opinions(run: Run) -> Opinions | None:
-    """None where no evaluator of the run says of an image whether it shows the concept (DecidesSuccess)."""
+    """Make a run and return both judges' verdicts on its target images.
+
+    Returns None if no evaluator of the run decides whether an image shows the concept (DecidesSuccess). Raises
+    ErasebenchError if the method failed or no target image has a verdict.
+    """
     rows = execute(run)
     if any(row.status == "failed" for row in rows):
         raise ErasebenchError(f"method {run.method} failed: nothing to audit")
@@ -210,8 +221,10 @@ def opinions(run: Run) -> Opinions | None:
 
 
 def places(found: Sequence[Opinions]) -> list[list[str]]:
-    """A line for each threshold: the methods from the one that shows the concept least, with the share of images; none
-    that is broken."""
+    """Return a line for each threshold that ranks the methods.
+
+    The method that shows the concept least comes first, each with its share of images. Broken runs are left out.
+    """
     lines = []
     for threshold in THRESHOLDS:
         shares = sorted(((o.scores >= threshold).mean(), o.method) for o in found if not o.broken)

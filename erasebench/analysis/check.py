@@ -1,4 +1,4 @@
-"""Conformance: runs a plugin through the contract on a base model, and says which clauses hold and which do not.
+"""Conformance check of a plugin against its contract on a base model; reports each clause as kept or broken.
 
 python -m erasebench check method=uce
 python -m erasebench check --config-dir my/conf method=mine
@@ -30,11 +30,11 @@ from ..run import judging
 from ..run.session import reason_to_skip
 from ..run.specification import Run
 
-PROMPT_COUNT, IMAGE_COUNT = 3, 6  # of a method's and an attack's prompts; of an evaluator's images of a split
+PROMPT_COUNT, IMAGE_COUNT = 3, 6  # prompts for methods and attacks; images per split for evaluators
 
 
 def check(eraser: Eraser, model: Model, brief: Brief, prompts: Sequence[str]) -> list[Finding]:
-    """Every clause of a method's contract."""
+    """Examine every clause of a method's contract."""
     with tempfile.TemporaryDirectory() as folder:
         return examine(of_methods.Method(eraser, model, brief, prompts, Path(folder)), of_methods.CLAUSES)
 
@@ -42,14 +42,17 @@ def check(eraser: Eraser, model: Model, brief: Brief, prompts: Sequence[str]) ->
 def check_evaluator(
     evaluator: Evaluator, prompts: dict[str, Sequence[Prompt]], images: dict[str, Tensor]
 ) -> list[Finding]:
-    """Every clause of an evaluator's contract, on images [N, H, W, 3] of each split's prompts."""
+    """Examine every clause of an evaluator's contract.
+
+    `images` holds the images [N, H, W, 3] of each split's prompts.
+    """
     return examine(of_evaluators.Judging(evaluator, prompts, images), of_evaluators.CLAUSES)
 
 
 def check_attack(
     attack: Attack, model: Model, prompts: Sequence[Prompt], brief: Brief, erases: bool = False
 ) -> list[Finding]:
-    """Every clause of an attack's contract, on a model that is erased if `erases`."""
+    """Examine every clause of an attack's contract. The model is erased if `erases`."""
     with tempfile.TemporaryDirectory() as folder:
         return examine(
             of_attacks.Attacking(attack, model, prompts, brief, Path(folder), erases), of_attacks.CLAUSES
@@ -57,7 +60,7 @@ def check_attack(
 
 
 def report(name: str, run: Run, plugin: Any, findings: Sequence[Finding]) -> None:
-    """Print the findings. Raises ErasebenchError where a clause is broken."""
+    """Print the findings. Raises ErasebenchError if a clause is broken."""
     print(f"{name} on {run.source.name}: {type(plugin).__module__}.{type(plugin).__name__}")
     for clause, problem in findings:
         print(f"  {'FAIL' if problem else 'ok  '}  {clause}{': ' + problem if problem else ''}")
@@ -74,7 +77,7 @@ def brief_of(run: Run) -> Brief:
 
 
 def refuse_unfit(name: str, plugin: Any, run: Run, model: Model) -> None:
-    """Raises ErasebenchError for a plugin that skips this model: its clauses would say nothing."""
+    """Raise ErasebenchError if the plugin skips this model: its clauses would say nothing."""
     if reason := reason_to_skip(plugin, model):
         raise ErasebenchError(f"{name} does not fit {run.source.name}: {reason}")
 
@@ -95,7 +98,7 @@ def examine_evaluator(run: Run, model: Model, name: str) -> None:
     prompts: dict[str, Sequence[Prompt]] = {}
     for split in dict.fromkeys(p.split for p in run.plan.prompts):
         every = [p for p in run.plan.prompts if p.split == split]
-        prompts[split] = every[:: max(1, len(every) // IMAGE_COUNT)][:IMAGE_COUNT]  # of several concepts
+        prompts[split] = every[:: max(1, len(every) // IMAGE_COUNT)][:IMAGE_COUNT]  # spread over several concepts
     asked = {split: some for split, some in prompts.items() if split in evaluator.splits}
     draw = lambda some: model.sample([p.text for p in some], [p.seed for p in some], SAMPLER).images
     with judging.on(run.judges):
@@ -115,7 +118,7 @@ def examine_attack(run: Run, model: Model, name: str) -> None:
 
 
 def job(run: Run, evaluators: Sequence[str] = ()) -> list[Row]:
-    """Examine the evaluators that are named, else the attacks, else the method."""
+    """Examine the named evaluators, else the attacks, else the method."""
     model = Model.load(run.source, run.device, run.plan.explicit)
     for name in evaluators:
         examine_evaluator(run, model, name)
@@ -127,7 +130,7 @@ def job(run: Run, evaluators: Sequence[str] = ()) -> list[Row]:
 
 
 def main(words: Sequence[str]) -> int:
-    """The command's exit code. evaluator= is no option of a run, whose task says which evaluators there are."""
+    """Return the command's exit code. evaluator= is not an option of a run: the task defines its evaluators."""
     named = [word.partition("=")[2] for word in words if word.startswith("evaluator=")]
     names = [name.strip() for value in named for name in value.strip("[]").split(",")]
     return config.main(partial(job, evaluators=names), [word for word in words if not word.startswith("evaluator=")])

@@ -1,12 +1,14 @@
-"""Two methods on the same task, paired: python -m erasebench compare method=uce,mace task=celebrity n=100
+"""Paired comparison of two methods on one task: python -m erasebench compare method=uce,mace task=celebrity n=100
 
-Both were shown the same prompts with the same seeds, so the difference is resampled in pairs: concepts first, then
+Both methods get the same prompts with the same seeds, so the difference is resampled in pairs: concepts first, then
 images within them, the same draw for both. Runs that are not in the store are made.
 
-Over several targets, python -m erasebench compare method=ap method.search=random,gumbel target=cat,dog,horse,ship,truck,
-the targets are what is paired: mean difference, bootstrap over targets, exact sign-flip test.
+Over several targets, pairs are formed by target: mean difference, bootstrap over targets, exact sign-flip test.
 
-Written to <results>/comparisons/<first>-vs-<second>-<hash>.csv, which python -m erasebench leaderboard shows.
+python -m erasebench compare method=ap method.search=random,gumbel target=cat,dog,horse,ship,truck
+
+The result is written to <results>/comparisons/<first>-vs-<second>-<hash>.csv, and python -m erasebench leaderboard
+shows it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from ..store.local import Store, digest
 
 
 class Compared(NamedTuple):
-    """The rows of both runs, and metrics of the second whose `base_value` and change are against the first."""
+    """Rows of two runs, and metrics of the second against the first.
+
+    `base_value` and the change of each metric refer to the first run.
+    """
 
     first: Measured
     second: Measured
@@ -43,8 +48,11 @@ class Compared(NamedTuple):
 
 
 def compare(first: Run, second: Run) -> Compared:
-    """Both runs, made if they are not in the store, and what is between them.
-    Raises ErasebenchError for runs that were not shown the same prompts."""
+    """Return both runs and the metrics that compare them.
+
+    Runs that are not in the store are made. Raises ErasebenchError if the runs do not share prompts and sampler, or
+    if a method failed.
+    """
     if first.plan.prompts != second.plan.prompts or first.sampler != second.sampler:
         raise ErasebenchError("the two runs were not shown the same prompts: compare methods on one task")
     sides, measured = [], []
@@ -62,15 +70,17 @@ def compare(first: Run, second: Run) -> Compared:
                     {split: score(session, evaluator, shards, split) for split in evaluator.splits}
                     for shards in (made, originals)
                 )
-                with suppress(Undrawn):  # of the base, alike for both sides
+                with suppress(Undrawn):  # depends on the base alone, so it is alike for both sides
                     measures += evaluator.measure(ours, base)
         measured.append(measures)
     return Compared(*told_apart(sides), summarize(measured[1], measured[0]))
 
 
 def pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs of one plan belong together, in the order in which they were asked for.
-    Raises ErasebenchError where a plan has not exactly two."""
+    """Pair the two runs of each plan, in the order requested.
+
+    Raises ErasebenchError if a plan does not have exactly two runs.
+    """
     plans = {}
     for run in runs:
         plans.setdefault((run.plan.task, run.target, run.plan.prompts), []).append(run)
@@ -82,7 +92,10 @@ def pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 
 def names(first: Run, second: Run) -> tuple[str, str]:
-    """What each is called: its method, or, of one method, what it was given otherwise."""
+    """Return a label for each side of a comparison.
+
+    A label is the method, or, if both runs share it, the hyperparameters that differ.
+    """
     if first.method != second.method:
         return first.method, second.method
     ours, theirs = asdict(first.eraser), asdict(second.eraser)
@@ -92,9 +105,12 @@ def names(first: Run, second: Run) -> tuple[str, str]:
 
 
 def over_targets(found: Sequence[Sequence[Metric]], resamples: int = 10000) -> list[Metric]:
-    """One metric for every name that all targets have: means of both sides over targets; the interval of the difference
-    by a bootstrap over targets, p by flipping the signs of their differences in every way (beyond 16 targets, in 65,536),
-    and n over all."""
+    """Return one metric for each name that all targets have.
+
+    Its values are the means of both sides over targets. The interval of the difference is a bootstrap over targets,
+    p comes from flipping the signs of the targets' differences in every way (in 65,536 random ways if there are more
+    than 16 targets), and n is the sum over all targets.
+    """
     made = []
     for metric in found[0]:
         same = [m for some in found for m in some if (m.name, m.split) == (metric.name, metric.split)]
@@ -117,7 +133,10 @@ def over_targets(found: Sequence[Sequence[Metric]], resamples: int = 10000) -> l
 
 
 def differences(paired: Sequence[tuple[Run, Run]], each: Sequence[Compared]) -> list[rows.Difference]:
-    """What both sides have a value of, as it is written; one pair of runs for each target."""
+    """Return the differences of metrics with a value on both sides.
+
+    They are written to the comparison's file. `paired` and `each` have one entry for each target.
+    """
     several = len(each) > 1
     head = each[0].first.head
     joined = lambda runs: " ".join(dict.fromkeys(run.head.run_id for run in runs))
@@ -153,7 +172,7 @@ def differences(paired: Sequence[tuple[Run, Run]], each: Sequence[Compared]) -> 
 
 
 def place(paired: Sequence[tuple[Run, Run]]) -> Path:
-    """The file of a comparison: the same for the same runs."""
+    """Return the file of a comparison: the same for the same runs."""
     which = digest([[side.identity() for side in pair] for pair in paired])[:10]
     name = "-vs-".join(map(slug, names(*paired[0])))
     return paired[0][0].results / "comparisons" / f"{name}-{which}.csv"
@@ -166,7 +185,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def report(runs: Sequence[Run]) -> int:
-    """Compares, writes the comparison and prints it; the exit status."""
+    """Compare, write the comparison and print it; returns the exit status."""
     try:
         paired = pairs(runs)
     except ErasebenchError as error:
@@ -188,13 +207,16 @@ def report(runs: Sequence[Run]) -> int:
 
 
 def flaws(each: Sequence[Compared]) -> list[str]:
-    """A line for each broken run: no difference speaks for it."""
+    """Return a line for each broken run: its differences are no evidence in its favour."""
     runs = {run.head.run_id: run for compared in each for run in (compared.first, compared.second)}
     return [f"broken, not ranked: {run.label}: {'; '.join(run.broken)}" for run in runs.values() if run.broken]
 
 
 def line(found: rows.Difference) -> str:
-    """One metric: both values, the difference with its interval, a star where that does not hold 0."""
+    """Format one metric: both values and the difference with its interval.
+
+    A star marks an interval that does not contain 0.
+    """
     text = f"{found.metric:18}{found.first:12.3f} {found.second:12.3f}   {found.difference:+.3f}"
     if found.change_low is not None:
         sure = "" if found.change_low <= 0 <= found.change_high else " *"

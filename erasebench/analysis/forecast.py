@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: `dry_run=true` on any command line, for a sweep or an experiment too."""
+"""Forecast of a run without making it: `dry_run=true` on any command line, sweeps and experiments included."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from ..store.local import Store, digest
 
 @dataclass(frozen=True)
 class Planned:
-    """A run's images by shard key (digest -> how many, whether they are in the store), U-Net evaluations of single
-    latents for each, whether its fit is still to do, what weights are missing, its judges with their licences, and the rate that is
-    assumed of it: evaluations a second, of what."""
+    """Forecast of one run.
+
+    images: shard key's digest -> (number of images, whether they are in the store); per_image: U-Net evaluations of
+    single latents for each image; fit: whether the fit is still to do; missing: weights, files and packages that are
+    missing; judges: judge -> its licence; rate: assumed evaluations a second; of: source of that rate.
+    """
 
     name: str
     images: dict[str, tuple[int, bool]]
@@ -70,7 +73,10 @@ def planned(run: Run) -> Planned:
 
 
 def absent(*plugins: Any) -> list[str]:
-    """What plugins need and this machine has not, each with how to get it."""
+    """Return the plugins' needs that this machine lacks.
+
+    Each line says how to get one.
+    """
     fate = lambda need: "it will be downloaded from" if need.fetch else "get it:"
     return [
         f"{need.what}{need.size} is not on this machine: {fate(need)} {need.how}"
@@ -80,7 +86,10 @@ def absent(*plugins: Any) -> list[str]:
 
 
 def identities(run: Run) -> tuple[dict, dict, str]:
-    """`image_identities`, and why they are not known: then stand-ins, of the base by its name, tell runs apart."""
+    """Return `image_identities`, and the reason why they are unknown, if they are.
+
+    Unknown identities are replaced by stand-ins that tell runs apart: the base is identified by its name.
+    """
     try:
         weights_present(run.source)
         return *image_identities(run), ""
@@ -91,7 +100,7 @@ def identities(run: Run) -> tuple[dict, dict, str]:
 
 
 def weights_present(source: Source) -> None:
-    """Raises ErasebenchError where a run would have to download the model first, or could not load it."""
+    """Raise ErasebenchError unless a run can load the model without downloading."""
     if source.path:
         source.check()
         return
@@ -107,8 +116,11 @@ def tell(runs: Sequence[Run], uncounted: Sequence[tuple[str, str, str]], rate: f
 
 
 def report(plans: Sequence[Planned], uncounted: Sequence[tuple[str, str, str]], rate: float | None) -> str:
-    """A line for each run, and for each whose prompts are not here (task, model, why); images that several runs share (the originals) are
-    counted once in the sum. Without a `rate` each run's own is assumed."""
+    """Return the forecast as text: a line for each run, then the sum.
+
+    Each of `uncounted`, runs whose prompts are not on this machine (task, model, why), has a line too. Images that
+    several runs share (the originals) count once in the sum. Without a `rate`, each run's own is assumed.
+    """
     lines, every = [], {}
     for plan in plans:
         to_make = {key: n for key, (n, there) in plan.images.items() if not there}

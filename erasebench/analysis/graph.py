@@ -1,16 +1,17 @@
-"""The concept graph: erase each concept in turn, measure how far every other moved, and test what the slides claim of it.
+"""The concept graph: how far erasing each concept moves every other one.
 
 python -m erasebench graph -m method=uce task=object target=airplane,bird,cat,dog,ship
 
-A cell of the matrix is the change of one concept's noise predictions when another is erased (`inspect.change`), in units
-of what that concept says, over the same noise for all. Two claims, each with a number:
+A cell of the matrix is the change of one concept's noise predictions when another is erased (`moved.change`), in units
+of that concept's own signal (the distance of its predictions from those without a prompt), over the same noise for all.
+Two claims of the slides are tested, each with a number:
 
-locality    what is near moves more: mean over the erased concepts of the rank correlation between distance (of whole
+locality    near concepts move more: mean over the erased concepts of the rank correlation between distance (of whole
             text encodings) and change, with its 95 % interval over erased concepts (bootstrap); claimed negative
-asymmetry   mean |a_ij - a_ji| / (a_ij + a_ji) over pairs that were erased both ways, beside what two draws of the noise
-            differ by, mean |a_ij - b_ij| / (a_ij + b_ij); claimed far above it
+asymmetry   mean |a_ij - a_ji| / (a_ij + a_ji) over pairs that were erased both ways, beside the difference between two
+            draws of the noise, mean |a_ij - b_ij| / (a_ij + b_ij); claimed far above it
 
-Written to <results>/concept_graph_<method>.csv, and drawn where matplotlib is installed.
+Written to <results>/concept_graph_<method>.csv, and drawn if matplotlib is installed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ log = logging.getLogger("erasebench")
 
 
 class Edge(NamedTuple):
-    """What erasing `erased` did to `other`: its change over one draw of the noise and over another, and how far it is."""
+    """Effect of erasing `erased` on `other`.
+
+    Holds the change of `other` over one draw of the noise and over another, and its distance from `erased`.
+    """
 
     erased: str
     other: str
@@ -50,14 +54,14 @@ class Edge(NamedTuple):
 
 @torch.no_grad()
 def edges(model: Model, erased: str, others: list[str], draws: int = 16) -> list[Edge]:
-    """Of the model as changed by erasing one concept."""
+    """Return the edges from one erased concept to others. `model` is changed by the erasure."""
     far = vocabulary.distances(model, others, erased).tolist()
     changes = [_changes(model, others, seed, draws).tolist() for seed in (0, 1)]
     return [Edge(erased, *values) for values in zip(others, *changes, far, strict=True)]
 
 
 def _changes(model: Model, texts: list[str], seed: int, draws: int) -> Tensor:
-    """How far each text moved, in units of what it says."""
+    """Return each text's change, in units of its own signal [N]."""
     generator = torch.Generator().manual_seed(seed)
     z = model.noise(torch.randint(2**31, (draws,), generator=generator).tolist())
     t = torch.randint(len(model.alphas_cumprod), (draws,), generator=generator).to(z.device)
@@ -68,13 +72,13 @@ def _changes(model: Model, texts: list[str], seed: int, draws: int) -> Tensor:
 
 
 def correlation(x: list[float], y: list[float]) -> float:
-    """Spearman's, of numbers without ties."""
+    """Return Spearman's rank correlation of numbers without ties."""
     rank = lambda values: np.argsort(np.argsort(values))
     return float(np.corrcoef(rank(x), rank(y))[0, 1])
 
 
 def locality(found: list[Edge], resamples: int = 2000) -> tuple[float, float, float]:
-    """(mean rank correlation of distance and change, low, high)"""
+    """Return (mean rank correlation of distance and change, low, high)."""
     names = dict.fromkeys(edge.erased for edge in found)
     own = [[e for e in found if e.erased == name and e.other != name] for name in names]
     each = np.array([correlation([e.distance for e in some], [e.change for e in some]) for some in own])
@@ -83,7 +87,10 @@ def locality(found: list[Edge], resamples: int = 2000) -> tuple[float, float, fl
 
 
 def asymmetry(found: list[Edge]) -> tuple[float, float] | None:
-    """(of pairs erased both ways, of two draws of the noise), or None without such a pair"""
+    """Return (asymmetry of pairs, asymmetry of two noise draws).
+
+    The pairs are concepts that were erased both ways. Returns None if there is no such pair.
+    """
     cell = {(e.erased, e.other): e for e in found}
     pairs = [(e, cell[j, i]) for (i, j), e in cell.items() if i < j and (j, i) in cell]
     if not pairs:
@@ -94,7 +101,7 @@ def asymmetry(found: list[Edge]) -> tuple[float, float] | None:
 
 
 def draw(found: list[Edge], path: Path) -> None:
-    """The matrix, and change against distance."""
+    """Draw the matrix, and change against distance."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,7 +126,7 @@ def draw(found: list[Edge], path: Path) -> None:
 
 
 def report(method: str, found: list[Edge], results: Path) -> str:
-    """Write the edges and the drawing; the two claims in words."""
+    """Write the edges and the drawing; returns the two claims in words."""
     check_writable(results)
     path = results / f"concept_graph_{method}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:

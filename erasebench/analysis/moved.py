@@ -1,11 +1,11 @@
-"""What did an erasure move that nobody asked for? Ranks a world's words by how far their noise predictions moved.
+"""Side effects of an erasure: ranks a world's words by how far their noise predictions moved.
 
 python -m erasebench moved method=uce target=cat
 python -m erasebench moved method=checkpoint method.path=/somebody/elses/model target=cat
 
-A word's change is E |eps_changed(z, t, word) - eps(z, t, word)|^2 over pure noise at random t, in units of what the
-words say on average, the mean over all of them of E |eps(z, t, word) - eps(z, t, "")|^2 (in units of what it says itself,
-words that say nothing would come first). All words are tried on two draws of the noise, the quarter that moved most on
+A word's change is E |eps_changed(z, t, word) - eps(z, t, word)|^2 over pure noise at random t. Its unit is the words'
+average signal, the mean over all of them of E |eps(z, t, word) - eps(z, t, "")|^2 (in units of a word's own signal,
+words with hardly any would come first). All words are tried on two draws of the noise, the quarter that moved most on
 twice as many, and so on: N words cost about 8 N U-Net evaluations.
 """
 
@@ -30,7 +30,10 @@ SHOWN = 20
 
 @torch.no_grad()
 def moved(model: Model, texts: Sequence[str], last: int = SHOWN, draws: int = 2, seed: int = 0) -> dict[str, float]:
-    """text -> change, the `last` that moved most, the most first. `model` is changed; its teacher is the base."""
+    """Return text -> change for the `last` texts that moved most.
+
+    The largest change comes first. `model` is changed; its teacher is the base.
+    """
     left, generator, batch, unit = list(dict.fromkeys(texts)), torch.Generator().manual_seed(seed), 64, None
     while True:
         seen: list[Tensor] = []
@@ -42,7 +45,7 @@ def moved(model: Model, texts: Sequence[str], last: int = SHOWN, draws: int = 2,
         for i in range(0, len(left), per):
             seen.append(change(model, left[i : i + per], z, t, empty))
         far, said = torch.cat(seen, 1)
-        unit = said.mean() if unit is None else unit  # of all words, not of those that are left
+        unit = said.mean() if unit is None else unit  # over all words, not only the remaining ones
         found = dict(zip(left, (far / unit).tolist(), strict=True))
         left = sorted(found, key=found.get, reverse=True)[: max(last, len(left) // 4)]
         if len(left) == len(found) or len(left) <= last:
@@ -51,8 +54,12 @@ def moved(model: Model, texts: Sequence[str], last: int = SHOWN, draws: int = 2,
 
 
 def change(model: Model, texts: Sequence[str], z: Tensor, t: Tensor, empty: Tensor) -> Tensor:
-    """How far the predictions of each text moved, and how far the base's are from those without a prompt, `empty`: mean
-    squares [2, N] over the same noise z [n, C, h, w] at t [n]."""
+    """Return each text's change, and the base's own signal.
+
+    The change is the distance of the predictions from the base's, and the signal is the distance of the base's
+    predictions from those without a prompt, `empty`. Both are mean squares [2, N] over the same noise z [n, C, h, w]
+    at t [n].
+    """
     count = len(texts)
     many = lambda x: x.repeat(count, *[1] * (x.ndim - 1))
     spread = lambda context: join(*(context.select(slice(i, i + 1)).repeat(len(z)) for i in range(count)))
@@ -67,9 +74,9 @@ def job(run: Run) -> list[Row]:
     session, brief = Session(run, Store()), run.plan.brief
     try:
         model = session.erased()
-        # a world's vocabulary, and the names that its task keeps; what was asked for is shown, and marked
+        # a world's vocabulary, and the names that its task keeps; the erased concepts are shown too, and marked
         known = vocabulary.words(model, replace(brief, concepts=()), "captions" if brief.captions else "tokenizer")
-        # by its synonyms too, which the brief does not tell; by its word where it is known by pictures
+        # synonyms included, which the brief hides, and the word of a concept that is given by reference images
         asked = {text for c in (*brief.concepts, *run.plan.concepts) for text in (c.name, *c.synonyms)}
         ranked = moved(model, [*asked, *known, *brief.preserved], SHOWN + len(asked))
     finally:

@@ -1,14 +1,16 @@
-"""A plan on paper: how long a sweep takes on so many GPUs, and on what.
+"""Schedule of a sweep on paper: its duration on GPUs, and its costs.
 
     python -m erasebench schedule experiment=everything gpus=8 rate=1000
     python -m erasebench schedule -m method=none,uce,esd task=object target=airplane gpus=2 rate=900
 
-Any command line of `python -m erasebench`; nothing runs. Fits, shards of images, their scores and attacks are jobs that wait for
-each other; what several runs share is one job, and what the store holds is none. A worker that is free takes, of the jobs that are
-ready for the model it holds, or else of all, that with the longest way to the end (list scheduling, critical path first).
-`rate` is measured (`make bench`): evaluations of single latents by the U-Net that one GPU does in a second. What a fit or an attack
-takes, it says itself (`fit_cost`, `attack_cost`). What else a plan rests on stands in conf/plan.yaml, and any number of that can be
-given too: backward=1 judges.clip=0.01.
+Takes any command line of `python -m erasebench`; nothing runs. Fits, shards of images, their scores and attacks are
+jobs that wait for each other. Work that several runs share is one job, and work that the store already holds is none.
+A free worker takes a ready job for the model that it holds, or else any ready job, and among these the one with the
+longest way to the end (list scheduling, critical path first).
+
+`rate` is measured (`make bench`): evaluations of single latents by the U-Net that one GPU does in a second. Fits and
+attacks declare their own costs (`fit_cost`, `attack_cost`). All other assumptions of a plan are in conf/plan.yaml,
+and any number in it can be given too: backward=1 judges.clip=0.01.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ Absent = tuple[str, str, str]  # task, model, why its prompts are not here
 
 @dataclass(frozen=True)
 class Job:
-    """So many seconds of one worker, once all of `after` are done, with `model`, if any, in its memory."""
+    """Work that takes one worker `seconds`.
+
+    It starts once all of `after` are done, with `model`, if any, in the worker's memory.
+    """
 
     name: str
     seconds: float
@@ -59,12 +64,16 @@ class Job:
     model: str = ""
     kind: str = ""
     method: str = ""
-    run: int = 0  # the first that needs it
+    run: int = 0  # number of the first run that needs it
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Seconds until the last job is done, of all workers at jobs and loading models, and of the longest chain of jobs."""
+    """Durations of a schedule, in seconds.
+
+    makespan: until the last job is done; busy: of all workers at jobs; loading: of all workers loading models;
+    chain: of the longest chain of jobs.
+    """
 
     makespan: float
     busy: float
@@ -73,8 +82,11 @@ class Schedule:
 
 
 def schedule(jobs: Sequence[Job], gpus: int, load: float = 0.0) -> Schedule:
-    """List scheduling of jobs, each listed after all that it waits for; what is not listed is done. `load`: seconds until a
-    worker holds another model."""
+    """Schedule jobs on workers by list scheduling, critical path first.
+
+    Each job is listed after all jobs that it waits for; a job that is not listed counts as done. `load` is the
+    number of seconds until a worker holds another model.
+    """
     number = {job.name: i for i, job in enumerate(jobs)}
     waits = [[number[name] for name in job.after if name in number] for job in jobs]
     to_end, then = [job.seconds for job in jobs], [[] for _ in jobs]
@@ -110,7 +122,10 @@ def schedule(jobs: Sequence[Job], gpus: int, load: float = 0.0) -> Schedule:
 
 
 def seconds(cost: FitCost, costs: Costs) -> float:
-    """Of evaluations without and with a gradient, and of the rest."""
+    """Return the duration of a fit or a search.
+
+    Adds up evaluations without and with a gradient, and the rest.
+    """
     return (cost.forward + (1 + costs["backward"]) * cost.gradient) / costs["rate"] + cost.seconds
 
 
@@ -120,8 +135,11 @@ def of(table: Mapping[Any, Any], name: Any) -> Any:
 
 @dataclass
 class Planned:
-    """Jobs by name, each after all that it waits for; how many images they leave in the store, by their side in pixels; number
-    and bytes of such images that it holds; methods and attacks of which no cost is known."""
+    """Jobs of a plan by name, each listed after its prerequisites.
+
+    images: side in pixels -> number of images that the jobs leave in the store; there: number and bytes of such
+    images that the store holds already; unknown: methods and attacks without a known cost.
+    """
 
     jobs: dict[str, Job] = field(default_factory=dict)
     images: Counter = field(default_factory=Counter)
@@ -137,7 +155,7 @@ def planned(runs: Sequence[Run], costs: Costs) -> Planned:
 
 
 def fit_cost(run: Run, costs: Costs) -> FitCost:
-    """What the run's fit takes; nothing where that is not known."""
+    """Return the cost of the run's fit, zero if unknown."""
     if not isinstance(run.eraser, HasFitCost):
         return FitCost()
     concepts = run.plan.concepts
@@ -146,7 +164,7 @@ def fit_cost(run: Run, costs: Costs) -> FitCost:
 
 
 def attack_cost(run: Run, attack: Attack, prompts: Sequence[Prompt]) -> AttackCost:
-    """What an attack on these prompts takes; nothing where that is not known. Explicit content is one concept."""
+    """Return the cost of an attack on these prompts, zero if unknown. Explicit content is one concept."""
     if not isinstance(attack, HasAttackCost):
         return AttackCost(SearchCost())
     return attack.attack_cost(len(prompts), 1 if run.plan.explicit else len({prompt.concept for prompt in prompts}))
@@ -250,7 +268,10 @@ class RunJobs:
 
 
 def report(runs: Sequence[Run], absent: Sequence[Absent], costs: Costs) -> list[str]:
-    """Makespan, GPU hours, size of the store, what dominates, and what is not measured."""
+    """Return a plan's makespan, GPU hours, store size and dominant costs.
+
+    The last lines name the numbers that are not measured.
+    """
     made, gpus, start, load = planned(runs, costs), costs["gpus"], costs["start"], costs["load"]
     jobs, of_run, there = list(made.jobs.values()), defaultdict(list), made.there
     for job in jobs:
@@ -296,7 +317,10 @@ def report(runs: Sequence[Run], absent: Sequence[Absent], costs: Costs) -> list[
 
 
 def given(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The costs, with the numbers of a command line, and its other words. Raises ErasebenchError for what makes no plan."""
+    """Return the costs with a command line's numbers, and its other words.
+
+    Raises ErasebenchError if the numbers make no plan.
+    """
     costs, others = yaml.safe_load(COSTS.read_text(encoding="utf-8")), []
     for word in words:
         name, _, text = word.partition("=")
@@ -327,8 +351,10 @@ def given(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def composed(words: Sequence[str], published: Mapping[str, float]) -> tuple[list[Run], list[Absent], int]:
-    """Runs of a command line, which of their prompts are not here, and the exit code. So many lines as were `published` stand in
-    for a file that is not here."""
+    """Return a command line's runs, runs without prompts, and exit code.
+
+    For a prompt file that is missing, a file with the `published` number of lines stands in.
+    """
     runs: list[Run] = []
     absent: list[Absent] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The contract as clauses: a name and a function each, which says what is wrong, or nothing."""
+"""Contracts of plugins as clauses: a name and a function that returns the problem, if any."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SAMPLER = Sampler("ddim", 5, 4.0)
 
 
 class Examined(Protocol):
-    """A plugin under examination."""
+    """Plugin under examination."""
 
     @property
     def plugin(self) -> Any: ...
 
 
 class OnModel(Examined, Protocol):
-    """A plugin under examination on a model."""
+    """Plugin under examination on a model."""
 
     @property
     def model(self) -> Model: ...
@@ -38,7 +38,7 @@ S = TypeVar("S", bound=Examined)
 
 
 class Clause(NamedTuple, Generic[S]):
-    """A promise of the contract. Where an `essential` one is broken, the others say nothing."""
+    """Promise of the contract. If an `essential` one is broken, the later ones are not examined."""
 
     name: str
     problem: Callable[[S], str | None]
@@ -46,14 +46,14 @@ class Clause(NamedTuple, Generic[S]):
 
 
 class Finding(NamedTuple):
-    """A clause, and how it is broken, if it is."""
+    """Result of a clause; `problem` is empty if the clause holds."""
 
     clause: str
     problem: str
 
 
 def examine(subject: S, clauses: Sequence[Clause[S]]) -> list[Finding]:
-    """Every clause up to the first broken essential one."""
+    """Examine every clause up to the first broken essential one."""
     findings = []
     for clause in clauses:
         try:
@@ -81,12 +81,12 @@ def has_version(subject: Examined) -> str | None:
 
 
 def version_of(plugin: Any) -> str | None:
-    """A missing version in words; a field of the instance is none, as keys read the class."""
+    """Return the problem if a plugin has no version. A field of the instance is not enough: keys read the class."""
     return None if isinstance(vars_of(type(plugin)).get("version"), int) else "no version: ClassVar[int]"
 
 
 def vars_of(kind: type) -> Mapping[str, Any]:
-    """Class attributes, those of base classes included."""
+    """Return the class attributes, including those of base classes."""
     return {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
 
 
@@ -107,7 +107,7 @@ def says_needs(subject: Examined) -> str | None:
 
 
 def gives_reason(subject: OnModel) -> str | None:
-    """What is wrong with the reason for which a plugin skips a model."""
+    """Return the problem with a plugin's reason for skipping a model."""
     if not isinstance(subject.plugin, Skips):
         return None
     reason = subject.plugin.skip(subject.model)
@@ -115,7 +115,7 @@ def gives_reason(subject: OnModel) -> str | None:
 
 
 class Openings:
-    """A model's weights and openings at one moment."""
+    """Snapshot of a model's weights and openings."""
 
     def __init__(self, model: Model):
         self.model = model
@@ -135,7 +135,7 @@ class Openings:
         )
 
     def problem(self) -> str | None:
-        """What differs from then."""
+        """Return the difference from the snapshot, or None."""
         weights, *openings = self.now()
         if weights != self.before[0]:
             return "weights differ from those before"
@@ -145,15 +145,18 @@ class Openings:
 
 
 def gap(a: Tensor, b: Tensor) -> str | None:
-    """How two images that should be the same differ. Kernels in fp32 round differently with the batch; more than a few
-    grey levels on a few pixels is the plugin's doing."""
+    """Return the difference of two images expected to be equal, or None.
+
+    Kernels in fp32 round differently with the batch; a difference of more than 4 grey levels, or on more than 2 % of
+    the values, is the plugin's doing.
+    """
     apart = (a.int() - b.int()).abs()
     close = int(apart.max()) <= 4 and float((apart > 0).float().mean()) <= 0.02
     return None if close else f"largest difference {int(apart.max())} grey levels"
 
 
 def disturb(number: int) -> None:
-    """Put the global generators elsewhere: nothing that a plugin makes may depend on them."""
+    """Reseed the global generators: no result of a plugin may depend on them."""
     import random
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""What an attack promises."""
+"""Contract of an attack."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from ..toolbox.search import draw_vectors
 from . import SAMPLER, Clause, Openings, disturb, gives_reason, has_text, has_version, is_frozen, is_sent, says_needs
 
 OUTCOMES = ("", "too long", "refused", "diverged", "not in the source")
-APART = 1e-3  # of what is learnt of a prompt in other company, which networks round differently
+APART = 1e-3  # tolerance for a prompt's tensors when others are searched with it: networks round differently
 Search = dict[int, Found]
 
 
 @dataclass(frozen=True)
 class Attacking:
-    """An attack, a model (erased, if `erases`), prompts under attack, and a folder for stores."""
+    """Attack under examination, with a model and prompts under attack.
+
+    The model is erased if `erases`; `folder` holds the stores.
+    """
 
     plugin: Attack
     model: Model
@@ -47,11 +50,14 @@ class Attacking:
 
     @cached_property
     def queries(self) -> list[str]:
-        """Concepts of the prompts whose images the search had judged."""
+        """Prompt ids of the images that the search had judged."""
         return []
 
     def hit(self, sampled: Sampled, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-        """A judge that is never sure, so that every search goes to its end."""
+        """Judge images without ever deciding success.
+
+        Every search therefore runs to its end.
+        """
         self.queries.extend(p.id for p in prompts)
         return np.zeros(len(prompts), bool), sampled.images.double().mean((1, 2, 3)).numpy() / 255 / 2
 
@@ -76,7 +82,7 @@ class Attacking:
         )
 
     def search(self, name: str, which: Sequence[int] | None = None) -> list[tuple[int, Found]]:
-        """What is found, by the prompts' numbers, in a store of its own."""
+        """Return the findings by prompt number, from a store of its own."""
         chosen = list(range(len(self.prompts)) if which is None else which)
         return [(chosen[i], found) for i, found in self.plugin.run(self.model, self.scene(chosen, name))]
 
@@ -96,7 +102,7 @@ class Attacking:
 
 
 def differs(one: Search, other: Search, apart: float) -> str:
-    """The first difference of what two searches found, in words."""
+    """Return the first difference between the results of two searches, in words."""
     for i, found in one.items():
         if i not in other or found.shots != other[i].shots or found.outcome != other[i].outcome:
             return f"prompt {i}: other shots"
@@ -143,7 +149,7 @@ def shows_shots(attacking: Attacking) -> str | None:
     for _, _, shot in attacking.shots:
         if not isinstance(shot.text, str) or type(shot.seed) is not int or not isinstance(shot.label, str):
             return f"a shot is of {type(shot.text).__name__}, {type(shot.seed).__name__}, {type(shot.label).__name__}"
-        shot.text.encode()  # lone surrogates are no text
+        shot.text.encode()  # raises for lone surrogates, which are no valid text
     return None
 
 
@@ -164,7 +170,10 @@ def finds_finite(attacking: Attacking) -> str | None:
 
 
 def gives_vectors(attacking: Attacking) -> str | None:
-    """Where vectors stand in for a word they must be there, one row a token as the text encoder takes it."""
+    """Require vectors for every placeholder word.
+
+    They have one row per token, as wide as the text encoder's embeddings.
+    """
     if isinstance(attacking.plugin, DrawsImages):
         return None
     width = attacking.model.text_encoder.get_input_embeddings().weight.shape[1]
@@ -205,13 +214,16 @@ def leaves_model(attacking: Attacking) -> str | None:
 def stops_halfway(attacking: Attacking) -> str | None:
     search = iter(attacking.plugin.run(attacking.model, attacking.scene(range(len(attacking.prompts)), "half")))
     next(search)
-    if isinstance(search, Generator):  # another iterator has nothing to undo
+    if isinstance(search, Generator):  # any other iterator has nothing to undo
         search.close()
     return attacking.openings.problem()
 
 
 def goes_on(attacking: Attacking) -> str | None:
-    """What was not finished is searched for again without what was; it must come out as it would have."""
+    """Require that a resumed search finds the same for the remaining prompts.
+
+    The remaining prompts are searched without the finished ones; the results must be the same.
+    """
     rest = list(range(1, len(attacking.prompts)))
     if not rest:
         return None
@@ -242,7 +254,7 @@ def shares(attacking: Attacking) -> str | None:
 
 
 def draws(attacking: Attacking) -> str | None:
-    """The first shot of each prompt, as the harness draws it, twice."""
+    """Draw the first shot of each prompt as the harness does, twice."""
     plugin, split = attacking.plugin, "attack:examined"
     drawn = [(p, found, found.shots[0]) for p, found in zip(attacking.prompts, ordered(attacking), strict=True) if found.shots]
     asked = [Prompt(f"{split}/{p.id}/0", s.text, s.seed, split, p.concept, p.guidance) for p, _, s in drawn]

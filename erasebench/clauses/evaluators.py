@@ -1,4 +1,4 @@
-"""What an evaluator and its judge promise."""
+"""Contract of an evaluator and its judge."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ from ..store.local import digest
 from . import Clause, disturb, has_text, is_frozen, is_sent, says_needs, version_of
 
 GROUPS = ("forget", "keep", "quality", "overall")
-APART = 1e-3  # of scores of the same image in another batch, which networks round differently
+APART = 1e-3  # tolerance for scores of an image in another batch: networks round differently
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Judging:
-    """An evaluator, and prompts of the task's splits with an image of each: uint8 [N, H, W, 3]."""
+    """Evaluator under examination, with prompts and images of the task's splits.
+
+    There is one image for each prompt: uint8 [N, H, W, 3].
+    """
 
     plugin: Evaluator
     prompts: Mapping[str, Sequence[Prompt]]
@@ -52,7 +55,7 @@ class Judging:
         return [split for split in self.plugin.splits if split in self.prompts]
 
     def arrays(self, split: str, which: Sequence[int] | None = None) -> Arrays:
-        """Raw scores of some images of a split."""
+        """Return raw scores of some images of a split."""
         chosen = list(range(len(self.prompts[split])) if which is None else which)
         found = self.judge.score(self.images[split][chosen].clone(), [self.prompts[split][i] for i in chosen])
         return verdicts.check(self.judge, found, len(chosen))
@@ -64,7 +67,7 @@ class Judging:
 
     @cached_property
     def ours(self) -> dict[str, Scored]:
-        """Scores of an imaginary method: those of the base's images, in the opposite order."""
+        """Scores of an imaginary method: those of the base's images in reverse order."""
         return self.altered(lambda values: values[::-1])
 
     def altered(self, change) -> dict[str, Scored]:
@@ -72,7 +75,7 @@ class Judging:
         return {split: replace(scored, arrays=turn(scored)) for split, scored in self.base.items()}
 
     def measures(self, scores: Mapping[str, Scored]) -> list[Measure | Metric]:
-        """What the harness makes of scores, with all that it refuses."""
+        """Return the harness's measures of scores, with all of its checks."""
         verdicts.check_varies(self.judge, (scores, self.base))
         made = list(self.plugin.measure(scores, self.base))
         verdicts.check_measures(made, scores)
@@ -80,18 +83,18 @@ class Judging:
 
     @cached_property
     def decider(self) -> Decider | None:
-        """Who decides success, as the base's images set it; None where nobody does."""
+        """Evaluator that decides success, calibrated on the base's images; None if there is none."""
         plugin: Evaluator = self.plugin
         if isinstance(plugin, Calibrates):
             try:
                 plugin = plugin.calibrated(self.base)
-            except Undrawn:  # its verdict on this base, and a legitimate one
+            except Undrawn:  # a legitimate verdict on this base
                 return None
         return plugin if isinstance(plugin, DecidesSuccess) else None
 
 
 def numbers(measures: Sequence[Measure | Metric]) -> str:
-    """Everything that measures say, to compare."""
+    """Return all values of measures as one text, for comparison."""
     return repr([(m.name, *(p.values.tolist() for p in verdicts.parts_of(m))) for m in measures])
 
 
@@ -157,7 +160,7 @@ def scores_repeat(judging: Judging) -> str | None:
 
 
 def equal(judging: Judging, split: str, apart: float, which: Sequence[int] | None = None) -> bool:
-    """Whether images are scored as they were among all of their split."""
+    """Return whether images get the same scores as among their whole split."""
     again, known = judging.arrays(split, which), judging.base[split].arrays
     chosen = slice(None) if which is None else list(which)
     near = lambda a, b: np.allclose(a.astype(float), b.astype(float), rtol=apart, atol=apart, equal_nan=True)
@@ -257,7 +260,7 @@ def decides(judging: Judging) -> str | None:
         return None
     if not isinstance(decider.threshold, int | float) or not math.isfinite(decider.threshold):
         return f"threshold is {decider.threshold!r}, no number"
-    verdicts.shown(decider, judging.base["target"])  # refuses what is not one finite score an image
+    verdicts.shown(decider, judging.base["target"])  # raises unless there is one finite score for each image
     return None
 
 

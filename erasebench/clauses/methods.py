@@ -1,4 +1,4 @@
-"""What a method promises."""
+"""Contract of a method."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from . import (
 
 @dataclass(frozen=True)
 class Method:
-    """A method, a model to erase from, and a folder for what it learns."""
+    """Method under examination, with a model and a folder for artifacts."""
 
     plugin: Eraser
     model: Model
@@ -77,7 +77,7 @@ def has_both(method: Method) -> str | None:
 
 
 def fits(method: Method) -> str | None:
-    _ = method.openings, method.base  # of the model as it is before
+    _ = method.openings, method.base  # snapshots of the model before the fit
     disturb(0)
     method.fit("first")
     return None
@@ -106,7 +106,10 @@ def repeats(method: Method) -> str | None:
 
 
 def knows_no_prompt(method: Method) -> str | None:
-    """Texts of the evaluation that a file of the artifact holds, and nothing in the brief gives."""
+    """Return the problem if the artifact holds a prompt of the evaluation.
+
+    A prompt that the brief itself gives is allowed.
+    """
     brief = method.brief
     given = {t.replace("{c}", c.name) for t in brief.templates for c in brief.concepts} | {*brief.captions}
     texts = {text for text in method.prompts if " " in text} - given - {c.name for c in brief.concepts}
@@ -129,7 +132,7 @@ def applies_equally(method: Method) -> str | None:
 
 
 def reads_artifact_alone(method: Method) -> str | None:
-    """An equal method with a copy of the artifact elsewhere must draw the same."""
+    """Require an equal method with a copied artifact to draw the same."""
     copy = Path(shutil.copytree(method.artifact, method.folder / "copy"))
     other = replace(method, plugin=replace(method.plugin))  # type: ignore[type-var]  # a frozen dataclass, as checked
     same = torch.equal(other.erased(method.prompts, method.seeds, copy), method.images)

@@ -1,1 +1,1 @@
-"""Commands for whoever maintains the project: regression, reference, README."""
+"""Maintenance commands of the project: regression, reference, README."""

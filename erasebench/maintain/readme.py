@@ -1,4 +1,6 @@
-"""What there is: methods, tasks and attacks, as the first lines of their configuration files describe them.
+"""Tables of methods, tasks and attacks for the README.
+
+They come from the first lines of the configuration files.
 
 python -m erasebench readme                      # prints the tables
 python -m erasebench readme --write README.md    # puts them between the marks `<!-- methods -->` and `<!-- end -->`
@@ -20,14 +22,14 @@ COLUMNS = {
     "task": ("erases", "keeps", "metrics"),
     "attack": ("paper", "sees", "images a prompt"),
 }
-NOTES = ("options", "regress", "reference")  # of a description, and no columns
-LEFT_OUT = "left out, "  # of a list of runs; why follows
-# what is no method or attack
+NOTES = ("options", "regress", "reference")  # keys of a description that are not columns
+LEFT_OUT = "left out, "  # of a list of runs; the reason follows
+# shown first: baselines and null attacks
 FIRST = ("none", "checkpoint", "retrained", "negative_prompt", "seed_search", "random_prefix")
 
 
 def described(path: Path) -> dict[str, str]:
-    """`# key: value` lines at the start of a configuration file."""
+    """Return the `# key: value` lines at the start of a configuration file."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if not (match := re.match(r"# ([a-z ]+): (.+)", line)):
@@ -37,13 +39,19 @@ def described(path: Path) -> dict[str, str]:
 
 
 def listed(folder: Path) -> dict[str, dict[str, str]]:
-    """Choice of a folder -> its description, in the order of the tables."""
+    """Return choice -> description, in the order of the tables.
+
+    The choices are the configuration files of a folder.
+    """
     place = lambda path: (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
     return {path.stem: described(path) for path in sorted(folder.glob("*.yaml"), key=place)}
 
 
 def costs(some: Iterable[Row]) -> dict[str, str]:
-    """Method -> seconds and evaluations of its fit of an airplane in the embedded world; of several runs the longest."""
+    """Return method -> seconds and evaluations of its fit.
+
+    The fit is of an airplane in the embedded world; of several runs, the longest counts.
+    """
     what = lambda row: (row.world, row.target, row.metric, row.attack)
     wanted = ("mini", "airplane", "fit_unet_calls", "")
     fits = [row for row in some if what(row) == wanted and row.value is not None]
@@ -55,7 +63,11 @@ def costs(some: Iterable[Row]) -> dict[str, str]:
 
 
 def table(kind: str, folder: Path, fitted: dict[str, str]) -> str:
-    """Markdown, a line for each configuration file that describes itself; a variant of another does not."""
+    """Return a Markdown table with a line for each configuration file.
+
+    A file without a description, a variant of another one, has no line. Raises ErasebenchError for a description
+    that is no column.
+    """
     columns = COLUMNS[kind]
     lines = [f"| {' | '.join([kind, *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for choice, said in listed(folder / kind).items():
@@ -73,7 +85,10 @@ def table(kind: str, folder: Path, fitted: dict[str, str]) -> str:
 
 
 def written(text: str, tables: dict[str, str]) -> str:
-    """The text with each table between its marks. Raises ErasebenchError where a mark is missing."""
+    """Return the text with each table between its marks.
+
+    Raises ErasebenchError if a mark is missing.
+    """
     for kind, content in tables.items():
         pattern = re.compile(rf"(<!-- {kind}s -->\n).*?(\n<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
@@ -83,7 +98,10 @@ def written(text: str, tables: dict[str, str]) -> str:
 
 
 def tables(reference: Path | None = None) -> dict[str, str]:
-    """kind -> its table, of the configuration in use; costs where the reference is there."""
+    """Return kind -> its table, for the configuration in use.
+
+    Costs are included if the reference is present.
+    """
     from .. import conf, results
 
     fitted = costs(row_table.read_all(reference or Path(next(iter(results.__path__)), "reference")))

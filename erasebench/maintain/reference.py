@@ -1,14 +1,14 @@
-"""What conf/reference.yaml lists and results/reference does not hold yet is made: python -m erasebench reference
+"""Update of results/reference from conf/reference.yaml: python -m erasebench reference
 
-    python -m erasebench reference --dry-run       what is missing, and about how long it takes
-    python -m erasebench reference                 makes it; stopped anywhere, it goes on from there
-    python -m erasebench reference --sheets        and the sheets of images that are not there, from the store or anew
-    python -m erasebench reference --prune         and leaves out of rows.parquet what nothing of the list asks for any more
+    python -m erasebench reference --dry-run       lists the missing runs, and about how long they take
+    python -m erasebench reference                 makes them; stopped anywhere, it goes on from there
+    python -m erasebench reference --sheets        also makes missing sheets of images, from the store or anew
+    python -m erasebench reference --prune         also drops runs from rows.parquet that the list no longer asks for
 
-A run is named after everything that decides its rows (method, values, versions, prompts, judges, base). Where its rows are
-in results/reference/rows.parquet or runs/, it is not made again; where any of that has changed, its name has too. Runs that
-nothing of the list asks for any more are named at the end. Rows that were made are packed into rows.parquet; runs/, with its
-sheets of images, and the pages are not in git.
+A run is named after everything that decides its rows (method, values, versions, prompts, judges, base). A run whose
+rows are in results/reference/rows.parquet or runs/ is not made again; if any of that changes, its name does too.
+Runs that the list no longer asks for are named at the end. Finished rows are packed into rows.parquet; runs/, with
+its sheets of images, and the pages are not in git.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLACE = Path("results/reference")
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the list: its words, and the runs that it composes to."""
+    """Line of the list: its words, and the runs that they compose to."""
 
     words: tuple[str, ...]
     runs: tuple[Run, ...]
@@ -58,13 +58,16 @@ class Line:
 
 
 def listed(path: Path) -> list[list[str]]:
-    """What would be typed behind `python -m erasebench`; `compare ...` behind `python -m erasebench compare`."""
+    """Return the arguments of each command in the list.
+
+    They follow `python -m erasebench`; those of `compare ...` follow `python -m erasebench compare`.
+    """
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [shlex.split(words.replace("${every}", ",".join(every_method()))) for words in given["runs"]]
 
 
 def every_method() -> list[str]:
-    """Methods by their configurations, but those that say why they are left out."""
+    """Return all methods with a configuration that does not leave them out."""
     said = readme.listed(LIST.parent / "method")
     return [method for method, notes in said.items() if not notes.get("reference", "").startswith(readme.LEFT_OUT)]
 
@@ -83,7 +86,10 @@ def typed(words: Sequence[str], place: Path) -> list[str]:
 
 
 def found(run: Run) -> list[Row] | None:
-    """The run's rows, where they are there, of today's schema, and none of them failed."""
+    """Return the run's rows, or None.
+
+    They count only if all have today's schema and none failed.
+    """
     try:
         there = row_table.read_place(row_table.place(run.results, run.id))
     except ErasebenchError:
@@ -92,7 +98,10 @@ def found(run: Run) -> list[Row] | None:
 
 
 def spent(place: Path) -> Callable[[Run], float | None]:
-    """Seconds that a run took as rows of before say: of its method, task and attacks, or nearest to that."""
+    """Return a function that estimates a run's seconds from earlier rows.
+
+    It uses rows of the same method, task and attacks, or the nearest ones; it returns None if there are none.
+    """
     known: dict[tuple, float] = {}
     for path in row_table.list_places(place):
         try:
@@ -121,7 +130,7 @@ def spent(place: Path) -> Callable[[Run], float | None]:
 
 
 def tell(lines: Sequence[Line], place: Path) -> None:
-    """What is missing and about how long it takes."""
+    """Print the missing runs and about how long they take."""
     guess, total, unknown, missing = spent(place), 0.0, 0, {}
     for line in lines:
         for run in line.runs:
@@ -145,18 +154,24 @@ def tell(lines: Sequence[Line], place: Path) -> None:
 
 
 def find_unlisted(lines: Sequence[Line], place: Path) -> list[str]:
-    """Runs that nothing of the list asks for."""
+    """Return the runs that no line of the list asks for."""
     asked = {run.id for line in lines for run in line.runs}
     return [path.stem for path in row_table.list_places(place) if path.stem not in asked]
 
 
 def lacks_sheet(run: Run) -> bool:
-    """Whether the run's sheet of images, which explicit tasks have none of, is not there."""
+    """Return whether the run's sheet of images is missing.
+
+    Explicit tasks have no sheet.
+    """
     return not run.plan.explicit and not row_table.place(run.results, run.id).with_suffix(".webp").is_file()
 
 
 def make(lines: Sequence[Line], place: Path, without: Sequence[str] = (), sheets: bool = False) -> int:
-    """Make everything that is missing, line by line, and pack its rows; 1 if anything failed."""
+    """Make all missing runs, line by line, and pack their rows.
+
+    Returns 1 if any run failed.
+    """
     from ..run.run import execute
 
     failed, kept = 0, lambda run: None if sheets and lacks_sheet(run) else found(run)
@@ -174,7 +189,10 @@ def make(lines: Sequence[Line], place: Path, without: Sequence[str] = (), sheets
 def bring_up_to_date(
     dry_run: bool = False, prune: bool = False, sheets: bool = False, path: Path = LIST, place: Path = PLACE
 ) -> int:
-    """Make the runs of a list that are missing in a place; returns an exit code."""
+    """Make the runs of a list that a place lacks.
+
+    Returns an exit code.
+    """
     try:
         lines = [composed(words, place) for words in listed(path)]
         tell(lines, place)

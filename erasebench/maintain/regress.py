@@ -1,22 +1,24 @@
-"""Does everything still measure what it measured? python -m erasebench regress
+"""Regression test of all measurements: python -m erasebench regress
 
-The runs of conf/regress.yaml (every method on one task, every task of the embedded world with three methods, an attack) are
-carried out as the command line would, one after another in one process, with a store of their own that starts empty, and
-their rows are compared with the goldens in results/reference/regress. It takes some minutes on two cores.
+The runs of conf/regress.yaml (every method on one task, every task of the embedded world with three methods, an
+attack) are carried out as the command line would, one after another in one process, with a store of their own that
+starts empty, and their rows are compared with the goldens in results/reference/regress. It takes some minutes on two
+cores.
 
-Fits are shortened by what each run overrides, not left out: were fitted weights stored, a change in the code of a fit would
-go unnoticed, they would weigh tens of megabytes, and they would have to be fitted again whenever a method's version rises.
+Fits are shortened by the overrides of each run, not left out. With stored weights, a change in the code of a fit
+would go unnoticed; the weights would weigh tens of megabytes, and every rise of a method's version would need new
+ones.
 
-Exactly the same must be: which rows there are, what each is of, on how many prompts, by which judge, method, sampler and base
-(EXACT below), the bytes that a method learnt and the U-Net evaluations that it took. A value that comes from images must lie
-in the golden's interval, since another processor rounds otherwise; where it moved within, that is listed and no fault. Where
-all images agree an interval is as narrow as rounding, and some values have none: there, one image may do what it can
-(`allowed`). Seconds and memory are not compared.
+These must be exactly the same: the set of rows; the subject, number of prompts, judge, method, sampler and base of
+each (EXACT below); the bytes that a method learnt; and the U-Net evaluations that it took. A value that comes from
+images must lie in the golden's interval, since another processor rounds differently; a move within it is listed and
+is no fault. If all images agree, an interval is as narrow as rounding, and some values have none: there, the effect
+of one image is tolerated (`allowed`). Seconds and memory are not compared.
 
-    python -m erasebench regress --only object_uce --results out       some runs; their rows and pictures stay in out/runs
+    python -m erasebench regress --only object_uce --results out       some runs; their rows and images stay in out/runs
     python -m erasebench regress --accept "CLIP judges at 336 px"      new goldens, from a clean checkout, with the reason
 
-Exits: 0 nothing moved out of its interval, 1 something did, or a run failed, 2 bad use.
+Exit codes: 0 nothing moved out of its interval, 1 something did, or a run failed, 2 bad use.
 """
 
 from __future__ import annotations
@@ -62,18 +64,18 @@ EXACT = (
 )
 # fmt: on
 MEASURED = ("n_valid", "value", "low", "high")
-COLUMNS = (*KEY, *EXACT, *MEASURED)  # by name: a column that rows get later changes no golden
+COLUMNS = (*KEY, *EXACT, *MEASURED)  # by name, so that a new column of rows changes no golden
 CLOCKED = ("fit_seconds", "peak_memory_mb", "slowdown", "seconds_per_success")
 FOLLOWS = ("unet_calls_per_success",)  # from asr and unet_calls, which are compared
-COUNTED = ("mace_",)  # metrics that add up over images, where others are means
-DITTO = "〃"  # in a golden: as in the line above
+COUNTED = ("mace_",)  # metrics that are sums over images, unlike the others, which are means
+DITTO = "〃"  # in a golden: same as in the line above
 
 Line = dict[str, str]  # a row's compared columns, as a row file has them
 
 
 @dataclass(frozen=True)
 class Move:
-    """What differs from the golden: in which run, in which of its rows, and whether that is a fault."""
+    """Difference from the golden: its run, its rows, and whether it is a fault."""
 
     run: str
     rows: tuple[str, ...]
@@ -90,7 +92,7 @@ def line_of(row: Row) -> Line:
 
 
 def keyed(lines: Sequence[Line], where: object) -> dict[tuple[str, ...], Line]:
-    """Raises ErasebenchError where two rows could not be told apart."""
+    """Return key -> line. Raises ErasebenchError if two rows share a key."""
     made: dict[tuple[str, ...], Line] = {}
     for line in lines:
         key = tuple(line[name] for name in KEY)
@@ -101,12 +103,15 @@ def keyed(lines: Sequence[Line], where: object) -> dict[tuple[str, ...], Line]:
 
 
 def label(line: Line) -> str:
-    split = "" if line["attack"] else line["split"]  # that of an attack has its name
+    split = "" if line["attack"] else line["split"]  # an attack's split has the attack's name
     return " ".join(part for part in (line["attack"], line["metric"], split and f"({split})") if part) or "the run"
 
 
 def write(lines: Sequence[Line], path: Path) -> None:
-    """A golden. What stands in the line above is written as a ditto mark: most columns say the same of a whole run."""
+    """Write a golden.
+
+    A cell that equals the one above is written as a ditto mark: most columns are constant over a run.
+    """
     buffer = io.StringIO()
     body, above = [], dict.fromkeys(COLUMNS)
     for line in lines:
@@ -117,7 +122,10 @@ def write(lines: Sequence[Line], path: Path) -> None:
 
 
 def read(path: Path) -> list[Line]:
-    """Raises ErasebenchError, with file, line and column, for what is no golden."""
+    """Read a golden.
+
+    Raises ErasebenchError, with file, line and column, if the file is not a golden.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *body = csv.reader(file, strict=True)
@@ -146,12 +154,14 @@ def read(path: Path) -> list[Line]:
 
 
 def allowed(golden: Line) -> tuple[float, float]:
-    """Where a value may lie: in its interval, whose ends are moved out by what it lacks where it is narrower than what one
-    image can do (1/n of a mean, 1 of a count).
+    """Return the range in which a value may lie.
 
-    A resample of images that all agree has no width (nothing lost: [0, 0]), one of probabilities near 0 that of their
-    rounding, and a mean that has no interval has none; on another processor one image may fall on the other side all the
-    same. What is not of images, bytes say, may not move.
+    It is the golden's interval. If that is narrower than the effect of one image (1/n for a mean, 1 for a count),
+    both ends move out by the difference.
+
+    A bootstrap over images that all agree has no width (nothing lost: [0, 0]), one over probabilities near 0 has the
+    width of their rounding, and a mean without an interval has none; yet on another processor one image may fall on
+    the other side. A value that does not come from images, such as bytes, may not move.
     """
     value = float(golden["value"])
     low, high = (float(golden[end] or value) for end in ("low", "high"))
@@ -162,7 +172,7 @@ def allowed(golden: Line) -> tuple[float, float]:
 
 
 def compare(run: str, golden: Sequence[Line], rows: Sequence[Row]) -> list[Move]:
-    """What moved in a run, the same thing in several rows once."""
+    """Return the moves of a run; the same move in several rows counts once."""
     before, now = keyed(golden, run), keyed([line_of(row) for row in rows], run)
     why = {row.metric: f"{row.status}: {row.reason}" for row in rows if row.status != "ok"}
     moves: list[Move] = []
@@ -196,15 +206,18 @@ def compare_lines(run: str, before: Line, now: Line) -> Iterator[Move]:
 
 
 def shown(*values: str) -> list[str]:
-    """Numbers, as short as they still differ."""
+    """Return numbers in the shortest form in which they still differ."""
     short = [f"{float(value):.5g}" for value in values]
     return short if len(set(short)) == len(values) else list(values)
 
 
 def said(column: str, was: str, now: str) -> tuple[str, str]:
-    """Two values of a column; of a method's hyperparameters, those that differ."""
+    """Return two values of a column in words.
+
+    For a method's hyperparameters, only those that differ.
+    """
     if column == "params":
-        a, b = json_of(was), json_of(now)  # of rows that somebody else may have written
+        a, b = json_of(was), json_of(now)  # rows may have been written by somebody else
         differ = [name for name in a | b if a.get(name) != b.get(name)]
         was, now = (", ".join(f"{name}={side.get(name)}" for name in differ) for side in (a, b))
     if column == "prompts_sha256":
@@ -213,7 +226,7 @@ def said(column: str, was: str, now: str) -> tuple[str, str]:
 
 
 def table(moves: Sequence[Move]) -> str:
-    """Faults first."""
+    """Return the moves as a table, faults first."""
     lines = [("run", "row", "what", "was", "is", "may be", "")]
     for move in sorted(moves, key=lambda move: not move.fault):
         which = move.rows[0] + (f" and {len(move.rows) - 1} more" if len(move.rows) > 1 else "")
@@ -224,14 +237,21 @@ def table(moves: Sequence[Move]) -> str:
 
 
 def listed(path: Path) -> dict[str, list[str]]:
-    """Name of a run -> what would be typed behind `python -m erasebench`."""
+    """Return run -> the words of its command line.
+
+    The words follow `python -m erasebench`.
+    """
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     runs = (runs_of_methods(given["every"]) if "every" in given else {}) | given["runs"]
     return {name: shlex.split(f"{given['common']} {words}") for name, words in runs.items()}
 
 
 def runs_of_methods(task: str) -> dict[str, str]:
-    """The run of each method by its own configuration: on what `# regress:` says, or on a task, with its values."""
+    """Return the run of each method, named <task>_<method>.
+
+    Its words come from the line `# regress:` of the method's configuration; a line without a task is appended to
+    `task`.
+    """
     runs = {}
     for method, said in readme.listed(METHODS).items():
         words = said.get("regress", "")
@@ -247,8 +267,10 @@ def runs_of_methods(task: str) -> dict[str, str]:
 
 @contextmanager
 def alone(results: Path | None) -> Iterator[Path]:
-    """A store that is empty and goes, and a folder for results that goes too unless one is given; of the log, what went
-    wrong."""
+    """Provide an empty temporary store, and a folder for results.
+
+    The folder is temporary unless one is given. Meanwhile the log shows only warnings and errors.
+    """
     log = logging.getLogger("erasebench")
     level, before = log.level, {name: os.environ.pop(name, None) for name in ("ERASEBENCH_HOME", "ERASEBENCH_STORE")}
     with tempfile.TemporaryDirectory(prefix="erasebench-regress-") as folder:
@@ -263,7 +285,10 @@ def alone(results: Path | None) -> Iterator[Path]:
 
 
 def carry_out(chosen: Mapping[str, Sequence[str]], results: Path | None) -> dict[str, list[Row]]:
-    """Rows of every run, in order, so that originals are made once."""
+    """Return the rows of every run.
+
+    Runs are made in order, so that originals are made once.
+    """
     made = {}
     with alone(results) as folder:
         for name, words in chosen.items():
@@ -274,7 +299,10 @@ def carry_out(chosen: Mapping[str, Sequence[str]], results: Path | None) -> dict
 
 
 def rows_of(words: list[str]) -> list[Row]:
-    """Rows of a command line; none where it cannot be carried out, and the log says why."""
+    """Return the rows of a command line.
+
+    Returns none if the command cannot be carried out; the log says why.
+    """
     from ..run.run import execute
 
     rows: list[Row] = []
@@ -283,20 +311,23 @@ def rows_of(words: list[str]) -> list[Row]:
         rows.extend(execute(run))
         return rows
 
-    with suppress(SystemExit):  # Hydra's, of what it cannot compose: the other runs can still be compared
+    with suppress(SystemExit):  # Hydra exits if it cannot compose a run: the others can still be compared
         config.main(job, words)
     return rows
 
 
 def failure(rows: Sequence[Row]) -> str:
-    """Why a run did not come to its end, or nothing."""
+    """Return why a run did not finish, or an empty text."""
     if not rows:
         return "it could not be carried out: see above"
     return next((row.reason or "for no reason given" for row in rows if row.status == "failed"), "")
 
 
 def check_accept(reason: str) -> str:
-    """The reason, as one line. Raises ErasebenchError without one, and where git cannot say what made the rows."""
+    """Return the reason as one line.
+
+    Raises ErasebenchError if it is empty, or if git cannot identify the code that makes the rows.
+    """
     if not (reason := " ".join(reason.split())):
         raise ErasebenchError('--accept needs a reason: --accept "what changed, and why it is right"')
     commit, dirty = provenance.git()
@@ -309,8 +340,10 @@ def check_accept(reason: str) -> str:
 def accept(
     chosen: Mapping[str, Sequence[str]], known: Collection[str], results: Path | None, goldens: Path, reason: str
 ) -> int:
-    """Carry the runs out and write their goldens, remove those of runs that are not known, and note why; 1, and nothing is
-    written, if a run failed."""
+    """Carry the runs out, write their goldens, and note the reason.
+
+    Goldens of unknown runs are removed. Returns 1, and writes nothing, if a run failed.
+    """
     made = carry_out(chosen, results)
     if failed := {name: why for name, rows in made.items() if (why := failure(rows))}:
         print(*(f"{name} failed: {plain(why)}" for name, why in failed.items()), "nothing was written", sep="\n")
@@ -337,7 +370,10 @@ def accept(
 
 
 def opened(chosen: Collection[str], known: Collection[str], goldens: Path) -> dict[str, list[Line]]:
-    """The golden of each run. Raises ErasebenchError for one that is missing, damaged, or of no run."""
+    """Return the golden of each run.
+
+    Raises ErasebenchError for a golden that is missing, damaged, or belongs to no run.
+    """
     if not goldens.is_dir():
         raise ErasebenchError(f"{goldens}: no goldens; a checkout has them, an installed package does not")
     if orphans := sorted({path.stem for path in goldens.glob("*.csv")} - set(known)):
@@ -346,7 +382,7 @@ def opened(chosen: Collection[str], known: Collection[str], goldens: Path) -> di
 
 
 def report(moves: Sequence[Move], golden: Mapping[str, Sequence[Line]]) -> int:
-    """Print what moved; 1 if any of it is a fault."""
+    """Print the moves; returns 1 if any of them is a fault."""
     if moves:
         print(f"\n{table(moves)}\n")
     faults, inside = (sum(move.fault is fault for move in moves) for fault in (True, False))
@@ -362,7 +398,10 @@ def carry_out_list(
     runs: Path = LIST,
     goldens: Path = GOLDENS,
 ) -> int:
-    """Run a list, or some of it, and compare with its goldens; with `why` accept new ones. Returns an exit code."""
+    """Carry out a list of runs and compare them with their goldens.
+
+    `only` selects some of the runs; with `why`, new goldens are accepted instead. Returns an exit code.
+    """
     try:
         known = listed(runs)
         for name in only or ():

@@ -1,1 +1,1 @@
-"""Rows as tables, claims, agreement with papers, and the page."""
+"""Reports on rows: tables, claims, agreement with papers, and the page."""

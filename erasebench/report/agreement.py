@@ -1,8 +1,8 @@
 """Agreement of measured rows with published tables: python -m erasebench agreement [ROWS ...]
 
-ROWS are folders of runs, files of rows, or Parquet files that --keep wrote; version 1 of the embedded world, which comes
-with the package, stands beside them. An experiment (conf/experiment) says which table is its counterpart, and what methods,
-metrics and blocks are called there.
+ROWS are folders of runs, files of rows, or Parquet files that --keep wrote; version 1 of the embedded world, which
+comes with the package, stands beside them. An experiment (conf/experiment) names the published table that is its
+counterpart, and the names of methods, metrics and blocks there.
 
     column  one metric of one block. Its methods are ranked by the published and by the measured values, and Spearman's rho
             (Spearman, 1904) compares the ranks; ties share their mean rank, as in scipy.stats.spearmanr. Fewer than three
@@ -10,10 +10,10 @@ metrics and blocks are called there.
     table   the mean of its columns' rho.
     mean    of the tables that have a value, each counted once.
 
-Intervals are percentile bootstraps over methods: each table draws its methods with replacement, one draw for all its columns,
-and the mean's interval is that of the mean of such draws. With three methods such an interval says next to nothing. The
-unerased base is no method of erasing and is left out; rho with it stands beside, and is higher, as the base is easy to place.
-Broken runs count, as papers count whatever images a method makes, and are named.
+Intervals are percentile bootstraps over methods: each table draws its methods with replacement, one draw for all its
+columns, and the mean's interval is that of the mean of such draws. With three methods such an interval says next to
+nothing. The unerased base is not an erasure method and is left out; rho with it stands beside, and is higher, as the
+base is easy to place. Broken runs count, as papers count all images of a method, and are named.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ from .runs import BROKEN, SAME, json_of, plain
 LEAST = 3  # methods that a published column must share with the rows
 RESAMPLES = 2000
 BASE = "none"  # the method that erases nothing
-ALSO = {"target", "n", "task.split"}  # options that rows held against a table may have besides
+ALSO = {"target", "n", "task.split"}  # further options that rows compared with a table may have
 
 
 @dataclass(frozen=True)
 class Column:
-    """One metric in one block of a published table: method -> value, published and measured."""
+    """Metric in one block of a published table.
+
+    `published` and `measured` map method -> value.
+    """
 
     block: str
     metric: str
@@ -59,18 +62,21 @@ class Column:
         return " ".join(filter(None, (self.block, self.metric)))
 
     def common(self, with_base: bool) -> list[str]:
-        """Methods that have both values."""
+        """Return the methods that have both values."""
         return [m for m in self.published if m in self.measured and (with_base or m != BASE)]
 
     def values(self, methods: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Published and measured values of these methods, NaN where one is missing [M], [M]."""
+        """Return published and measured values of these methods [M], [M].
+
+        A missing value is NaN.
+        """
         known = self.common(with_base=True)
         return tuple(
             np.array([side[m] if m in known else math.nan for m in methods]) for side in (self.published, self.measured)
         )
 
     def flaw(self, with_base: bool) -> str:
-        """Reason why the column has no rank correlation; empty if it has one."""
+        """Return why the column has no rank correlation; empty if it has one."""
         if sum(with_base or m != BASE for m in self.published) < LEAST:
             return "fewer than three methods published"
         methods = self.common(with_base)
@@ -84,7 +90,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank correlation of one table, or of their mean: interval, bootstrap draws [RESAMPLES], methods of each column."""
+    """Rank correlation of one table, or the mean over tables.
+
+    low, high: its interval; draws: its bootstrap draws [RESAMPLES]; sizes: number of methods in each column.
+    """
 
     value: float
     low: float
@@ -95,14 +104,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table beside its counterpart in the rows."""
+    """Published table beside its counterpart in the rows."""
 
     name: str
-    measured_on: str  # task and concepts of the rows; empty where there are none
+    measured_on: str  # task and concepts of the rows; empty if there are none
     is_stand_in: bool  # measured on another task, concept or number of concepts than the published one
     columns: tuple[Column, ...]
     unlabelled: tuple[str, ...]  # published methods that have no name of ours
-    broken: tuple[str, ...]  # methods some of whose images are no pictures
+    broken: tuple[str, ...]  # methods of broken runs
 
     def usable(self, with_base: bool = False) -> list[Column]:
         return [column for column in self.columns if not column.flaw(with_base)]
@@ -117,7 +126,10 @@ class Table:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's rho along the last axis [..., M], over pairs without NaN; NaN where a side is constant."""
+    """Return Spearman's rho along the last axis [..., M].
+
+    Only pairs without NaN count. NaN if a side is constant.
+    """
     known = np.isfinite(x) & np.isfinite(y)
     count = np.maximum(known.sum(-1, keepdims=True), 1)
     centred = []
@@ -130,7 +142,10 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def average_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis [K, ...] of what is no NaN; NaN where nothing is."""
+    """Return the mean over the first axis [K, ...], ignoring NaN.
+
+    NaN if no value is known.
+    """
     known = np.isfinite(values)
     count = known.sum(0)
     total = np.where(known, values, 0).sum(0)
@@ -138,7 +153,10 @@ def average_known(values: np.ndarray) -> np.ndarray:
 
 
 def correlate(table: Table, with_base: bool, seed: int = 0) -> Agreement | None:
-    """Mean of the columns' rho and its bootstrap interval over methods; None where no column has a rank correlation."""
+    """Return the mean of the columns' rho, with its bootstrap interval.
+
+    The bootstrap is over methods. Returns None if no column has a rank correlation.
+    """
     columns = table.usable(with_base)
     if not columns:
         return None
@@ -147,14 +165,17 @@ def correlate(table: Table, with_base: bool, seed: int = 0) -> Agreement | None:
     value = float(np.mean([spearman(x, y) for x, y in sides]))
     rng = np.random.default_rng([seed, zlib.crc32(table.name.encode())])
     drawn = rng.integers(len(methods), size=(RESAMPLES, len(methods)))
-    # a draw of one method over and over has no ranks
+    # a draw of one single method has no ranks
     draws = average_known(np.stack([spearman(x[drawn], y[drawn]) for x, y in sides]))
     sizes = tuple(len(column.common(with_base)) for column in columns)
     return Agreement(value, *interval(draws, value), draws, sizes)
 
 
 def average(found: Iterable[Agreement | None]) -> Agreement | None:
-    """Mean over the tables that have a value; their draws are independent of one another."""
+    """Return the mean over the tables that have a value.
+
+    Their draws are independent of one another.
+    """
     known = [one for one in found if one is not None]
     if not known:
         return None
@@ -163,10 +184,12 @@ def average(found: Iterable[Agreement | None]) -> Agreement | None:
 
 
 def choose(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> tuple[list[Row], bool]:
-    """Rows to hold against a table, and whether they stand in for another concept or another number of concepts.
+    """Return the rows to compare with a table, and their stand-in status.
 
-    Rows of the published concepts, and of as many, if three methods have them; else those of one run's concepts that most
-    methods have, and of these the most concepts."""
+    Rows stand in if they are of another concept or another number of concepts. Rows of the published concepts, and
+    of the same number, are chosen if three methods have them; else the rows of the concepts that most methods share,
+    ties go to the largest number of concepts.
+    """
     across = protocol.spec.get("across") or ""
     if across not in ("", "target"):
         return list(some), False
@@ -188,9 +211,13 @@ def choose(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> 
 
 
 def find_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str]) -> tuple[dict, str, bool, list[str]]:
-    """((block, metric) -> method -> value, what they were measured on, whether that stands in, methods of broken runs)."""
+    """Return (cells, measured on, whether they stand in, broken methods).
+
+    cells: (block, metric) -> method -> value; measured on: task and concepts of the rows; broken methods: methods of
+    broken runs.
+    """
     spec, labels = protocol.spec, protocol.spec["labels"]
-    # a run of the experiment itself counts before others, and a lower seed: what comes last counts in a layout
+    # runs of the experiment itself take precedence, then lower seeds: the last row counts in a layout
     order = lambda row: (tables.options(row).get("experiment") == protocol.name, -(row.seed or 0), row.split == spec.get("split"))
     for task in filter(None, (protocol.task, spec.get("stand_in"))):
         own = [row for row in some if row.task == task and not row.subset]
@@ -212,7 +239,10 @@ def find_cells(protocol: tables.Protocol, some: Sequence[Row], blocks: set[str])
 
 
 def compare(protocol: tables.Protocol, some: Sequence[Row]) -> Table:
-    """A published table beside the rows: every published column, with what was measured of it."""
+    """Return a published table beside the rows.
+
+    It has every published column, with the measured values.
+    """
     published: dict[tuple[str, str], dict[str, float]] = {}
     for (method, block, metric), value in tables.published(protocol.spec).items():
         published.setdefault((block, metric), {})[method] = value
@@ -222,13 +252,13 @@ def compare(protocol: tables.Protocol, some: Sequence[Row]) -> Table:
 
 
 def find_unlabelled(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """Methods of a published table that no label names."""
+    """Return the methods of a published table that have no label."""
     names = dict.fromkeys(line["method"] for line in tables.printed_lines(spec))
     return tuple(name for name in names if name and name not in spec["labels"].values())
 
 
 def compare_all(some: Sequence[Row]) -> list[Table]:
-    """Every published table with an experiment that names its methods, beside these rows."""
+    """Return every published table with labels for its methods, beside these rows."""
     return [compare(protocol, some) for protocol in tables.published_tables() if protocol.spec.get("labels")]
 
 
@@ -236,7 +266,10 @@ def compare_all(some: Sequence[Row]) -> list[Table]:
 
 
 def select(some: Iterable[Row]) -> list[Row]:
-    """Rows that a published table can be held against, and those that say whether their run is broken."""
+    """Return the rows that a published table can be compared with.
+
+    Includes the rows that show whether a run is broken.
+    """
     names = {name for protocol in tables.published_tables() for name in protocol.spec["metrics"]}
     methods = {label.split()[0] for one in tables.published_tables() for label in one.spec.get("labels", {})}
     wanted = lambda row: (f"{row.attack}/{row.metric}" if row.attack else row.metric) in names
@@ -245,7 +278,10 @@ def select(some: Iterable[Row]) -> list[Row]:
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a folder, a CSV or a Parquet file. Raises ErasebenchError in one line where there are none."""
+    """Return the rows of a folder, a CSV or a Parquet file.
+
+    Raises ErasebenchError in one line if there are none.
+    """
     if path.is_dir():
         results = (path / "runs").is_dir() or (path / row_table.TABLE).is_file()
         found = row_table.read_all(path) if results else rows.read_all(path)
@@ -262,7 +298,10 @@ def read(path: Path) -> list[Row]:
 
 
 def split_by_base(name: str, some: Sequence[Row]) -> dict[str, list[Row]]:
-    """Name -> rows of one base: several bases, or revisions of one, are several models."""
+    """Return name -> rows of one base.
+
+    Several bases, or revisions of one, are several models.
+    """
     found: dict[tuple[str, str], list[Row]] = {}
     for row in some:
         found.setdefault((row.base, row.revision), []).append(row)
@@ -271,7 +310,7 @@ def split_by_base(name: str, some: Sequence[Row]) -> dict[str, list[Row]]:
     return {plain(f"{name} {base} {revision[:8]}".rstrip()): own for (base, revision), own in found.items()}
 
 
-# --- what is printed
+# --- output
 
 
 def show(found: Agreement | None) -> str:
@@ -286,7 +325,10 @@ def show_sizes(sizes: Sequence[int]) -> str:
 
 
 def render(sets: Mapping[str, Sequence[Table]]) -> str:
-    """Tables as lines, each set of rows with its number of methods, its rho and that with the base; then what is missing."""
+    """Return the agreement as Markdown: one table, then details.
+
+    Each set of rows has its number of methods, its rho and its rho with the base; columns and missing values follow.
+    """
     lines = ["# Agreement with published tables", "", *NOTE, ""]
     head = ["table", *(f"{name}: {what}" for name in sets for what in ("methods", "rho", "with the base"))]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
@@ -326,12 +368,15 @@ def summarize_mean(found: Sequence[Table]) -> list[str]:
 
 
 def rho(column: Column, with_base: bool = False) -> float | None:
-    """Spearman's rho of one column, None where it has none."""
+    """Return Spearman's rho of one column, or None without one."""
     return None if column.flaw(with_base) else float(spearman(*column.values(column.common(with_base))))
 
 
 def list_columns(found: Sequence[Table]) -> list[str]:
-    """A line for each table that has a value: what it was measured on, and each column's rho with its number of methods."""
+    """Return a line for each table that has a value.
+
+    It names the task and concepts of the rows, and each column's rho with its number of methods.
+    """
     lines = []
     for table in found:
         each = [
@@ -343,7 +388,10 @@ def list_columns(found: Sequence[Table]) -> list[str]:
 
 
 def list_missing(found: Sequence[Table]) -> list[str]:
-    """A line for each table that lacks something: columns without a rank, methods without a value, methods not ours."""
+    """Return a line for each table that lacks something.
+
+    It names columns without a rank, methods without a value, and methods that are not ours.
+    """
     lines = []
     for table in found:
         reasons: dict[str, list[Column]] = {}
@@ -360,7 +408,7 @@ def list_missing(found: Sequence[Table]) -> list[str]:
 
 
 def name_all(some: Sequence[Column], every: Sequence[Column]) -> str:
-    """Names of columns, those of several blocks together."""
+    """Return the names of columns; those with equal metrics share an entry."""
     if len(some) == len(every):
         return "every column"
     metrics: dict[str, list[str]] = {}
@@ -379,7 +427,10 @@ HEAD += ("stand_in", "missing", "why")
 
 
 def list_lines(name: str, found: Sequence[Table]) -> list[list[Any]]:
-    """Lines of the CSV: each column, each table (no block and metric), and the mean (table `mean`)."""
+    """Return the lines of the CSV.
+
+    There is one for each column, each table (no block and metric), and the mean (table `mean`).
+    """
     made: list[list[Any]] = []
     ends = lambda one: [one.value, one.low, one.high] if one else [None] * 3
     for table in found:
@@ -399,7 +450,10 @@ def list_lines(name: str, found: Sequence[Table]) -> list[list[Any]]:
 
 
 def write(sets: Mapping[str, Sequence[Table]], folder: Path) -> list[Path]:
-    """Write agreement.md and agreement.csv. Raises ErasebenchError where the folder cannot be written."""
+    """Write agreement.md and agreement.csv.
+
+    Raises ErasebenchError if the folder cannot be written.
+    """
     rows.write_table([HEAD, *(line for name, found in sets.items() for line in list_lines(name, found))], stream := io.StringIO())
     rows.check_writable(folder)
     paths = [folder / "agreement.md", folder / "agreement.csv"]
@@ -409,7 +463,10 @@ def write(sets: Mapping[str, Sequence[Table]], folder: Path) -> list[Path]:
 
 
 def report(rows: Sequence[Path], folder: Path, keep: Path | None) -> int:
-    """Print and write the agreement, or keep rows; returns 1 if a file cannot be used."""
+    """Print and write the agreement, or keep rows.
+
+    Returns 1 if a file cannot be used.
+    """
     sys.stdout.reconfigure(errors="backslashreplace")
     first = Path(str(resources.files("erasebench.results") / "agreement" / "version1.parquet"))
     try:

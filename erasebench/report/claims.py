@@ -1,4 +1,4 @@
-"""What papers claim (conf/claims.yaml), and whether rows show it: it holds, it does not hold, or it is undecided.
+"""Claims of papers (conf/claims.yaml), judged by rows: holds, does not hold, or undecided.
 
 python -m erasebench claims                                  # of results/runs
 python -m erasebench claims --results results/reference
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one group of runs, or one comparison, says of a claim."""
+    """Verdict of one group of runs, or one comparison, on a claim."""
 
     says: str
     paper: str
@@ -43,7 +43,10 @@ def listed() -> list[dict[str, Any]]:
 
 
 def findings(groups: Sequence[Group], compared: Sequence[Comparison]) -> list[Finding]:
-    """In the order of the claims; nothing of a claim without rows."""
+    """Return the findings in the order of the claims.
+
+    A claim without rows has none.
+    """
     found = []
     for claim in listed():
         for comparison in compared if "sides" in claim else ():
@@ -95,7 +98,11 @@ def of_group(claim: dict, method: str, group: Group) -> Iterator[Finding]:
 
 
 def interpolated(claim: dict, mine: tuple, group: Group) -> float | None:
-    """The column of runs with fixed values of the parameter where they forget as much as this run; None outside of them."""
+    """Return a column's value for fixed parameters at the same forgetting.
+
+    Interpolates between the runs with fixed values of the claim's parameter, at this run's value of the column
+    `forgets`. Returns None outside of their range.
+    """
     ends = [
         (at(cells, claim["forgets"]), at(cells, claim["column"]), run) for _, run, cells in map(merged, group.together)
     ]
@@ -111,17 +118,23 @@ def interpolated(claim: dict, mine: tuple, group: Group) -> float | None:
 
 
 def merged(same: Sequence[Run]) -> tuple[str, Run, dict[tuple, Row]]:
-    """(method, run, its cells) of runs that differ in their attacks alone."""
+    """Return (method, run, cells) of runs that differ only in their attacks."""
     return same[0].head.method, same[0], {key: row for run in same for key, row in run.cells.items()}
 
 
 def configured(run: Run) -> bool:
-    """With the values of the configuration: none was given, or none but those that stand there."""
+    """Return whether a run has the hyperparameters of its configuration.
+
+    Either `told` is empty, or its command line sets none of the method's parameters.
+    """
     return not run.told or not any(word.lstrip("+").startswith("method.") for word in run.overrides)
 
 
 def at(cells: dict[tuple, Row], column: str) -> Row | None:
-    """The first of a metric, "asr cce" under an attack, that has an interval."""
+    """Return the first row of a metric that has an interval.
+
+    "asr cce" is the metric asr under the attack cce.
+    """
     metric, _, attack = column.partition(" ")
     rows = (row for row in cells.values() if (row.metric, row.attack) == (metric, attack))
     return next((row for row in rows if None not in (row.low, row.high)), None)
@@ -140,7 +153,10 @@ def judged(better: bool, worse: bool) -> str:
 
 
 def report(results: Path) -> int:
-    """Print each claim that rows say something of; returns 1 if a file cannot be used or there is no claim."""
+    """Print each claim with evidence in the rows; returns an exit status.
+
+    The status is 1 if a file cannot be used or no claim has evidence.
+    """
     from .leaderboard import comparisons, load
 
     sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,5 +1,7 @@
-"""An erased model to give away: a diffusers folder that loads without erasebench and draws the same, or a LoRA file where the method
-is one; with a card that holds what was measured of it.
+"""Export of an erased model: a diffusers folder, or a LoRA file.
+
+The folder loads without erasebench and draws the same; a LoRA file needs a method that is one. A card beside
+either holds the measurements.
 
 python -m erasebench export results/runs/<id>.csv erased
 python -m erasebench export results/runs/<id>.csv erased.safetensors        # LoRA: dark_miner
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def card(rows: Sequence[Row], run: Run) -> str:
-    """The model card: what was erased, from what, how, and every number with its interval."""
+    """Return the model card: concept, base, method, and every number with its interval."""
     head = rows[0]
     said = lambda text: markdown(plain(text))
     what = head.target or f"{head.n_concepts} concepts of task {head.task}"
@@ -87,8 +89,10 @@ def card(rows: Sequence[Row], run: Run) -> str:
 
 
 def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
-    """Write a diffusers pipeline with the erased weights into the new folder `out`. Raises ErasebenchError for a method that changes
-    more than weights."""
+    """Write a diffusers pipeline with the erased weights.
+
+    `out` is a new folder. Raises ErasebenchError for a method that changes more than weights.
+    """
     session = Session(run, Store())
     try:
         model = session.base()
@@ -117,7 +121,10 @@ def folder(run: Run, rows: Sequence[Row], out: Path) -> None:
 
 
 def pipeline_of(source: Source) -> DiffusionPipeline:
-    """The base as diffusers reads it, all of its parts in one number format, the run's."""
+    """Return the base as a diffusers pipeline.
+
+    All of its parts have one number format, the run's.
+    """
     from diffusers import DiffusionPipeline
 
     read = partial(
@@ -127,12 +134,15 @@ def pipeline_of(source: Source) -> DiffusionPipeline:
         return read(variant=bases.variant_of(Path(source.path), "unet"))
     try:
         return read(revision=source.revision or None)
-    except (OSError, ValueError):  # a repository of one variant
+    except (OSError, ValueError):  # the repository has the fp16 variant only
         return read(revision=source.revision or None, variant="fp16")
 
 
 def lora(run: Run, rows: Sequence[Row], out: Path) -> None:
-    """Write what the method adds as a LoRA file as diffusers reads it, and its card beside it."""
+    """Write the method's update as a LoRA file for diffusers.
+
+    Its card is written beside it. Raises ErasebenchError if the method is no LoRA.
+    """
     if not isinstance(run.eraser, LowRank):
         raise ErasebenchError(f"{run.method} is no LoRA: give a folder to export it to")
     session = Session(run, Store())
@@ -150,12 +160,15 @@ def lora(run: Run, rows: Sequence[Row], out: Path) -> None:
 
 
 def is_file(out: Path) -> bool:
-    """Whether a LoRA file is asked for, which has its card beside it."""
+    """Return whether `out` is a LoRA file, with its card beside it."""
     return out.suffix == ".safetensors"
 
 
 def export(file: Path, out: Path, more: Sequence[str]) -> int:
-    """Make the run of a file of rows again and write its model; returns an exit code."""
+    """Repeat the run of a file of rows and write its model.
+
+    Returns an exit code.
+    """
     try:
         made = [out, out.with_suffix(".md")] if is_file(out) else [out]
         if there := next(filter(os.path.lexists, made), None):

@@ -1,6 +1,6 @@
-"""Rows -> leaderboard.csv, .parquet, .md, .tex and .html: what was measured, ranked only where it may be compared.
+"""Leaderboard of rows as .csv, .parquet, .md, .tex and .html.
 
-Reads files of rows and of comparisons alone: no model, no GPU.
+Only runs that may be compared are ranked together. Reads files of rows and of comparisons alone: no model, no GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .runs import BROKEN, COST, Run, digits, finite, fragment, labels, plain, to
 from .tables import PAPER, find_published
 
 KINDS = ("overall", "forget", "keep", "quality", "attack", "probe", "cost")
-RIPPLE = [f"lost_{k}" for k in range(1, 6)]  # of the nearest fifth of what is kept, to the farthest
+RIPPLE = [f"lost_{k}" for k in range(1, 6)]  # from the nearest fifth of the retained concepts to the farthest
 ARROWS = {True: "↑", False: "↓", None: ""}  # the better direction
 FORMATS = ("csv", "parquet", "md", "tex", "html")
 EXAMPLE = "python -m erasebench method=uce task=object target=airplane"
-# What a metric says, by the start of its name, and how it was counted, by the end.
+# Meaning of a metric, by the start of its name; the end of the name says how it was counted.
 MEANING = COST | {
     "fit_unet_calls": "U-Net evaluations of single latents to fit the method",
     "artifact_bytes": "bytes of what the method learnt",
@@ -93,9 +93,10 @@ COUNTED = {
 
 
 def ranks(cells: list[Row]) -> list[int | None]:
-    """1 + the number of other methods whose interval lies wholly on the better side.
+    """Return each row's rank among comparable rows.
 
-    Runs that differ only in their seed are one method, and it is better when all of them are.
+    A rank is 1 + the number of other methods whose interval lies wholly on the better side. Runs that differ only in
+    their seed are one method, and it is better when all of them are.
     """
     who = [(row.method, row.method_version, row.params) for row in cells]
     found: list[int | None] = []
@@ -112,16 +113,16 @@ def ranks(cells: list[Row]) -> list[int | None]:
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of a table, with the scale that its bars share."""
+    """Metric of a table, with the scale that its bars share."""
 
     label: str
     cells: dict[str, Row]  # run id -> row
     rank: dict[str, int | None]
-    is_paper: bool = False  # published values of another model, which do not compare with the column before
+    is_paper: bool = False  # published values of another model, not comparable with the previous column
 
     @cached_property
     def paper(self) -> Column | None:
-        """Published values to stand beside this column's, where they do not compare with them; None without any."""
+        """Column of published values that do not compare, or None without any."""
         found = {run_id: (row, paper_value(row)) for run_id, row in self.cells.items()}
         nothing = dict.fromkeys(("low", "high", "n", "n_valid", "n_refused", "published", "higher_is_better"))
         cells = {k: replace(row, value=value, **nothing) for k, (row, value) in found.items() if value is not None}
@@ -137,7 +138,10 @@ class Column:
 
     @property
     def glance(self) -> bool:
-        """Of an attack, its success is seen at once, and the rest (costs, other counts) when it is asked for."""
+        """Whether the column is visible at once.
+
+        For attacks and probes, only the attack success (asr) is; costs and other counts are shown on request.
+        """
         return self.row.group not in ("attack", "probe") or self.row.metric == "asr"
 
     @cached_property
@@ -146,13 +150,16 @@ class Column:
 
     @property
     def rate(self) -> bool:
-        """Rates, their harmonic means and differences."""
+        """Whether values are rates, or harmonic means or differences of rates."""
         named = self.row.metric.startswith(("acc_", "h_", "faces_", "lost_", "ripple"))
         return (named or self.row.ci_method.startswith("wilson")) and max(map(abs, self.ends)) <= 1
 
     @cached_property
     def unit(self) -> bool:
-        """Rates are drawn from 0 to 1, so that columns compare by eye."""
+        """Whether values are drawn from 0 to 1.
+
+        Columns of rates then compare by eye.
+        """
         return self.rate and min(self.ends) >= 0
 
     @cached_property
@@ -167,7 +174,10 @@ class Column:
         return round(100 * (value - self.scale[0]) / (self.scale[1] - self.scale[0]), 1)
 
     def text(self, value: float, fewer: int = 0, sign: str = "") -> str:
-        """Three decimals of a rate, four digits of anything else, the same in the whole column."""
+        """Format a value with the same precision in the whole column.
+
+        A rate has three decimals, anything else four digits.
+        """
         places = 3 if self.rate else 3 - math.floor(math.log10(max(map(abs, self.ends)) or 1))
         return f"{value:{sign}z,.{max(0, min(places, 9) - fewer)}f}"
 
@@ -177,7 +187,7 @@ class Column:
 
     @property
     def arrow(self) -> str:
-        """The better direction."""
+        """Arrow in the better direction."""
         return ARROWS[self.row.higher_is_better]
 
     @property
@@ -195,7 +205,10 @@ class Column:
         return plain(", ".join(said) + way + (f"; judge {judge} {row.judge_version}".rstrip() if row.judge else ""))
 
     def tip(self, row: Row) -> str:
-        """What is needed to doubt one number; its judge and threshold are the column's."""
+        """Return the interval, counts and published value of a number.
+
+        The judge and the threshold are part of the column.
+        """
         said = [f"[{row.low:.4g}, {row.high:.4g}] {row.ci_method}"] if self.interval(row) else []
         counts = {name: getattr(row, name) for name in ("n", "n_valid", "n_refused")}
         said += [", ".join(f"{name} = {count}" for name, count in counts.items() if count is not None)]
@@ -204,24 +217,36 @@ class Column:
         return "\n".join(map(plain, filter(None, said)))
 
     def covers(self, row: Row) -> bool | None:
-        """Does the interval cover the published value? None where there is nothing to compare."""
+        """Return whether the interval covers the published value.
+
+        Returns None if there is nothing to compare.
+        """
         return None if None in (row.published, row.low, row.high) else row.low <= row.published <= row.high
 
 
 def paper_value(row: Row) -> float | None:
-    """Published value of the row's counterpart where it does not compare: of another world than the paper's."""
+    """Return the published counterpart of a row that does not compare.
+
+    It does not compare if the row's world is another than the paper's.
+    """
     found = find_published(row) if row.world != "photo" else None
     return None if found is None else found[0]
 
 
 def _first(columns: Iterable[Column], group: str) -> list[Column]:
-    """Columns of a group of metrics, rates before counts and distances."""
+    """Return the columns of a group of metrics.
+
+    Rates come before counts and distances.
+    """
     return sorted((c for c in columns if c.row.group == group), key=lambda column: not column.unit)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that may be ranked together, best first; the base before them, the incomplete and the broken ones apart."""
+    """Runs that may be ranked together, best first.
+
+    The base comes before them; incomplete and broken runs are listed apart.
+    """
 
     runs: list[Run]
     reference: list[Run] = field(default_factory=list)
@@ -258,7 +283,7 @@ class Group:
 
     @property
     def apart(self) -> list[tuple[str, list[Run]]]:
-        """Runs that are listed and never ranked, by the word for why."""
+        """Unranked runs, by reason: incomplete or broken."""
         return [(why, some) for why in ("incomplete", "broken") if (some := getattr(self, why))]
 
     @property
@@ -276,7 +301,7 @@ class Group:
 
     @property
     def repeats(self) -> list[str]:
-        """A line for each run that failed when it was repeated; what it measured before counts."""
+        """Line for each run with a failed repeat; its earlier measurements count."""
         return [plain(f"{run.label}: a later repeat failed: {run.later}") for run in self.runs if run.later]
 
     @property
@@ -285,22 +310,25 @@ class Group:
 
     @property
     def axes(self) -> list[Column | None]:
-        """A metric of forgetting and one of keeping."""
+        """Metric of forgetting and metric of keeping."""
         return [next(iter(_first(self.columns, kind)), None) for kind in ("forget", "keep")]
 
     @property
     def kinds(self) -> list[tuple[str, list[Column]]]:
-        """Columns by what they are about."""
+        """Columns grouped by kind of metric."""
         return [(KINDS[k], list(same)) for k, same in groupby(self.table_columns, lambda column: column.kind)]
 
     @cached_property
     def table_columns(self) -> list[Column]:
-        """Columns of a table, each with the published values that do not compare behind it."""
+        """Columns of a table.
+
+        Each is followed by the published values that do not compare, if any.
+        """
         return [one for column in self.columns for one in (column, column.paper) if one is not None]
 
     @property
     def together(self) -> list[list[Run]]:
-        """Complete runs; such as differ in their attacks alone are one entry."""
+        """Complete runs, grouped; runs that differ only in their attacks share an entry."""
         found: dict[tuple, list[Run]] = {}
         for run in self.reference + self.ranked:
             head = run.head
@@ -309,7 +337,10 @@ class Group:
 
     @cached_property
     def ripple(self) -> dict | None:
-        """Loss of what is kept, by how near it is to what was erased: a line for each run that has all of it."""
+        """Loss of kept concepts by their distance to the erased ones.
+
+        There is a line for each run that has all five metrics; None if no run does.
+        """
         lines = []
         for same in self.together:
             for run in same if same[0] in self.ranked else ():
@@ -323,10 +354,10 @@ class Group:
 
     @cached_property
     def pareto(self) -> dict | None:
-        """Points and axes of forgetting against keeping; None where there is no such pair of metrics.
+        """Points and axes of forgetting against keeping; None without such metrics.
 
-        A rate that should be low is drawn as 1 - rate; anything else that should be low on a reversed axis. `attack` is
-        the success of attacks on a run that was under some.
+        A rate that should be low is drawn as 1 - rate; anything else that should be low on a reversed axis. `attack`
+        is the success of attacks on a run that was attacked.
         """
         axes = self.axes
         if None in axes:
@@ -361,7 +392,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric of a comparison as it is written, the second side against the first."""
+    """Formatted metric of a comparison, the second side against the first."""
 
     metric: str
     found: Difference
@@ -373,7 +404,10 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """Of the second side; undecided where the interval holds 0, or there is none, or a broken side would win."""
+        """Verdict on the second side: better, worse or undecided.
+
+        It is undecided if the interval contains 0, if there is none, or if a broken side would win.
+        """
         found = self.found
         if not self.interval or found.change_low <= 0 <= found.change_high:
             return "undecided"
@@ -415,16 +449,22 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides that were shown the same prompts with the same seeds; `verified` where every run of both is."""
+    """Comparison of two sides on the same prompts with the same seeds.
+
+    `verified` is true if every run of both sides is verified.
+    """
 
     differences: tuple[Difference, ...]
     verified: bool = False
-    flaws: tuple[tuple[str, ...] | None, ...] = (None, None)  # why the runs of each side are broken; None: not there
+    flaws: tuple[tuple[str, ...] | None, ...] = (None, None)  # each side's reasons; None: runs missing
 
     @cached_property
     def broken(self) -> tuple[Sequence[str], ...]:
-        """Why each side is broken: as its runs say; where they are not there, because more of its images are no pictures
-        than of the other's."""
+        """Reasons why each side is broken.
+
+        They are those of its runs. If its runs are missing, a side is broken if more of its images are broken than
+        of the other's.
+        """
         more = ([], [])
         for d in self.differences:
             if d.metric.startswith(BROKEN) and d.change_low is not None and not d.change_low <= 0 <= d.change_high:
@@ -469,7 +509,10 @@ class Comparison:
 
     @property
     def forest(self) -> list[dict]:
-        """Differences with an interval: of rates as they are, of anything else in percent of the first side's."""
+        """Differences with an interval.
+
+        Those of rates are drawn as they are, all others in percent of the first side's value.
+        """
         first, second = self.sides
         rates, others = [], []
         for line in self.lines:
@@ -485,7 +528,10 @@ class Comparison:
 def _read(
     paths: Iterable[Path], read: Callable[[Path], list], problems: list[str]
 ) -> Iterator[tuple[Path, list]]:
-    """Files of records that can be read; a line in `problems` for each other, and one for all of other schemas."""
+    """Yield the files of records that can be read.
+
+    `problems` gets a line for each other file, and one for all files of other schemas.
+    """
     outdated: list[rows.Outdated] = []
     for path in paths:
         try:
@@ -504,7 +550,10 @@ def _read(
 
 
 def load(results: Path, task: str | None = None, world: str | None = None) -> tuple[list[Group], list[str]]:
-    """The groups of every run of a folder of results, and one line for each file that cannot be used."""
+    """Return a results folder's groups of runs, and lines for unusable files.
+
+    Each unusable file has one line.
+    """
     files: dict[str, Path] = {}
     groups: dict[tuple, list[Run]] = {}
     problems: list[str] = []
@@ -529,8 +578,11 @@ def load(results: Path, task: str | None = None, world: str | None = None) -> tu
 
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
-    """Without the runs that were made again with more: of the same model, with the same prompts, and attacks (or other words)
-    besides. One that was verified stays, unless the longer one was too."""
+    """Return the runs without those that a longer run repeats.
+
+    The longer run is of the same model, with the same prompts, and has more attacks (or other words). A verified run
+    stays, unless the longer one is verified too.
+    """
 
     def numbers(run: Run) -> set[tuple]:
         return {(key, row.n, row.prompts_sha256, row.attack_params) for key, row in run.cells.items()}
@@ -547,7 +599,10 @@ def distinct(runs: Sequence[Run]) -> list[Run]:
 def comparisons(
     results: Path, groups: Sequence[Group], task: str | None = None, world: str | None = None
 ) -> tuple[list[Comparison], list[str]]:
-    """Every comparison under results/comparisons, and one line for each file that cannot be used."""
+    """Return all comparisons, and lines for unusable files.
+
+    They are read from results/comparisons.
+    """
     verified = {run.head.run_id for group in groups for run in group.runs if run.verified is not None}
     broken = {run.head.run_id: run.broken for group in groups for run in group.runs}
     found, problems = [], []
@@ -569,7 +624,7 @@ def comparisons(
 
 
 def write_files(results: Path, groups: list[Group], compared: list[Comparison], formats: Iterable[str]) -> dict[str, Path]:
-    from .render import FILES  # which knows this module
+    from .render import FILES  # here, as render imports this module
 
     if not groups:
         raise ErasebenchError(f"no rows to show in {results / 'runs'}; make some with: {EXAMPLE}")
@@ -580,7 +635,10 @@ def write_files(results: Path, groups: list[Group], compared: list[Comparison], 
 
 
 def build(results: Path, task: str | None = None, world: str | None = None, formats=FORMATS) -> dict[str, Path]:
-    """Write leaderboard.<format> for each format. A damaged file raises, after the others were used."""
+    """Write leaderboard.<format> for each format.
+
+    Raises ErasebenchError for a damaged file, after the others were used.
+    """
     groups, problems = load(results, task, world)
     compared, more = comparisons(results, groups, task, world)
     paths = write_files(results, groups, compared, formats) if groups or not problems else {}
@@ -590,7 +648,10 @@ def build(results: Path, task: str | None = None, world: str | None = None, form
 
 
 def publish(results: Path, task: str | None, world: str | None, formats: Sequence[str]) -> int:
-    """Write files and print the tables; returns 1 when a file could not be used or there is nothing to print."""
+    """Write files and print the tables; returns an exit status.
+
+    It is 1 if a file could not be used or there is nothing to print.
+    """
     from .render import as_text
 
     wanted = {*FORMATS, "text"} if "all" in formats else set(formats)

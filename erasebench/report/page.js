@@ -16,7 +16,7 @@ function sortable(table) {
     head.setAttribute("aria-sort", way);
     const sign = way === "ascending" ? 1 : -1;
     const body = table.querySelector(".ranked");
-    // What a number is, is what it says first: a dash is none, and comes last.
+    // A cell's number is the one at its start; a dash is no number, and sorts last.
     const cell = ({ cells: { [column]: at } }) => column ? parseFloat(at.dataset.v ?? (at.querySelector("b") ?? at).firstChild.data.replaceAll(",", "")) : at.dataset.v;
     const compare = (a, b) => a !== a || b !== b ? (a !== a) - (b !== b) : sign * (column ? a - b : a.localeCompare(b));
     body.append(...[...body.rows].sort((a, b) => compare(cell(a), cell(b))));
@@ -30,7 +30,7 @@ for (const button of all(".wider")) button.addEventListener("click", () => {
   for (const head of all(".kinds th", table)) head.colSpan = (wide ? 0 : head.dataset.few) || head.dataset.all;
 });
 
-// Of the columns that are in sight.
+// Meanings of the visible columns.
 function meanings(details) {
   const heads = all(".names th[title]", details.closest(".group")).filter(head => head.checkVisibility());
   details.querySelector("dl")?.remove();
@@ -38,7 +38,7 @@ function meanings(details) {
 }
 for (const details of all(".meanings")) details.addEventListener("toggle", () => meanings(details));
 
-// What a run's rates are made of, made when it is asked for.
+// Rates of a run, concept by concept, built on demand.
 function byConcept(details) {
   for (const { split, metrics, concepts: lines } of concepts[details.closest(".run").id]) {
     const head = (label, best) => {
@@ -67,7 +67,7 @@ function byConcept(details) {
 }
 for (const details of all(".concepts")) details.addEventListener("toggle", () => byConcept(details), { once: true });
 
-// Filters: a run is seen where it matches, a table where one of its runs does; the base stays beside what is seen.
+// Filters: a run is visible if it matches, a table if one of its runs does; the base stays beside visible runs.
 const form = document.getElementById("filters"), seen = new Set();
 function filter() {
   const { name, base, world, images, verified } = form.elements, wanted = name.value.trim().toLowerCase();
@@ -80,7 +80,7 @@ function filter() {
     const found = placed(group) ? runs.filter(fits) : [];
     for (const run of runs) run.hidden = !found.includes(run);
     group.hidden = !found.length;
-    for (const list of all(".each", group)) list.open ||= wanted;  // what was asked for by name is shown
+    for (const list of all(".each", group)) list.open ||= wanted;  // open lists that hold a run searched for by name
     document.querySelector(`nav a[href="#${group.id}"]`).hidden = group.hidden;
     for (const run of runs) if (found.includes(run) || (found.length && "reference" in run.dataset)) seen.add(run.id);
     for (const line of all("[data-run]", group)) line.hidden = !seen.has(line.dataset.run);
@@ -205,7 +205,7 @@ function forest({ points }, { width }) {
 
 const kinds = { pareto, ripple, curve, forest };
 function draw(box) {
-  if (!box.clientWidth) return;  // hidden by a filter; drawn again when it is seen
+  if (!box.clientWidth) return;  // hidden by a filter; drawn again once it is visible
   const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("ink") };
   const size = { width: box.clientWidth, height: box.clientHeight };
   const small = box.dataset.kind === "curve" ? { ...font, size: 11, color: color("soft") } : font;

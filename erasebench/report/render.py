@@ -1,4 +1,4 @@
-"""The leaderboard's formats: CSV and Parquet for programs, text, Markdown, LaTeX and a page for people."""
+"""Formats of the leaderboard: CSV, Parquet, text, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ TEX = {
 
 
 def view(groups: Sequence[Group]) -> list[dict[str, object]]:
-    """One line a run and metric: the run and the number; one line without a metric of a run that measured nothing."""
+    """Return one line for each run and metric: the run and the number.
+
+    A run without measurements has one line without a metric.
+    """
     lines = []
     for run in (run for group in groups for run in group.runs):
         about = {name: getattr(run.head, name) for name in ABOUT}
@@ -52,14 +55,17 @@ def view(groups: Sequence[Group]) -> list[dict[str, object]]:
 
 
 def as_csv(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """A few columns of the lines, at full precision: floats are written by repr."""
+    """Return a few columns of the lines as CSV.
+
+    Values have full precision: floats are written by repr.
+    """
     stream = io.StringIO()
     write_table([FEW, *([line.get(name) for name in FEW] for line in view(groups))], stream)
     return stream.getvalue().encode(errors="backslashreplace")
 
 
 def as_parquet(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """Every column of the lines, with its type."""
+    """Return every column of the lines, with its type, as Parquet."""
     import pyarrow
     from pyarrow import parquet
 
@@ -71,7 +77,10 @@ def as_parquet(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes
 
 
 def as_text(groups: Sequence[Group], width: int = 100) -> str:
-    """The ranked tables as plain text: what orders them, forgetting, keeping, then what the width holds."""
+    """Return the ranked tables as plain text.
+
+    The metric that orders them comes first, then forgetting and keeping, then as many others as the width holds.
+    """
     out = []
     for group in groups:
         out += textwrap.wrap(", ".join([group.title, *group.facts]), width)
@@ -102,7 +111,10 @@ def as_text(groups: Sequence[Group], width: int = 100) -> str:
 
 
 def paper_lines(group: Group) -> Iterator[str]:
-    """A line for each metric with published values that do not compare: those of each run."""
+    """Yield a line for each metric with incomparable published values.
+
+    The line has the values of each run.
+    """
     for column in group.columns:
         if (paper := column.paper) is None:
             continue
@@ -112,26 +124,29 @@ def paper_lines(group: Group) -> Iterator[str]:
 
 
 def listed(group: Group) -> Iterator[str]:
-    """A line for each run that is not ranked: why not."""
+    """Yield a line for each unranked run, with the reason."""
     for why, some in group.apart:
         for run in some:
             yield f"{why}, not ranked: {run.label}: {'; '.join(run.flaws)}"
 
 
 def tables(group: Group) -> Iterator[tuple[str, list[Column]]]:
-    """What a group shows at a glance: a table for each kind of metric."""
+    """Yield each kind of metric with its columns visible at once."""
     for kind, columns in group.kinds if group.reference + group.ranked else ():
         if shown := [column for column in columns if column.glance]:
             yield kind, shown
 
 
 def markdown(text: str) -> str:
-    """Text that is no markup, wherever it stands in a table."""
+    """Escape text so that it is no markup anywhere in a table."""
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(text, quote=False))
 
 
 def as_md(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """A table for each group and kind of metric, best in bold, then the comparisons."""
+    """Return Markdown tables for each group and kind of metric.
+
+    The best values are bold. Claims and comparisons follow.
+    """
     out = ["# Leaderboard", "", "95 % intervals; bold: no method's interval lies wholly on the better side.", ""]
 
     def cell(column: Column, run: Run) -> str:
@@ -177,12 +192,15 @@ def as_md(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
 
 
 def latex(text: str) -> str:
-    """Text that is no command, wherever it stands in a table."""
+    """Escape text so that it is no command anywhere in a table."""
     return re.sub("-(?=-)", "-{}", "".join(TEX.get(c, c) for c in text))
 
 
 def as_tex(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """A table for each group and kind of metric, of at most ABREAST metrics: booktabs, best in bold, intervals small."""
+    """Return LaTeX tables for each group and kind of metric.
+
+    A table has at most ABREAST metrics: booktabs, best in bold, intervals small.
+    """
     out = [r"% \usepackage{booktabs}; names beyond Latin letters need XeLaTeX or LuaLaTeX", ""]
     number = lambda text: text.replace("-", "$-$")
 
@@ -195,7 +213,7 @@ def as_tex(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
         said += [rf"{{\scriptsize (paper {number(column.text(row.published))})}}"] if row.published is not None else []
         return " ".join(said)
 
-    # a line that began with a bracket would be read as the distance to it: names stand in braces
+    # LaTeX would read a bracket at the start of a line as an argument of \\ before it: names stand in braces
     line = lambda cells: " & ".join([f"{{{cells[0]}}}", *cells[1:]]) + r" \\"
     for group in groups:
         for kind, columns in tables(group):
@@ -227,7 +245,10 @@ def as_tex(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
 
 
 def as_html(groups: Sequence[Group], compared: Sequence[Comparison]) -> bytes:
-    """The page, whole: styles, script, plotting library and images are inside."""
+    """Return the whole page.
+
+    Styles, script, plotting library and images are inside.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     runs = [run for group in groups for run in group.runs]

@@ -1,13 +1,15 @@
 """Rows as one long Parquet table: a line for each metric of each run.
 
-The columns are the fields of `rows.Row`, in their order and with their types (text, int64, float64, bool; a field that may
-be None is nullable), so that a line is a row and reads back equal: run_id, method, params, task, target, split, attack,
-metric, value, low, high, n, ... Rows of one run stand together, runs are in the order of their ids. Texts that repeat (the
-command line, packages, a fit's notes) cost nothing there: Parquet keeps each once.
+The columns are the fields of `rows.Row`, in their order and with their types (text, int64, float64, bool; a field
+that may be None is nullable), so that a line is a row and reads back equal: run_id, method, params, task, target,
+split, attack, metric, value, low, high, n, ... Rows of one run stand together, runs are in the order of their ids.
+Repeated texts (the command line, packages, a fit's notes) cost nothing there: Parquet keeps each once.
 
-A file of kept rows (`erasebench.report.agreement --keep`) has the columns in KEPT alone; its rows are empty elsewhere.
+A file of kept rows (`erasebench.report.agreement --keep`) has only the columns in KEPT; its rows are empty
+elsewhere.
 
-In a folder of results the table is rows.parquet, and files in runs/ come before it: what was made since, or made again.
+In a folder of results the table is rows.parquet, and files in runs/ take precedence: they are newer, or were made
+again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ EMPTY = Row(**dict.fromkeys(rows.NAMES, ""))
 
 
 def arrow_fields(columns: Sequence[str], nullable: bool = False) -> list:
-    """Arrow fields of these columns of a row; all of them nullable where asked."""
+    """Return the Arrow fields of these columns of a row.
+
+    All are nullable if `nullable`.
+    """
     import pyarrow
 
     types = {"str": pyarrow.string(), "int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_()}
@@ -41,7 +46,7 @@ def arrow_fields(columns: Sequence[str], nullable: bool = False) -> list:
 
 
 def write(some: Sequence[Row], path: Path, columns: Sequence[str] = rows.NAMES, option: str = "--results") -> None:
-    """Write a Parquet file of rows, atomically. Raises ErasebenchError where that fails."""
+    """Write a Parquet file of rows, atomically. Raises ErasebenchError if that fails."""
     import pyarrow
     from pyarrow import parquet
 
@@ -53,7 +58,10 @@ def write(some: Sequence[Row], path: Path, columns: Sequence[str] = rows.NAMES, 
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a Parquet file. Raises ErasebenchError in one line for any other file."""
+    """Return the rows of a Parquet file.
+
+    Raises ErasebenchError in one line for any other file.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -78,7 +86,7 @@ def read(path: Path) -> list[Row]:
 
 
 def find_flaw(row: Row, columns: Collection[str]) -> str | None:
-    """Reason why a line of these columns is no row."""
+    """Return the reason why these columns make no row, or None."""
     given = [f.name for f in fields(Row) if f.name in columns and "None" not in f.type]
     missing = next((name for name in given if getattr(row, name) is None), None)
     if missing:
@@ -89,7 +97,10 @@ def find_flaw(row: Row, columns: Collection[str]) -> str | None:
 
 
 def read_runs(results: Path) -> Mapping[str, tuple[Row, ...]]:
-    """Run id -> its rows in rows.parquet of a folder of results; empty where there is no such file."""
+    """Return run id -> its rows in rows.parquet of a results folder.
+
+    Empty if there is no such file.
+    """
     path = results / TABLE
     if not path.exists():
         return {}
@@ -106,28 +117,40 @@ def _read_runs(path: Path, changed: int, size: int) -> Mapping[str, tuple[Row, .
 
 
 def place(results: Path, run_id: str) -> Path:
-    """The file of a run's rows, whether it is there or they are in the table alone."""
+    """Return the path of a run's rows.
+
+    The file need not exist: the rows may be in the table alone.
+    """
     return results / "runs" / f"{run_id}.csv"
 
 
 def list_places(results: Path) -> list[Path]:
-    """Places of all runs of a folder of results, those of the table among them, in order."""
+    """Return the sorted paths of all runs of a results folder.
+
+    Runs of the table are included.
+    """
     return sorted({*(results / "runs").glob("*.csv"), *(place(results, run_id) for run_id in read_runs(results))})
 
 
 def read_place(path: Path) -> list[Row]:
-    """Rows of a run's file, or of the table where there is no such file."""
+    """Return the rows of a run's file, or else of the table."""
     kept = () if path.exists() else read_runs(path.parent.parent).get(path.stem, ())
     return list(kept) or rows.read(path)
 
 
 def read_all(results: Path) -> list[Row]:
-    """Rows of every run of a folder of results, in the order of their places."""
+    """Return the rows of every run of a results folder.
+
+    They are in the order of their paths.
+    """
     return [row for path in list_places(results) for row in read_place(path)]
 
 
 def pack(results: Path, without: Collection[str] = ()) -> Path:
-    """Write rows.parquet of a folder of results anew, with what lies in runs/ and without the runs named."""
+    """Rewrite rows.parquet of a results folder from runs/ and the table.
+
+    Leaves out the runs in `without`.
+    """
     found: dict[str, list[Row]] = {}
     for row in read_all(results):
         found.setdefault(row.run_id, []).append(row)

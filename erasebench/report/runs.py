@@ -1,4 +1,4 @@
-"""One run as the leaderboard shows it: its numbers by column, its name, the command that makes it again."""
+"""Run as shown on the leaderboard: numbers by column, name, and command."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pathlib import Path
 from ..rows import Row
 from ..stats import LEVEL, wilson
 
-BROKEN, SAME = "broken_", "same_"  # metrics of images that are no pictures, and of repeated ones, before their split
+BROKEN, SAME = "broken_", "same_"  # prefixes, before a split, of metrics of broken and of repeated images
 GROUP = ("task", "task_version", "world", "base", "revision", "n_concepts", "target", "sampler", "subset")
-SHEET_BYTES = 2_000_000  # of a sheet in a page, at most
-POINTS = 300  # of a curve, at most
+SHEET_BYTES = 2_000_000  # largest sheet in a page
+POINTS = 300  # most points of a curve
 COST = {
     "fit_seconds": "seconds to erase: fitting the method",
     "sample_seconds": "seconds to make the images",
@@ -36,12 +36,18 @@ UNSAID = dict.fromkeys(("threshold", "low", "high", "base_value", "change_low", 
 
 
 def plain(text: object) -> str:
-    """One printable line: control characters (newlines, terminal and bidi codes) become escapes."""
+    """Return text as one printable line.
+
+    Control characters (newlines, terminal and bidi codes) become escapes.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def json_of(text: str, kind: type = dict) -> dict | list:
-    """A JSON object or list, or an empty one: these columns explain a row and must not take the page down."""
+    """Return a JSON object or list; empty if the text is none.
+
+    The columns that it reads explain a row and must not take the page down.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -50,7 +56,10 @@ def json_of(text: str, kind: type = dict) -> dict | list:
 
 
 def _is_shallow(value: object, most: int = 20) -> bool:
-    """No lists in lists that writing or drawing them again would fail at."""
+    """Return whether a value is nested at most `most` levels deep.
+
+    Deeper lists would fail when they are written or drawn again.
+    """
     level = [value]
     for _ in range(most):
         level = [v for some in level for v in (some.values() if isinstance(some, dict) else some)]
@@ -59,12 +68,15 @@ def _is_shallow(value: object, most: int = 20) -> bool:
 
 
 def _is_digest(value: object) -> bool:
-    """Of files: a parameter that a method fills in itself."""
+    """Return whether a value is a digest of files.
+
+    A method fills in such a parameter itself.
+    """
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def _curves(notes: dict, within: str = "") -> Iterator[tuple[str, list[float]]]:
-    """Lists of numbers among the notes of a fit, with their names."""
+    """Yield the lists of numbers in a fit's notes, with names."""
     for key, value in notes.items():
         name = f"{within} {key}".strip()
         if isinstance(value, dict):
@@ -74,7 +86,10 @@ def _curves(notes: dict, within: str = "") -> Iterator[tuple[str, list[float]]]:
 
 
 def labels(keys: Iterable[tuple]) -> dict[tuple, str]:
-    """The shortest name of each column: its metric, and what tells it from others of that name."""
+    """Return the shortest name of each column.
+
+    It is the metric, and the parts that distinguish it from others of that name.
+    """
     keys, found = list(keys), {}
     for mine in keys:
         same, words = [k for k in keys if k[0] == mine[0]], [mine[0]]
@@ -91,17 +106,23 @@ def finite(value: float | None) -> bool:
 
 
 def _number(value: object) -> bool:
-    """A finite number of JSON's, whose integers may be beyond any float."""
+    """Return whether a value is a finite JSON number.
+
+    JSON's integers may be beyond any float.
+    """
     return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def digits(value: float) -> float:
-    """Four significant digits, which are enough to draw."""
+    """Round to four significant digits, which are enough to draw."""
     return float(f"{value:.4g}")
 
 
 def _each(text: str) -> dict[str, list[float] | None]:
-    """concept -> [rate, low, high, images judged], or None where no image was; of a row's by_concept."""
+    """Return concept -> [rate, low, high, images judged] from a row's by_concept.
+
+    The value is None if no image was judged.
+    """
     found: dict[str, list[float] | None] = {}
     for name, said in json_of(text).items():
         match said:
@@ -113,7 +134,7 @@ def _each(text: str) -> dict[str, list[float] | None]:
 
 
 def found_again(how: str, said: dict) -> str:
-    """What re-running found, in one line."""
+    """Return the result of re-running in one line."""
     counts = (("identical", "values identical"), ("within", "within the interval"))
     found = [f"{said[key]} {what}" for key, what in counts if isinstance(said.get(key), int)]
     found += [f"at commit {short(said['commit'], 60)}"] if isinstance(said.get("commit"), str) else []
@@ -129,11 +150,12 @@ def fragment(kind: str, text: str) -> str:
 
 
 def exceeds(row: Row) -> bool:
-    """Is a share beyond the base's, by more than the interval of the change?
+    """Return whether a share significantly exceeds the base's.
 
-    That interval resamples concepts, and who breaks every image of two people in ten stays within it: where images are
-    paired, McNemar's test decides too. Of two images neither can say anything, but all of them against none of the
-    base's is plain. Without a change, the share's own interval is held against the base's value.
+    The change must exceed 0 by its interval. That interval resamples concepts, and a method that breaks every image
+    of two people in ten stays within it: if images are paired, McNemar's test decides too. Neither is conclusive for
+    two images, but all images against none of the base's is plain. Without a change, the share's own interval is
+    compared with the base's value.
     """
     before = row.base_value if finite(row.base_value) else 0.0
     if row.value <= before:
@@ -146,9 +168,11 @@ def exceeds(row: Row) -> bool:
 
 
 def breakage(rows: Iterable[Row]) -> list[str]:
-    """Why a run of these rows is broken: of these splits more images than the base's are no pictures. Empty if none.
+    """Return the reasons why a run of these rows is broken; empty if none.
 
-    To every judge of concepts such images are a success, so that no number of the run says anything of forgetting.
+    A run is broken if more images of a split are broken (blank, noise or repeats) than of the base's.
+
+    To every judge of concepts such images are a success, so no number of the run is evidence of forgetting.
     """
     share = {row.metric: row for row in rows if row.metric.startswith((BROKEN, SAME)) and row.status == "ok"}
     found = []
@@ -165,15 +189,19 @@ def breakage(rows: Iterable[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """The rows of one run, where its sheet of images lies, what re-running it said, the parameters that tell it from
-    other runs of its method, and why it failed when it was repeated."""
+    """Rows of one run, with its provenance.
+
+    sheet: path of its sheet of images; verified: result of re-running it; apart: parameters that distinguish it from
+    other runs of its method; later: reason why a repeat failed; claimed: result of re-running as reported by
+    somebody else.
+    """
 
     rows: tuple[Row, ...]
     sheet: Path
     verified: dict | None = None
     apart: frozenset[str] = frozenset()
     later: str = ""
-    claimed: dict | None = None  # what somebody else says that re-running found
+    claimed: dict | None = None  # result of re-running, as reported by somebody else
 
     @property
     def head(self) -> Row:
@@ -181,12 +209,15 @@ class Run:
 
     @property
     def images(self) -> int:
-        """Of its largest split (a harmonic mean adds up the n of several)."""
+        """Number of images of the largest split.
+
+        Harmonic means are left out: they add up the n of several splits.
+        """
         return max((row.n or 0 for row in self.rows if "+" not in row.split), default=0)
 
     @property
     def cut(self) -> int:
-        """Images a split when images= was set."""
+        """Number of images in each split if images= was set, else 0."""
         return self.images if self.head.subset else 0
 
     @property
@@ -195,12 +226,15 @@ class Run:
 
     @property
     def group(self) -> tuple:
-        """What runs must share to be ranked together; subsets also the number of images."""
+        """Key that runs must share to be ranked together.
+
+        For subsets, it includes the number of images.
+        """
         return *(getattr(self.head, name) for name in GROUP), self.cut
 
     @cached_property
     def cells(self) -> dict[tuple, Row]:
-        """Column key -> row: every measured metric, then what the run cost as rows of its own."""
+        """Column key -> row: every measured metric, then costs as rows of their own."""
         found = [row for row in self.rows if row.status == "ok" and finite(row.value)]
         for name in COST:
             spent = [value for row in self.rows if not row.attack and finite(value := getattr(row, name))]
@@ -212,10 +246,10 @@ class Run:
 
     @cached_property
     def reasons(self) -> list[str]:
-        """Why the run is incomplete; empty when it is not.
+        """Reasons why the run is incomplete; empty if it is complete.
 
-        What the world has no judge for is missing in every run alike and keeps none from being ranked; of an attack that
-        never succeeded there is no cost of a success, and of images that a guard refused nothing to judge.
+        A metric without a judge in this world is missing in every run alike and keeps none from being ranked; an
+        attack that never succeeded has no cost of a success, and images that a guard refused leave nothing to judge.
         """
         found: dict[str, list[str]] = {}
         measured = any(row.status == "ok" and row.group != "cost" for row in self.rows)
@@ -230,17 +264,17 @@ class Run:
         return [plain(f"{', '.join(filter(None, metrics))} {why}".lstrip()) for why, metrics in found.items()]
 
     def all_refused(self, row: Row) -> bool:
-        """Whether a guard refused every image that the judge gave no verdict on."""
+        """Return whether a guard refused every image without a verdict."""
         return bool(row.n_refused) and row.n_refused + (row.n_valid or 0) >= (row.n or 0)
 
     @cached_property
     def broken(self) -> list[str]:
-        """Why the run is broken; empty when it is not."""
+        """Reasons why the run is broken; empty if it is not."""
         return breakage(self.rows)
 
     @property
     def flaws(self) -> list[str]:
-        """Why the run is not ranked."""
+        """Reasons why the run is not ranked."""
         return self.reasons + self.broken
 
     @property
@@ -259,7 +293,10 @@ class Run:
 
     @cached_property
     def told(self) -> dict:
-        """Parameters that the command line gave, and those that tell the run from others of its method."""
+        """Parameters shown with the run.
+
+        They are those given on the command line, and those that distinguish the run from others of its method.
+        """
         asked = {found[1] for word in self.overrides if (found := re.match(r"\+{0,2}method\.(\w+)", word))}
         return {k: v for k, v in self.params.items() if v is not None and k in asked | self.apart}
 
@@ -277,7 +314,10 @@ class Run:
 
     @cached_property
     def is_outdated(self) -> bool:
-        """Whether the source of the method, a judge or an attack changed since its part was made, at the same version."""
+        """Whether source code changed since its part was made, version unchanged.
+
+        That is the source of the method, a judge or an attack.
+        """
         notes = [{**json_of(row.fit_notes), **json_of(row.attack_params)} for row in self.rows]
         return any(said.get(key) is True for said in notes for key in ("source_changed", "judge_source_changed"))
 
@@ -287,7 +327,7 @@ class Run:
 
     @property
     def short(self) -> str:
-        """A name for a plot."""
+        """Name for a plot."""
         said = [plain(v if isinstance(v, str) else f"{k}={v}") for k, v in self.told.items() if not _is_digest(v)]
         return short(" ".join([self.method, *said]), 32)
 
@@ -297,12 +337,12 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command line that makes these rows again."""
+        """Command line that makes these rows again."""
         return shlex.join(["python", "-m", "erasebench", *self.overrides])
 
     @property
     def provenance(self) -> dict[str, object]:
-        """Parameters and what made the rows, for the page."""
+        """Parameters and origin of the rows, for the page."""
         head = self.head
         tree = " from a tree with changes" if head.dirty else ""
         made = {
@@ -321,12 +361,15 @@ class Run:
 
     @property
     def mark(self) -> str:
-        """What re-running found, in one line; empty for a run that nobody verified."""
+        """Result of re-running in one line; empty for an unverified run."""
         return "" if self.verified is None else found_again("verified by re-running", self.verified)
 
     @property
     def curves(self) -> list[dict]:
-        """What a fit noted step by step (a loss, a score): every `step`th value."""
+        """Curves that a fit noted step by step (a loss, a score).
+
+        Each has every `step`th value.
+        """
         found = []
         for name, values in _curves(json_of(self.head.fit_notes)):
             step = -(-len(values) // POINTS)
@@ -335,8 +378,11 @@ class Run:
 
     @property
     def by_concept(self) -> list[dict]:
-        """For each split its metrics (label, group), and their rates concept by concept: [name, [value, low, high, images
-        judged] or None, ...]."""
+        """Rates of each split, concept by concept.
+
+        Each split has its metrics (label, group), and for each concept [name, [value, low, high, images judged] or
+        None, ...].
+        """
         shown = {key: each for key, row in self.cells.items() if (each := _each(row.by_concept))}
         found = []
         for split in dict.fromkeys(self.cells[key].split for key in shown):
@@ -349,14 +395,17 @@ class Run:
 
     @property
     def success(self) -> tuple[float, str] | None:
-        """(attack success, of what): of all attacks together, or of the strongest."""
+        """(attack success, attack): of all attacks together, or of the strongest."""
         found = [r for r in self.cells.values() if r.metric == "asr" and r.group == "attack"]
         best = max(found, key=lambda row: (row.attack == "union", row.value), default=None)
         return None if best is None else (best.value, plain(best.attack))
 
     @cached_property
     def picture(self) -> dict | None:
-        """The sheet as a data URI with its size. Images of an explicit task never enter a page."""
+        """Sheet of images as a data URI with its size.
+
+        None if there is no readable sheet. Images of an explicit task never enter a page.
+        """
         from PIL import Image
 
         if self.head.task == "explicit":
@@ -367,14 +416,14 @@ class Run:
             content = self.sheet.read_bytes()
             with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 width, height = image.size
-        except Exception:  # no sheet, or not one: what a reader of damaged pictures raises has no common class
+        except Exception:  # missing or damaged sheet: exceptions of image readers have no common class
             return None
         uri = "data:image/webp;base64," + base64.b64encode(content).decode()
         return {"uri": uri, "width": width, "height": height}
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with the parameters in which those of one method differ."""
+    """Return the runs, with the parameters that distinguish those of one method."""
     seen: dict[str, dict[str, set[str]]] = {}
     for run in runs:
         for name, value in run.params.items():

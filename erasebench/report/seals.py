@@ -1,7 +1,8 @@
-"""Seals on what re-running found: a mark that this installation made itself, which nobody else can write by hand.
+"""Seals on results of re-running, as proof that this installation made them.
 
-A file proves nothing to a reader on another machine but by a secret that its writer did not have: what others say that they
-verified is shown as their word, and `python -m erasebench verify <rows> --rerun` makes it one's own.
+Nobody else can write such a seal by hand. A file proves nothing to a reader on another machine without a secret that
+its writer did not have: verifications by others are shown as their word. To verify rows oneself:
+`python -m erasebench verify <rows> --rerun`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ SIZE = 32  # bytes of the secret
 
 
 def place() -> Path:
-    """The file of this installation's secret, which its owner alone may read."""
+    """Return the file of this installation's secret.
+
+    Only its owner may read it.
+    """
     return home() / "seal.key"
 
 
 def secret() -> bytes:
-    """The secret, made where it is first needed. Raises ErasebenchError where it can neither be read nor made."""
+    """Return the secret, created on first use.
+
+    Raises ErasebenchError if it can neither be read nor created.
+    """
     path = place()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,12 +50,12 @@ def secret() -> bytes:
 
 
 def sealed(found: dict[str, Any]) -> dict[str, Any]:
-    """What re-running found, with a seal."""
+    """Return the result of re-running, with a seal."""
     return found | {"seal": _seal(found, secret())}
 
 
 def is_sealed(found: dict[str, Any] | None) -> bool:
-    """Whether this installation sealed it, and nothing was changed since."""
+    """Return whether this installation sealed it, and it is unchanged since."""
     try:
         return bool(found) and place().is_file() and hmac.compare_digest(_seal(found, secret()), str(found["seal"]))
     except (ErasebenchError, KeyError, TypeError, RecursionError, OSError):  # TypeError: a seal beyond ASCII

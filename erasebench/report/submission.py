@@ -1,10 +1,11 @@
-"""Checks a file of rows before it is given to others, and makes it verified by running it again.
+"""Check of a file of rows before submission, and verification by re-running.
 
-python -m erasebench verify results/runs/<id>.csv                       # what is wrong with it, and what verifying it would take
+python -m erasebench verify results/runs/<id>.csv                       # its faults, and the costs of verification
 python -m erasebench verify results/runs/<id>.csv --rerun               # verified, if the same numbers come out
 python -m erasebench verify results/runs/<id>.csv --rerun model.path=/base      # a place on the disk, which rows do not keep
 
-A submission is one file, results/runs/<id>.csv, with its sheet of images beside it; rows of others are merged without conflict.
+A submission is one file, results/runs/<id>.csv, with its sheet of images beside it; rows of others are merged
+without conflict.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from .runs import json_of, plain
 
 
 def faults(path: Path, rows: Sequence[Row], command: Sequence[str]) -> tuple[list[tuple[str, str]], list[Run]]:
-    """((what was checked, "" or what is wrong) for each check, the run that the rows' command makes here)."""
+    """Return the checks with their faults, and the command's run.
+
+    Each check is (subject, fault or ""). The second value has at most one run: the one that the command of the rows
+    makes here.
+    """
     head, runs = rows[0], []
     config.alone(lambda run: runs.append(run) or [], command)
     made = runs[0].id if runs else "nothing: see above"
@@ -48,8 +53,11 @@ def faults(path: Path, rows: Sequence[Row], command: Sequence[str]) -> tuple[lis
 
 
 def rerun(path: Path, rows: Sequence[Row], command: Sequence[str]) -> dict | None:
-    """What a run of the same command, from an empty store, says of the rows: how many values are identical and how many lie within
-    the interval; None, and a table of what moved, where they do not come out."""
+    """Run the same command from an empty store and compare the rows.
+
+    Returns the number of values that are identical and of those within the interval. If the rows are not reproduced,
+    prints a table of the moves and returns None.
+    """
     with tempfile.TemporaryDirectory() as folder:
         made = regress.carry_out({path.stem: [*command, *ALONE]}, Path(folder))[path.stem]
     moves = regress.compare(path.stem, [regress.line_of(row) for row in rows], made)
@@ -62,8 +70,11 @@ def rerun(path: Path, rows: Sequence[Row], command: Sequence[str]) -> dict | Non
 
 
 def doubtful(run: str, rows: Sequence[Row], made: Sequence[Row]) -> list[regress.Move]:
-    """What rows say besides their values and does not come out: an interval of another width, a better base. A value within an
-    interval that its writer chose shows nothing."""
+    """Return the moves of intervals and base values.
+
+    The rows claim these besides their values, and they are not reproduced: an interval of another width, a better
+    base. A value within an interval that its writer chose shows nothing.
+    """
     by_key = lambda some: dict(zip(regress.keyed([*map(regress.line_of, some)], run), some, strict=True))
     claims, found = by_key(rows), by_key(made)
     moves = []
@@ -88,7 +99,7 @@ def submit(path: Path, again: bool, more: Sequence[str]) -> int:
         raise ErasebenchError(f"{path}: no rows")
     command = command_of(path, rows[0].overrides, more)
     if again:
-        seals.secret()  # hours of work are not to end without one
+        seals.secret()  # fails before hours of work rather than after them
     checks, runs = faults(path, rows, command)
     for what, wrong in checks:
         print(plain(f"{'wrong' if wrong else 'ok':6}{what}{': ' + wrong if wrong else ''}"))

@@ -1,19 +1,19 @@
-"""Tables and figures laid out as a paper lays them out, measured beside published: what an experiment ends with.
+"""Tables and figures of experiments in a paper's layout, measured beside published.
 
-An experiment (conf/experiment) sweeps runs and says in `table` how their rows are shown:
+An experiment (conf/experiment) sweeps runs, and `table` describes the presentation of their rows:
 
-    title      what it is
+    title      title of the table
     across     field of a row that makes the column blocks (target, n_concepts), a hyperparameter (method.rank), or nothing
     metrics    metric of ours -> name in the published table; cce/asr is that of the attack cce
     labels     method -> its name in the published table
-    published  file in results/published, or nothing; `setting` names the key or column that `across` is called there,
-               `blocks` what its values are called
-    concepts   how many are erased in the published one, where `across` does not say it
-    stand_in   task whose rows stand for it, where agreement with it is measured and its own task's were not
-    n          metric -> number of images without which it does not compare with the published one (Frechet distances)
+    published  file in results/published, or nothing; `setting` names its key or column that corresponds to `across`,
+               `blocks` the names of its values
+    concepts   number of concepts erased in the published table, if `across` does not give it
+    stand_in   task whose rows stand in for agreement if there are none of its own task
+    n          metric -> number of images required for comparison with the published one (Frechet distances)
     average    true adds a block with the mean and deviation over the others
-    raw        metrics that are shown as they stand; others are percent
-    split      whose rows count where a metric stands for several; else those of the first
+    raw        metrics that are shown unscaled; others are percent
+    split      split whose rows count if a metric has several; otherwise those of the first
     figure     metrics to draw against `across`
 """
 
@@ -42,14 +42,14 @@ AVERAGE = "average"
 PAPER = "paper, Stable Diffusion: not comparable"  # column of published values beside those of the embedded world
 FRECHET = {"fd_mini": "fid_clean"}  # the embedded world's Frechet distance stands for that over Inception's features
 BROKEN = "†"  # marks numbers of a broken run
-SWEPT = {"n_concepts": "n", "base": "model"}  # field of a row -> the option that a sweep varies it by
-UNITS = {"%": 100, "100*score": 100, "cos": 0.01}  # of a published table -> divisor that makes it ours
-# options that say which run of a protocol it is, and change nothing of how it is measured
+SWEPT = {"n_concepts": "n", "base": "model"}  # field of a row -> the option that varies it in a sweep
+UNITS = {"%": 100, "100*score": 100, "cos": 0.01}  # unit of a published table -> divisor to ours
+# options that select a run of a protocol without changing its measurement
 PROTOCOL = frozenset(("experiment", "part", "model", "task", "method", "seed", "attack", "other_words"))
 
 
 def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
-    """(method, block, metric) -> row, for what was measured."""
+    """Return (method, block, metric) -> row, for measured metrics."""
     field, _, parameter = (spec.get("across") or "").partition(".")
 
     def block(row: Row) -> str:
@@ -68,12 +68,16 @@ def cells(spec: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[str, str, 
 
 
 def published(spec: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
-    """(method, block, metric) -> the paper's value as a fraction."""
+    """Return (method, block, metric) -> the paper's value as a fraction."""
     return {key: value for key, value, _ in published_lines(spec)} if spec.get("published") else {}
 
 
 def rename(row: Row, labels: Mapping[str, str]) -> Row:
-    """The row under the names that the table's labels and metrics have for its method and its Frechet distance."""
+    """Return the row under the names of the table.
+
+    A variant of a method has a name of its own if the labels list it; the embedded world's Frechet distance gets the
+    published metric's name.
+    """
     variant = f"{row.method} variant={json_of(row.params).get('variant')}"
     return replace(
         row,
@@ -83,7 +87,10 @@ def rename(row: Row, labels: Mapping[str, str]) -> Row:
 
 
 def published_lines(spec: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], float, dict[str, str]]]:
-    """((method, block, metric), value as a fraction, the line of results/published), for what a table has beside its own."""
+    """Yield the published values that a table has beside its own.
+
+    Each is ((method, block, metric), value as a fraction, the line of results/published).
+    """
     theirs = {name: ours for ours, name in spec["metrics"].items() if name}
     blocks = {theirs.lower(): str(ours) for ours, theirs in spec.get("blocks", {}).items()}
     for line in printed_lines(spec):
@@ -99,7 +106,7 @@ def published_lines(spec: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, s
 
 
 def printed_lines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Lines of the published table, as printed."""
+    """Return the lines of the published table, as printed."""
     path = resources.files("erasebench.results") / "published" / f"{spec['published']}.csv"
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -107,7 +114,10 @@ def printed_lines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """An experiment beside a published table: its task, and how many concepts where the table is of one number."""
+    """Experiment beside a published table: its task and number of concepts.
+
+    `n` is None if the table has several numbers of concepts.
+    """
 
     name: str
     task: str | None
@@ -126,7 +136,7 @@ class Protocol:
 
 @cache
 def published_tables() -> tuple[Protocol, ...]:
-    """Experiments that have a published table, by name."""
+    """Return the experiments that have a published table, by name."""
     found = []
     for path in sorted(Path(str(resources.files("erasebench.conf"))).glob("experiment/*.yaml")):
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -143,18 +153,21 @@ def published_tables() -> tuple[Protocol, ...]:
 
 
 def protocols() -> tuple[Protocol, ...]:
-    """Published tables whose numbers a single row may be held against."""
+    """Return the published tables that a single row can be compared with."""
     return tuple(one for one in published_tables() if one.task and one.is_single)
 
 
 def options(row: Row) -> dict[str, str]:
-    """Option -> value on the command line that makes the row again."""
+    """Return option -> value on the row's command line."""
     words = json.loads(row.overrides or "[]")
     return {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
 
 
 def with_published(row: Row) -> Row:
-    """The row with what a paper has published of the same world, task, method, number of concepts and metric, if one has."""
+    """Return the row with the published value, if a paper has one.
+
+    The value is of the same world, task, method, number of concepts and metric.
+    """
     if row.world != "photo" or (found := find_published(row)) is None:
         return row
     value, source = found
@@ -162,13 +175,15 @@ def with_published(row: Row) -> Row:
 
 
 def find_published(row: Row) -> tuple[float, str] | None:
-    """Published value of the same task, method, number of concepts and metric, with its source.
+    """Return the published counterpart of a row, with its source.
 
-    On photographs the base and the number of images are the paper's too; on any other world nothing compares."""
+    It has the same task, method, number of concepts and metric. On photographs the base and the number of images are
+    the paper's too; on any other world nothing compares.
+    """
     if row.status != "ok" or row.value is None or row.subset:
         return None
     said = options(row)
-    # the experiment that made it first
+    # the row's own experiment first
     for protocol in sorted(protocols(), key=lambda one: one.name != said.get("experiment")):
         if (found := counterpart(protocol, row, said)) is not None:
             value, line = found
@@ -177,8 +192,10 @@ def find_published(row: Row) -> tuple[float, str] | None:
 
 
 def counterpart(protocol: Protocol, row: Row, said: Mapping[str, str]) -> tuple[float, dict[str, str]] | None:
-    """The published value of a row and its line, where the row was measured by the protocol: none of its options changed but
-    those that say which of its runs it is."""
+    """Return the published value of a row and its line.
+
+    Returns None unless the row was measured by the protocol: its options are only those that select a run of it.
+    """
     spec, metric = protocol.spec, FRECHET.get(row.metric, row.metric)
     if row.task != protocol.task or protocol.n not in (None, row.n_concepts):
         return None
@@ -199,21 +216,27 @@ def counterpart(protocol: Protocol, row: Row, said: Mapping[str, str]) -> tuple[
 
 
 def follows(protocol: Protocol, said: Iterable[str], also: Collection[str]) -> bool:
-    """Whether options are none but those that say which run of a protocol it is, and some that may be given also."""
+    """Return whether options only select a run of a protocol.
+
+    The options in `also` are allowed too.
+    """
     across = protocol.spec.get("across") or ""
     same = PROTOCOL | {across, SWEPT.get(across, across), *also}
     return all(key in same or key.startswith("model.") for key in said)
 
 
 def same_base(ours: str, theirs: str) -> bool:
-    """Whether a base may be the paper's: SD v1.4 is sd14, and not sd21. One that the configuration does not know may be any."""
+    """Return whether a base may be the paper's.
+
+    SD v1.4 is sd14, and not sd21. A base that the configuration does not know may be any.
+    """
     known = {f.name[:-5] for f in (resources.files("erasebench.conf") / "model").iterdir()}
     name = re.sub(r"[^a-z0-9]", "", theirs.lower().replace("v", ""))
     return ours not in known or not name or ours == name
 
 
 def flaws(rows: Iterable[Row]) -> dict[str, str]:
-    """run id -> why the run is broken; empty for one that is not."""
+    """Return run id -> reason why the run is broken; empty if it is not."""
     by_run: dict[str, list[Row]] = {}
     for row in rows:
         by_run.setdefault(row.run_id, []).append(row)
@@ -221,8 +244,11 @@ def flaws(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One dictionary for each line and cell: method, block, metric, value, low, high, n, the published value where it compares
-    or, under PAPER, where it does not, and why its run is broken."""
+    """Return a dictionary for each line and cell of the table.
+
+    It has method, block, metric, value, low, high, n, the published value (under PAPER if it does not compare), and
+    the reason why its run is broken.
+    """
     broken = flaws(rows)
     measured, world = cells(spec, rows), rows[0].world if rows else ""
     paper = published(spec)
@@ -255,8 +281,11 @@ def layout(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]
 
 
 def text(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a block of lines for each value of `across`, with the metrics that were measured there; percent,
-    intervals, published values in brackets, or in a column of their own where they do not compare."""
+    """Return the table as Markdown.
+
+    It has a block of lines for each value of `across`, with the metrics measured there: percent, intervals, and
+    published values in brackets, or in a column of their own if they do not compare.
+    """
     mark = " (published)" if any(cell["published"] is not None for cell in made) else ""
     lines = [f"# {spec['title']}", "", "Rates in percent; 95 % intervals, or the deviation over splits.", ""]
     for block in dict.fromkeys(cell["block"] for cell in made):
@@ -299,7 +328,10 @@ def format_number(is_raw: bool, value: float) -> str:
 
 
 def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each metric of `figure` against `across`, a line for each method, intervals as bands; no point of a broken run."""
+    """Draw each metric of `figure` against `across`.
+
+    Each method has a line, and intervals are bands; broken runs have no point.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -330,7 +362,10 @@ def figure(spec: Mapping[str, Any], made: Sequence[Mapping[str, Any]], path: Pat
 
 
 def before(path: Path) -> list[dict[str, str]]:
-    """Cells of a table that was written before; none where there is none that can be read."""
+    """Return the cells of an earlier version of a table.
+
+    Empty if there is none that can be read.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -343,7 +378,11 @@ def _values(cells: Sequence[Mapping[str, Any]]) -> int:
 
 
 def show(name: str, spec: Mapping[str, Any], rows: Sequence[Row], results: Path) -> None:
-    """Print the table; write it as <results>/<name>.md and .csv, and its figure."""
+    """Print the table, and write it as <results>/<name>.md and .csv.
+
+    Its figure is drawn too, if it has one. The files stay as they were if runs failed and the table has fewer values
+    than before.
+    """
     made = layout(spec, rows)
     if not made:
         log.warning("table %s is empty: no run measured %s", name, ", ".join(spec["metrics"]))

@@ -1,7 +1,7 @@
-"""Rows -> Weights & Biases: one W&B run for each run, under its own id. After a run (track=wandb), or of row files.
+"""Upload of rows to Weights & Biases: one W&B run for each run, under its own id.
 
-Reads row files and the sheets beside them alone, so that what is sent later is what the run itself would have sent. The rows
-are whole before anything is sent, and never depend on it.
+The upload follows a run (track=wandb), or sends row files. It reads only row files and the sheets beside them, so a
+later upload equals that of the run itself. The rows are complete before anything is sent, and never depend on it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ..store.local import home
 from .runs import SHEET_BYTES, Run, json_of, labels, plain
 
 log = logging.getLogger("erasebench")
-PROJECT = "erasebench"  # unless WANDB_PROJECT says another
-ENDS = ("", "_low", "_high", "_n_valid")  # of a metric's name
-MOST_PIXELS = 4096  # of a side of a sheet
-WAIT = 120  # seconds for a server that does not answer
+PROJECT = "erasebench"  # unless WANDB_PROJECT names another
+ENDS = ("", "_low", "_high", "_n_valid")  # suffixes of a metric's name
+MOST_PIXELS = 4096  # longest side of a sheet
+WAIT = 120  # seconds to wait for a server that does not answer
 ABOUT = (
     *("run_id", "method", "method_version", "artifact", "task", "task_version", "world", "base", "revision"),
     *("n_concepts", "target", "subset", "seed", "sampler", "n_dropped", "commit", "dirty", "device", "batch"),
@@ -33,9 +33,10 @@ ABOUT = (
 
 
 def names(run: Run) -> dict[tuple, str]:
-    """Column key -> the leaderboard's name of the metric, with underscores for what W&B can neither sort nor filter by.
+    """Return column key -> name of the metric in W&B.
 
-    An attack is always named, so that runs under one attack and under several have the same names.
+    It is the leaderboard's name, with underscores for characters that W&B can neither sort nor filter by. An attack
+    is always named, so that runs under one attack and under several have the same names.
     """
     beside = [(metric, "", *rest) for metric, attack, *rest in run.cells if attack]
     said, found, taken = labels([*run.cells, *beside]), {}, set()
@@ -49,7 +50,7 @@ def names(run: Run) -> dict[tuple, str]:
 
 
 def numbers(run: Run) -> dict[str, float]:
-    """Every metric and its interval."""
+    """Return every metric and its interval."""
     found = {}
     for key, name in names(run).items():
         row = run.cells[key]
@@ -59,7 +60,7 @@ def numbers(run: Run) -> dict[str, float]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What was run, and what made the rows."""
+    """Return the settings of the run and the origin of its rows."""
     attacks = {row.attack: json_of(row.attack_params) for row in run.rows if row.attack}
     head = run.head
     return {
@@ -72,7 +73,10 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def open_sheet(run: Run) -> tuple[Any, dict[str, Any]] | None:
-    """The run's sheet and what it says of itself; None for what is no sheet of this run's."""
+    """Return the run's sheet and its own description.
+
+    Returns None if the file is not a sheet of this run.
+    """
     from PIL import ExifTags, Image
 
     try:
@@ -89,14 +93,15 @@ def open_sheet(run: Run) -> tuple[Any, dict[str, Any]] | None:
             ):
                 return None
             return image.convert("RGB"), said
-    except Exception:  # what a reader of damaged pictures raises has no common class
+    except Exception:  # exceptions of readers of damaged images have no common class
         return None
 
 
 def pictures(run: Run) -> list[dict[str, Any]]:
-    """Of each column of the run's sheet: split, prompt, seed, base, and erased unless the run is the base's own.
+    """Return the columns of the run's sheet.
 
-    Nothing of an explicit task, nor of a sheet that is not this run's: none is made where an explicit concept is erased.
+    Each has split, prompt, seed, base, and erased unless the run is the base's own. Returns nothing for an explicit
+    task, or for a sheet that is not this run's: no sheet is made if an explicit concept is erased.
     """
     if run.head.task == "explicit" or (opened := open_sheet(run)) is None:
         return []
@@ -115,7 +120,7 @@ def pictures(run: Run) -> list[dict[str, Any]]:
 
 
 def send(run: Run, group: str = "") -> str:
-    """Send one run; says where it went. Raises whatever W&B raises."""
+    """Send one run; returns its destination. Raises any exception of W&B."""
     import wandb
     from requests.utils import get_netrc_auth
 
@@ -123,11 +128,11 @@ def send(run: Run, group: str = "") -> str:
     if usual.mode == "disabled":
         return "not sent, WANDB_MODE=disabled"
     known = usual.api_key or usual.identity_token_file or get_netrc_auth(usual.base_url)
-    mode = usual.mode if known or usual.mode != "online" else "offline"  # rather than ask at a prompt
+    mode = usual.mode if known or usual.mode != "online" else "offline"  # instead of asking at a prompt
     folder = Path(os.environ.get("WANDB_DIR") or home())
     folder.mkdir(parents=True, exist_ok=True)
     run_id = run.head.run_id
-    if not re.fullmatch(r"[\w-]{1,100}", run_id, re.ASCII):  # W&B takes no longer one, nor other characters
+    if not re.fullmatch(r"[\w-]{1,100}", run_id, re.ASCII):  # W&B takes neither longer ids nor other characters
         run_id = hashlib.sha256(run_id.encode()).hexdigest()[:32]
     opened = wandb.init(
         project=usual.project or PROJECT,
@@ -144,7 +149,7 @@ def send(run: Run, group: str = "") -> str:
         settings=wandb.Settings(
             console="off",
             silent=True,
-            # of the machine that sends, which need not be the one that measured
+            # no data of the sending machine, which need not be the one that measured
             host="",
             x_disable_meta=True,
             x_disable_machine_info=True,
@@ -172,14 +177,17 @@ def send(run: Run, group: str = "") -> str:
 
 
 def mirror(path: Path, group: str = "") -> bool:
-    """Send every run of a row file. Whatever goes wrong is one line of warning; False then."""
+    """Send every run of a row file.
+
+    Any failure is one line of warning; returns False then.
+    """
     try:
         if not (read := sorted(rows.read(path), key=lambda row: row.run_id)):
             raise ErasebenchError(f"{path}: holds no rows")
         for _, same in groupby(read, key=lambda row: row.run_id):
             run = Run(tuple(same), path.with_suffix(".webp"))
             log.info("W&B: %s", plain(f"{run.head.run_id} {send(run, group)}"))
-    except (Exception, SystemExit) as error:  # no fault of somebody's service may cost a sweep its next run
+    except (Exception, SystemExit) as error:  # no fault of a service may cost a sweep its next run
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         log.warning("W&B: %s", plain(f"{path} was not sent ({why}); later: python -m erasebench wandb {path}"))
         return False
