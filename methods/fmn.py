@@ -1,6 +1,6 @@
 """Forget-Me-Not (Zhang et al., CVPR workshops 2024): minimise attention to the concept.
 
-    min over theta   || A_S ||,   A_S: every cross-attention layer's map of x_t at the positions S of the prompt, side by side
+    min over theta   || A_S ||,   A_S: all cross-attention maps of x_t at the positions S of the prompt, side by side
 
 x_t: noisy images of the concept, at any t. S: the concept's own tokens and, with silenced=concept_and_end, EOS (and
 padding, if it is EOS, as in Stable Diffusion 1). The loss is one norm of all maps together, not squared; it has no

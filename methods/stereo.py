@@ -1,7 +1,7 @@
 """STEREO (Srivatsan et al., CVPR 2025): search thoroughly enough, then robustly erase once.
 
 search, `rounds` times, theta continues from round to round:
-    min over theta   || eps_theta(x_t, p) - [eps(x_t) - eta (eps(x_t, p) - eps(x_t))] ||^2,   p: the concept, then the last v
+    min over theta   || eps_theta(x_t, p) - [eps(x_t) - eta (eps(x_t, p) - eps(x_t))] ||^2,  p: the concept, then the last v
     min over v       E || noise - eps_theta(x_t, t, v) ||^2   over images of the concept, others in every round
 erase, theta from the base again, with p any of P = {concept, v_1, v_2, ...} and p_a an anchor prompt:
     min over theta   || eps_theta(x_t, p) - [eps(x_t) + s_a (eps(x_t, p_a) - eps(x_t))
