@@ -1,14 +1,19 @@
-"""AdvUnlearn (Zhang et al., NeurIPS 2024): train the text encoder against the prompts that bring the concept back.
+"""AdvUnlearn (Zhang et al., NeurIPS 2024): adversarial training of the text encoder.
+
+It trains against prompts that bring the concept back:
 
     min over theta   || eps(x_t, E_theta(d* + c)) - [eps(x_t) - eta (eps(x_t, c) - eps(x_t))] ||^2
                      + lambda || eps(x_t, E_theta(c_r)) - eps(x_t, c_r) ||^2
     d* = argmin over d   || eps(x_t, E_theta(d + c)) - eps(x_t, c) ||^2,    d: embeddings of k words before the prompt
 
-The U-Net, eps, stays the base's; what is not E_theta(.) is read by the base's text encoder. c_r: prompts of what is kept. So
-latents and targets do not depend on theta: both come from trajectories sampled once, at the sampler's own timesteps, where the
-released code samples anew in every step of the attack too and draws t between them (at twenty times the cost). Departs
-from it: the attack forgets its gradients after each step (there they add up over all thirty), gives the embeddings of its
-last step (not those before it) and counts tokens (not words); several attacks run side by side, each on its own latents.
+The U-Net, eps, stays the base's; the base's text encoder reads every prompt outside of E_theta(.). c_r: retained
+prompts. Latents and targets therefore do not depend on theta: both come from trajectories sampled once, at the
+sampler's own timesteps. The released code samples anew in every step, the attack's included, and draws t between
+timesteps (at twenty times the cost).
+
+Further departures: the attack clears its gradients after each step (there they add up over all thirty), returns the
+embeddings of its last step (not those before it) and counts tokens (not words). Several attacks run side by side, each
+on its own latents.
 """
 
 from __future__ import annotations
@@ -36,9 +41,12 @@ ENCODER = r"^text_encoder\.(?!.*embeddings\.)"  # every layer and the last norm
 
 @dataclass(frozen=True)
 class AdvUnlearn:
-    """warmup: steps before the first attack. retained: how many prompts are kept (preserved names and captions), of which
-    retain_batch share a step with weight retain_scale (lambda). words: k of the attack, which starts at random ones.
-    eta, start_guidance, ddim_steps, trajectories: as ESD's."""
+    """Text encoder trained against adversarial prefixes.
+
+    warmup: steps before the first attack. retained: number of retained prompts (preserved names and captions); each
+    step uses retain_batch of them with weight retain_scale (lambda). words: k of the attack, which starts from random
+    words. eta, start_guidance, ddim_steps, trajectories: as in ESD.
+    """
 
     steps: int = 1000
     warmup: int = 200
@@ -47,7 +55,7 @@ class AdvUnlearn:
     eta: float = 1.0
     retain_scale: float = 0.3  # published for nudity
     retain_batch: int = 5
-    retained: int = 243  # as released, of COCO's objects
+    retained: int = 243  # as released, for COCO's objects
     words: int = 1
     attack_steps: int = 30
     attack_lr: float = 1e-3
@@ -76,7 +84,7 @@ class AdvUnlearn:
         kept = self.states(model, retained, self.retain_batch, len(retained.ids), self.steps, generator)
 
         def loss(step: int) -> Tensor:
-            concept = towards[torch.randint(count, (), generator=generator)]  # one a step, attack and all
+            concept = towards[torch.randint(count, (), generator=generator)]  # one concept a step, for the attack too
             adversary = self.attack(model, concept, generator) if step >= self.warmup else None
             state, other = next(concept), next(kept)
             context = model.encode(ids=state.context.ids)
@@ -93,7 +101,10 @@ class AdvUnlearn:
     def states(
         self, model: Model, contexts: Context, batch: int, trajectories: int, count: int, generator: torch.Generator
     ) -> Iterator[State]:
-        """`count` batches on the base's way to the prompts, each with the base's predictions."""
+        """Yield `count` batches of states on the base's trajectories.
+
+        The trajectories lead to the prompts, and each batch has the base's predictions.
+        """
         esd = ESD(
             steps=count,
             batch=batch,
@@ -104,7 +115,10 @@ class AdvUnlearn:
         return esd.frozen(model, contexts, generator)
 
     def attack(self, model: Model, towards: Iterator[State], generator: torch.Generator) -> Tensor:
-        """Embeddings [batch * k, D] of words that bring the concept back most, before its prompt, with theta as it is."""
+        """Return adversarial embeddings [batch * k, D] for the current theta.
+
+        Placed before the prompt, they restore the concept most.
+        """
         known = words(model)
         first = known[torch.randint(len(known), (self.batch * self.words,), generator=generator)]
         adversary = table(model)[first].detach().clone().requires_grad_(True)
@@ -117,7 +131,10 @@ class AdvUnlearn:
         return adversary.detach()
 
     def revival(self, model: Model, state: State, adversary: Tensor) -> Tensor:
-        """The attack's loss, summed over prompts, so that each has the gradient that it has alone."""
+        """Return the attack's loss, summed over prompts.
+
+        The sum gives each prompt the same gradient as alone.
+        """
         context = with_vectors(model, before(state.context, self.words), adversary)
         return errors(model.eps(state.z, state.t, context), state.text).sum()
 
@@ -126,7 +143,7 @@ class AdvUnlearn:
 
 
 def before(context: Context, count: int) -> Slots:
-    """The prompts with `count` free places between their start and their first word."""
+    """Return prompts with `count` free slots after their start token."""
     ids = context.ids
     shifted = torch.cat([ids[:, :1], ids[:, :1].expand(-1, count), ids[:, 1 : ids.shape[1] - count]], 1)
     free = torch.zeros_like(shifted, dtype=torch.bool)

@@ -1,13 +1,16 @@
-"""Adaptive guided erasure (Bui et al., ICLR 2025): erase a concept towards the word that suffers most from it.
+"""Adaptive guided erasure (Bui et al., ICLR 2025): adaptive target words.
+
+A concept is erased towards the word that suffers most from it:
 
     min over theta, max over pi    L1 + lambda L2
     L1 = w_t || eps_theta(z, c_e) - [eps(z, c_t) - eta (eps(z, c_e) - eps(z, c_t))] ||^2
     L2 = w_t || eps_theta(z_t, c_t) - eps(z_t, c_t) ||^2,    c_t = G(pi) R
 
-As in AP, but the drawn word is the target itself. In the paper pi climbs both terms; in the released code the target is
-computed without a gradient, so that pi climbs L2 alone (variant=code).
+As in AP, but the drawn word is the target itself. In the paper pi climbs both terms. The released code computes the
+target without a gradient, so pi climbs L2 alone (variant=code).
 
-mode=edit turns the concept into its surrogate: that is c_t, eta is 0, and pi seeks the word to preserve in L2 alone.
+mode=edit turns the concept into its surrogate: c_t is the surrogate, eta is 0, and pi seeks the word to preserve in L2
+alone.
 """
 
 from __future__ import annotations
@@ -28,8 +31,12 @@ from erasebench.toolbox.training import TRAINED, erased_noise_target
 
 @dataclass(frozen=True)
 class AGE(Adversarial):
-    """mode: erase, or edit. variant: what pi climbs, `paper` L1 + lambda L2, `code` lambda L2. trained: x the
-    cross-attention, u everything else, as ESD's variant. The rest is AP's; search=random draws any of the candidates."""
+    """Adversarial erasure towards a drawn word.
+
+    mode: erase, or edit. variant: objective of pi; `paper` is L1 + lambda L2, `code` is lambda L2. trained: x is the
+    cross-attention, u everything else, like ESD's variant. Other parameters are AP's; search=random draws any of the
+    candidates.
+    """
 
     mode: Literal["erase", "edit"] = "erase"
     variant: Literal["paper", "code"] = "paper"
@@ -78,7 +85,10 @@ class AGE(Adversarial):
         concept: Context,
         word: Context,
     ) -> Tensor:
-        """What pi climbs: a number with the gradient of L1 + lambda L2 (or of lambda L2) to the word."""
+        """Return the objective of pi, a scalar.
+
+        Its gradient with respect to the word is that of L1 + lambda L2 (or of lambda L2).
+        """
         (z, t), (z_t, t_t) = towards_concept, towards_word
         with model.teacher():
             before = model.eps(z_t, t_t, word)
@@ -88,7 +98,7 @@ class AGE(Adversarial):
         with torch.no_grad():
             erased = model.eps(z, t, concept)
         parts = [part for part in (word.hidden, word.pooled) if part is not None]
-        # the target is the base's, and autograd must find the base's weights when it goes back through it
+        # the backward pass of the target needs the base's weights in place
         with model.teacher(), torch.enable_grad():
             aim = model.eps(z, t, word)
             target = erased_noise_target(aim, model.eps(z, t, concept), self.eta)

@@ -1,14 +1,15 @@
-"""Adversarial preservation (Bui et al., NeurIPS 2024): erase a concept, keep the word that erasing hurts most.
+"""Adversarial preservation (Bui et al., NeurIPS 2024): keep the words most hurt by erasing.
 
     min over theta, max over pi    L1 + lambda L2
     L1 = w_t || eps_theta(z, c_e) - [eps(z) - eta (eps(z, c_e) - eps(z))] ||^2
     L2 = w_t || eps_theta(z_a, c_a) - eps(z_a, c_a) ||^2,    c_a = G(pi) R
 
-with eps the frozen base, R the encodings of words near the concept and G a Gumbel-softmax draw. pi climbs L2, theta
-descends the sum, in turn; w_t = (1 - abar) / abar at the drawn t (the released code takes abar where the step of its
-sampler begins). What the base answers counts as given, also for pi, as released. Departs from the released
-code: words are encoded once in memory, a step of pi samples only what it needs, several draws share a step; and the
-words of what is erased are no candidates.
+with eps the frozen base, R the encodings of words near the concept and G a Gumbel-softmax draw. In turn, pi climbs L2
+and theta descends the sum. w_t = (1 - abar) / abar at the drawn t (the released code takes abar at the start of the
+sampler's step). The base's predictions are constants, also for pi, as released.
+
+Departures from the released code: words are encoded once in memory, a step of pi samples only the latents that it
+needs, several draws share a step, and words of the erased concepts are not candidates.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from erasebench.toolbox import vocabulary
 from erasebench.toolbox.training import TRAINED, Optimisation, erased_noise_target, fine_tune, tuned
 from erasebench.toolbox.trajectory import Along, count_evaluations
 
-SEARCH_SECONDS = 300  # for words next to the concept
+SEARCH_SECONDS = 300  # for the search of words next to the concept
 
 
 class Play(NamedTuple):
-    """The two who play, weights and pi: what is erased, who chooses the word, and noisy latents towards each."""
+    """State of the game between the weights and pi.
+
+    Erased concepts, the choice of the word, and noisy latents towards each.
+    """
 
     names: list[str]
     concepts: Context
@@ -48,15 +52,15 @@ class Play(NamedTuple):
 
 @dataclass(frozen=True)
 class Adversarial:
-    """What AP and AGE share.
+    """Common parameters and training loop of AP and AGE.
 
     vocabulary    `tokenizer`, `captions`, a list, or a file with one word a line (the paper: 3000 English words)
-    nearest, centres   how many words next to a concept count, and how many of those are candidates (`R`)
+    nearest, centres   number of words next to a concept, and number of candidates among them (`R`)
     search        `gumbel`; controls: `random`, any of the candidates, and in AP `pgd`, an embedding of no word
-    temperature, mixed   of the draw, and how many words it mixes: 1 is hard
-    searches      steps of pi for one of theta
-    space         w_t: `x0` is (1 - abar) / abar, the error of the predicted picture (released); `eps` is 1 (as printed)
-    trajectories  None: z is sampled from the model being trained, in every step; a number: from so many trajectories
+    temperature, mixed   of the draw, and number of words that it mixes: 1 is hard
+    searches      steps of pi for one step of theta
+    space         w_t: `x0` is (1 - abar) / abar, the error of the predicted image (released); `eps` is 1 (as printed)
+    trajectories  None: z is sampled from the model in training, in every step; a number: from so many trajectories
                   of the base, sampled once
     """
 
@@ -80,9 +84,11 @@ class Adversarial:
     version: ClassVar[int] = 1
 
     def count_sampling(self, concepts: int) -> tuple[int, int]:
-        """U-Net evaluations of the base's trajectories, and, where there are none, of a walk to a random step.
+        """Count U-Net evaluations: of the base's trajectories, and of each sample.
 
-        Of several concepts at most so many: they may be next to the same words, which count once."""
+        Without trajectories, each sample needs a walk to a random step. For several concepts the count is an upper
+        bound: they may share nearby words, which count once.
+        """
         once, each = count_evaluations(self.ddim_steps, self.trajectories)
         if not self.trajectories:
             return once, each
@@ -107,7 +113,10 @@ class Adversarial:
         return vocabulary.Choice(model, lists, generator, self.temperature, self.mixed, self.search_lr)
 
     def descend(self, model: Model, play: Play, trained: str, loss: Callable[[Tensor], Tensor], out: Path) -> None:
-        """Train the weights that match `trained` on the loss of concepts number [B], in which pi has its turn."""
+        """Train the weights that match `trained` on a loss.
+
+        loss: function of concepts' numbers [B]; it gives pi its turn.
+        """
         drawn = lambda: torch.randint(len(play.names), (self.batch,), generator=play.generator)
         adam = partial(torch.optim.Adam, lr=self.lr)
         fine_tune(
@@ -121,7 +130,10 @@ class Adversarial:
 
 @dataclass(frozen=True)
 class AP(Adversarial):
-    """variant x trains the cross-attention, u everything else, as in ESD; eta is L1's negative guidance."""
+    """Erasing with an adversarially chosen word to preserve.
+
+    As in ESD, variant x trains the cross-attention and u everything else. eta is L1's negative guidance.
+    """
 
     variant: Literal["x", "u"] = "x"
     search: Literal["gumbel", "random", "pgd"] = "gumbel"
@@ -160,21 +172,27 @@ class AP(Adversarial):
         return super().choice(model, lists, generator)
 
     def hurt(self, model: Model, z: Tensor, t: Tensor, word) -> Tensor:
-        """L2 of a word, with gradient to it."""
+        """Return L2 of a word, with gradient to it."""
         with model.teacher():
             before = model.eps(z, t, word)
         return distance(model, self.space, model.eps(z, t, word), before, t)
 
 
 def named(given: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """A vocabulary as it is hashed: by name, or the words themselves, wherever they were read."""
+    """Return a vocabulary in its hashed form.
+
+    That is its name, or the words themselves, independent of their file.
+    """
     if isinstance(given, str):
         return given if given in ("tokenizer", "captions") else lines(given, "method.vocabulary")
     return tuple(given)
 
 
 def distance(model: Model, space: str, ours: Tensor, theirs: Tensor, t: Tensor) -> Tensor:
-    """Mean squared difference of noise predictions [B, C, h, w] at t [B], weighted by w_t."""
+    """Return the weighted mean squared difference of noise predictions.
+
+    ours, theirs: [B, C, h, w] at t [B]. The weight is w_t.
+    """
     error = (ours - theirs).square().flatten(1).mean(1)
     if space == "x0":
         alpha = model.alphas_cumprod[t].to(error.dtype)

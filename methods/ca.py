@@ -1,21 +1,28 @@
-"""Concept Ablation (Kumari et al., ICCV 2023): what names the concept is answered as if it named its anchor.
+"""Concept Ablation (Kumari et al., ICCV 2023): prompts of the concept are answered like its anchor's.
 
     variant=model   min over theta   || eps_theta(x_t, c*) - sg eps_theta(x_t, c) ||^2
     variant=noise   min over theta   || eps_theta(x_t, c*) - eps ||^2
-    and perhaps                      + lambda || eps_theta(x_t, c) - eps ||^2
+    optional term                    + lambda || eps_theta(x_t, c) - eps ||^2
 
-c: prompts of the anchor, which is the concept's surrogate; c*: the same with the concept in its place; x_t: noisy pictures that the
-base draws of c; sg stops the gradient: the target is the answer of the weights as they stand, not the base's. As in the released
-code the keys and values of BOS get no gradient, and pictures are mirrored by chance and, with `augment`, made smaller
-on a grey ground or larger than the frame, which the prompt then says; the norms are means over what the picture fills.
+c: prompts of the anchor, which is the concept's surrogate. c*: the same prompts with the concept in the anchor's place.
+x_t: noisy images that the base draws of c. sg stops the gradient: the target is the prediction of the current weights,
+not the base's. As in the released code, the keys and values of BOS get no gradient, and images are mirrored at random.
+With `augment`, images are also scaled down on a grey ground or scaled up beyond the frame, and the prompt says so. The
+norms are means over the area that the image fills.
 
-Departs from it: pictures come of training templates or a file of prompts, not from a language model; they are encoded to the
-posterior's mean; the mask leaves out whatever of the latent the picture does not fill wholly (there, one row more on two sides);
-the rate is what is given, there it doubles beside a lambda; the erasing norm is a mean over channels too (there their sum, so that a
-lambda of 1 there is 1/4 here, and the gradient's norm is cut at four times as much); what is said of a picture's size stands
-in the anchor's prompt as in the concept's (there in the concept's alone), and lambda's term sees the same noisy pictures (there
-others, not augmented); of a style the templates name the anchor's (there nothing), and the negative prompt is the mean of
-the concepts' encodings. Left out: memorised pictures, which need a filter of copies, and its group `embedding`.
+Departures from the released code:
+
+- Prompts come from training templates or a file, not from a language model; images are encoded to the posterior's mean.
+- The mask omits every place of the latent that the image does not fill completely (there, one more row on two sides).
+- The learning rate is the given one; there it doubles beside a lambda.
+- The erasing norm is a mean over channels too (there their sum, so a lambda of 1 there is 1/4 here, and the gradient's
+  norm is clipped at four times as much).
+- The words on an image's size are in the anchor's prompt and in the concept's (there in the concept's alone).
+- lambda's term uses the same noisy images (there others, not augmented).
+- For a style, the templates name the anchor (there nothing).
+- The negative prompt is the mean of the concepts' encodings.
+
+Omitted: memorised images, which need a filter for copies, and the parameter group `embedding`.
 """
 
 from __future__ import annotations
@@ -48,32 +55,36 @@ GROUPS = {
     "attn": r"^unet\..*attn[12]\.",
     "full-weight": r"^unet\.",
 }
-SMALL, LARGE = ("far away", "very small"), ("zoomed in", "close up")  # said of a picture made smaller, larger
+SMALL, LARGE = ("far away", "very small"), ("zoomed in", "close up")  # words for an image scaled down or up
 
 
 @dataclass(frozen=True)
 class CA:
-    """trained: the released parameter groups. templates: a file with one prompt a line and {c} where the anchor stands, in
-    place of the world's training templates. `images` pictures of each anchor, shared by all concepts that have it;
-    away: guided away from the concepts. prior_scale: lambda. augment: published of objects and people, not of styles."""
+    """Fine-tuning that maps a concept to its anchor.
 
-    variant: Literal["model", "noise"] = "model"  # or noise: pictures of the anchor under the concept's name
+    trained: the released parameter groups. templates: a file with one prompt a line and {c} in the anchor's place,
+    instead of the world's training templates. images: number of images of each anchor, shared by all concepts that have
+    it. away: guide these images away from the concepts. prior_scale: lambda. augment: published for objects and people,
+    not for styles.
+    """
+
+    variant: Literal["model", "noise"] = "model"  # noise: images of the anchor under the concept's name
     trained: Literal["cross-attn", "attn", "full-weight"] = "cross-attn"
     steps: int = 100
-    batch: int = 8  # as published: four on each of two devices
-    lr: float = 1.6e-5  # 2e-6 for each of the batch; published: twice that where prior_scale is not 0
-    prior_scale: float = 0.0  # of the anchor's own prompts; published for a grumpy cat and for nudity: 1 beside a sum over channels, 0.25 here
-    augment: bool = True  # smaller and larger pictures, and words for that; published: not for styles, nor for nudity
+    batch: int = 8  # published: four on each of two devices
+    lr: float = 1.6e-5  # 2e-6 for each sample of the batch; published: twice that if prior_scale is not 0
+    prior_scale: float = 0.0  # lambda; published for a grumpy cat and nudity: 1 on a sum over channels, 0.25 here
+    augment: bool = True  # scaled images and words for their size; published without for styles and nudity
     templates: str | tuple[str, ...] | None = None
     images: int = 1000
-    away: bool = False  # True: the concepts as negative prompt of the anchor's pictures; published for nudity
+    away: bool = False  # True: the concepts are the negative prompt of the anchor's images; published for nudity
     image_sampler: str = "dpmsolver"
     image_steps: int = 25
     image_guidance: float = 6.0
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
+        if isinstance(self.templates, str):  # the lines of the file are hashed, not its path
             object.__setattr__(self, "templates", lines(self.templates, "method.templates"))
 
     def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
@@ -113,7 +124,7 @@ class CA:
         pictures: dict[str, Tensor],
         generator: torch.Generator,
     ) -> Seen:
-        """A batch: each with a concept, a picture of its anchor, and a view of it of its own."""
+        """Draw a batch: a concept, an image of its anchor and a view each."""
         views, anchors, named = [], [], []
         for _ in range(self.batch):
             concept = concepts[draw(0, len(concepts), generator)]
@@ -128,14 +139,18 @@ class CA:
         return Seen(z, t, noise, anchor, concept, torch.stack([v.mask for v in views]).to(z))
 
     def view(self, model: Model, picture: Tensor, generator: torch.Generator) -> View:
-        """A picture uint8 [S, S, 3], perhaps mirrored and, by two chances in three, smaller, or else larger."""
+        """Return an augmented view of an image uint8 [S, S, 3].
+
+        The image is mirrored with a chance of one half. With `augment` it is scaled down in about two of three cases
+        and scaled up otherwise.
+        """
         side, cell = len(picture), model.pixels_per_latent
         if draw(0, 2, generator):
             picture = picture.flip(1)
         mask = torch.ones(1, side // cell, side // cell)
         if not self.augment:
             return View(picture, mask, ())
-        least = max(side // 3, 2 * cell - 1)  # wherever it lies, it fills a place of the latent
+        least = max(side // 3, 2 * cell - 1)  # wherever the image lies, it fills a place of the latent
         if draw(0, 100, generator) < 66:
             size, words = draw(least, side + 1, generator), SMALL
         else:
@@ -156,7 +171,10 @@ class CA:
     def pictures(
         self, model: Model, concepts: Sequence[Concept], templates: Sequence[str], seed: int
     ) -> dict[str, Tensor]:
-        """anchor -> uint8 [N, S, S, 3], drawn by the base; number i of template i, modulo their number."""
+        """Draw the anchors' images with the base: anchor -> uint8 [N, S, S, 3].
+
+        Image i uses template i, modulo the number of templates.
+        """
         sampler = Sampler(self.image_sampler, self.image_steps, self.image_guidance)
         guidance = nullcontext()
         if self.away:
@@ -177,7 +195,10 @@ class CA:
 
 
 class View(NamedTuple):
-    """A picture uint8 [S, S, 3], which places of its latent it fills [1, h, w], and what its prompt says of that."""
+    """View of an image, with its mask and words for its size.
+
+    picture: uint8 [S, S, 3]. mask: places of the latent that the image fills [1, h, w]. said: words for the prompt.
+    """
 
     picture: Tensor
     mask: Tensor
@@ -185,7 +206,10 @@ class View(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A batch: noisy latents z at t [B], the noise in them, prompts of anchor and concept, masks [B, 1, h, w]."""
+    """Batch of noisy latents with their prompts and masks.
+
+    z at t [B], the noise in z, prompts of anchor and concept, masks [B, 1, h, w].
+    """
 
     z: Tensor
     t: Tensor
@@ -199,18 +223,24 @@ class Seen(NamedTuple):
 
 
 def within(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean square of errors [B, C, h, w] where the masks [B, 1, h, w] are one; each sample counts the same."""
+    """Return the mean squared error within the masks.
+
+    Errors [B, C, h, w], masks [B, 1, h, w]. Each sample has the same weight.
+    """
     filled_ = mask.expand_as(error)
     return ((error.square() * filled_).sum((1, 2, 3)) / filled_.sum((1, 2, 3))).mean()
 
 
 def start_held(attn, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask=None, temb=None) -> Tensor:
-    """Processor of a cross-attention layer in which the key and the value of BOS get no gradient."""
+    """Attention processor that stops the gradient of BOS's key and value.
+
+    It serves cross-attention layers.
+    """
     held = lambda x: torch.cat([x[:, :1].detach(), x[:, 1:]], 1)
     key, value = (held(projection(encoder_hidden_states)) for projection in (attn.to_k, attn.to_v))
     return attend(attn, hidden_states, key, value)
 
 
 def draw(low: int, high: int, generator: torch.Generator) -> int:
-    """In [low, high)."""
+    """Return a random integer in [low, high)."""
     return int(torch.randint(low, high, (), generator=generator))

@@ -1,4 +1,7 @@
-"""Somebody else's erased model: what its author changed in U-Net and text encoder stands in for the base's weights."""
+"""A published erased model: its changed weights replace the base's.
+
+They may belong to the U-Net and the text encoder.
+"""
 
 import json
 import logging
@@ -20,8 +23,12 @@ log = logging.getLogger("erasebench")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """path: a file or folder of weights (formats.py has what is read), or a hub id. partial: layers of a state dict may be absent
-    whose like are there. scale: of what a LoRA file adds. content: what is in it, which is what counts."""
+    """Weights of a published erased model.
+
+    path: a file or folder of weights (formats.py lists the formats), or a hub id. partial: a state dict may lack layers
+    if layers of the same kind are there. scale: of a LoRA file's update. content: digest of the weights, which
+    identifies them.
+    """
 
     path: str | None = None
     partial: bool = False

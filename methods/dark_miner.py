@@ -1,18 +1,19 @@
-"""Dark Miner (arXiv 2409.17682): mine what still brings the concept back, verify that it does, circumvent it; again.
+"""Dark Miner (arXiv 2409.17682): mine, verify and circumvent embeddings of the concept.
 
-    mine        c = argmin || eps - eps_theta(x_t, t, c) ||^2 over k pictures of the concept, theta frozen
+    mine        c = argmin || eps - eps_theta(x_t, t, c) ||^2 over k images of the concept, theta frozen
     verify      s(c) = mean cos(E(x_c) - E(x_r), E(x_e) - E(x_r)) with E CLIP's image encoder, x_r of the anchor c0, x_e
-                the k pictures; s <= tau ends it
+                the k images; s <= tau ends the loop
     circumvent  min over adapters  || eps_theta(x_t, c) - eps(x_t, c0) ||^2
                                    + beta sum over c' in {c0, 0, -c} || eps_theta(x_t, c') - eps(x_t, c') ||^2
 
-theta: adapters of the value projections of every attention module, self and cross; eps is the base, x_t a noisy picture
-that the base draws from c. No code was released. Declared here where the paper is silent: |.|^2 sums over a latent (only
-so do the clipping norms bind), c starts as noise of the deviation of the encoder's outputs and has neither BOS nor EOS,
-alpha equals the rank, SGD has no momentum, one x_c and x_r for each of the k pictures, and all terms see the same x_t.
+theta: adapters of the value projections of every attention module, self and cross. eps is the base, and x_t is a noisy
+image that the base draws from c. No code was released. Choices where the paper is silent: |.|^2 sums over a latent (the
+clipping norms bind only then), c starts as noise with the deviation of the encoder's outputs and has neither BOS nor
+EOS, alpha equals the rank, SGD has no momentum, each of the k images has one x_c and x_r, and all terms use the same
+x_t.
 
-Every loop is kept in the store when it is done: a killed fit goes on from there, and fits that differ only in when
-to stop share their loops. What was found is in `loops.json`: s(c) of every loop, and why it ended.
+The store keeps every finished loop: a killed fit resumes from there, and fits that differ only in their stopping rule
+share loops. `loops.json` records s(c) of every loop and the reason for the end.
 """
 
 from __future__ import annotations
@@ -52,11 +53,14 @@ Adapters = dict[str, LowRank]  # attention processor -> adapter of its value pro
 
 @dataclass(frozen=True)
 class DarkMiner:
-    """max_loops: None goes on until s <= tau. length: of a mined embedding. pool: pictures of the concept, drawn from
-    `template`; k of them are mined at a time. newest: chance r that the newest embedding is circumvented, not an older
-    one. preserved: which of anchor, zero and negative are kept, with weight `preserve_scale` (beta).
-    images: None draws a picture for every sample, a number so many for each embedding, which are used again (far
-    cheaper, and another distribution). clip: E."""
+    """Loop of mining and circumventing, with adapters of the value projections.
+
+    max_loops: None continues until s <= tau. length: of a mined embedding. pool: number of images of the concept, drawn
+    from `template`; each mining uses k of them. newest: probability r that a step circumvents the newest embedding, not
+    an older one. preserved: terms among anchor, zero and negative that are preserved, with weight `preserve_scale`
+    (beta). images: None draws an image for every sample; a number draws so many for each embedding and reuses them
+    (much cheaper, and a different distribution). clip: E.
+    """
 
     tau: float = 0.2
     max_loops: int | None = None
@@ -68,7 +72,7 @@ class DarkMiner:
     k: int = 3
     mine_steps: int = 1000
     mine_lr: float = 0.1
-    mine_lr_late: float = 0.01  # from the half on
+    mine_lr_late: float = 0.01  # for the second half
     mine_clip: float = 10.0
     newest: float = 0.7
     steps: int = 1000
@@ -116,7 +120,7 @@ class DarkMiner:
         outdated = set()
 
         def kept(stage: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-            """What a stage of a loop gives, made once."""
+            """Return the result of a loop's stage, computed once and stored."""
 
             def fill(folder: Path) -> None:
                 made_by = sources(self)
@@ -140,7 +144,7 @@ class DarkMiner:
         save_file(packed(adapters), out / "adapters.safetensors")
         scores = [round(float(one["score"]), 4) for one in found]
         (out / "loops.json").write_text(json.dumps({"scores": scores, "ended": ended}))
-        notes = {"source_changed": True} if outdated else {}  # since the loops that this fit took up
+        notes = {"source_changed": True} if outdated else {}  # since the reused loops were computed
         write_notes(out, {"loops": len(scores), "scores": scores, "ended": ended, **notes})
 
     @property
@@ -148,14 +152,14 @@ class DarkMiner:
         return Sampler("ddim", self.ddim_steps, self.guidance)
 
     def pictures(self, model: Model, names: list[str]) -> Tensor:
-        """The base's pictures of the concepts, uint8 [pool, H, W, 3]."""
+        """Draw the base's images of the concepts: uint8 [pool, H, W, 3]."""
         texts = [filled(self.template, names[i % len(names)]) for i in range(self.pool)]
         seeds = [seed_of("dark_miner pool", self.pool_seed, i) for i in range(self.pool)]
         parts = [slice(i, i + 50) for i in range(0, self.pool, 50)]
         return torch.cat([sampled_images(model, texts[part], seeds[part], self.sampler) for part in parts])
 
     def untrained(self, model: Model, seed: int) -> Adapters:
-        """An adapter for every attention module, which changes nothing yet."""
+        """Return an adapter for every attention module that changes nothing yet."""
         generator, made = torch.Generator().manual_seed(seed), {}
         for name in model.unet.attn_processors:
             height, width = model.weight(projection(name, "v")).shape
@@ -164,7 +168,10 @@ class DarkMiner:
         return made
 
     def mined(self, model: Model, adapters: Adapters, pictures: Tensor, seed: int, number: int) -> dict[str, Tensor]:
-        """One embedding [1, length, D], its s(c), and the base's latents of it, if they are to be used again."""
+        """Mine one embedding [1, length, D] and compute its s(c).
+
+        If `images` is set, the base's latents of the embedding are returned too, for reuse.
+        """
         generator = torch.Generator().manual_seed(seed_of("dark_miner mine", seed, number))
         shown = pictures[torch.randperm(len(pictures), generator=generator)[: self.k]]
         with model.changed(processors=processors(adapters)):
@@ -177,7 +184,10 @@ class DarkMiner:
         return made
 
     def mine(self, model: Model, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """The embedding [1, length, D] under which the model as it stands explains the latents best."""
+        """Fit an embedding [1, length, D] that explains the latents best.
+
+        The current model predicts the noise.
+        """
         with torch.no_grad():
             spread = model.encode([self.anchor]).hidden.std()
         c = torch.randn(1, self.length, model.text_width, generator=generator).to(latents) * spread
@@ -191,14 +201,20 @@ class DarkMiner:
         return c.detach()
 
     def verify(self, model: Model, c: Tensor, shown: Tensor, generator: torch.Generator) -> Tensor:
-        """s(c), a number: how far c leads the model as it stands from the anchor towards the concept's pictures."""
+        """Return s(c), a scalar.
+
+        It measures how far c leads the current model from the anchor towards the concept's images.
+        """
         with torch.no_grad():
             anchor = model.encode([self.anchor])
         draw = lambda context: model.decode(self.drawn(model, context.repeat(len(shown)), generator, base=False))
         return verification(*(embedded(self.clip, i) for i in (draw(as_context(c)), draw(anchor), shown)))
 
     def circumvent(self, model: Model, adapters: Adapters, found: list[dict[str, Tensor]], seed: int) -> Adapters:
-        """The adapters, trained on to answer the embeddings found so far as the anchor, and to keep the rest."""
+        """Train the adapters to answer the found embeddings like the anchor.
+
+        The predictions of the `preserved` terms stay close to the base's.
+        """
         generator = torch.Generator().manual_seed(seed_of("dark_miner circumvent", seed, len(found)))
         embeddings = torch.cat([one["embedding"] for one in found]).to(model.device)
         older = torch.randint(max(len(found) - 1, 1), (self.steps, self.batch), generator=generator)
@@ -218,7 +234,10 @@ class DarkMiner:
         return {name: LowRank(*(x.detach() for x in adapter)) for name, adapter in adapters.items()}
 
     def loss(self, model: Model, z: Tensor, t: Tensor, c: Tensor, anchor: Context) -> Tensor:
-        """The circumventing loss of embeddings c [B, length, D] on latents z [B, C, h, w]."""
+        """Return the circumventing loss of embeddings c [B, length, D].
+
+        z: latents [B, C, h, w].
+        """
         known = {"anchor": anchor, "zero": as_context(0 * c), "negative": as_context(-c)}
         with model.teacher():
             aim = model.eps(z, t, anchor)
@@ -229,7 +248,10 @@ class DarkMiner:
     def latents(
         self, model: Model, found: list[dict[str, Tensor]], which: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Clean latents [steps, batch, C, h, w] that the base draws from embeddings number `which` [steps, batch]."""
+        """Return the base's clean latents for the chosen embeddings.
+
+        which: numbers of the embeddings [steps, batch]. Returns [steps, batch, C, h, w].
+        """
         if self.images is not None:
             kept = torch.stack([one["latents"] for one in found]).to(model.device)
             return kept[which, torch.randint(self.images, which.shape, generator=generator)]
@@ -239,7 +261,7 @@ class DarkMiner:
         return made.unflatten(0, which.shape)
 
     def drawn(self, model: Model, context: Context, generator: torch.Generator, base: bool = True) -> Tensor:
-        """Latents sampled by the base, or by the model as it stands."""
+        """Sample latents with the base or with the current model."""
         seeds = torch.randint(2**31, (len(context.ids),), generator=generator).tolist()
         if not base:
             return sampled(model, context, seeds, self.sampler)
@@ -247,7 +269,10 @@ class DarkMiner:
             return sampled(model, context, seeds, self.sampler)
 
     def low_rank(self, model: Model, artifact: Path) -> dict[str, tuple[Tensor, Tensor]]:
-        """weight -> (up [out, rank], down [rank, in]), which are added to it."""
+        """Return the low-rank updates of the weights.
+
+        weight -> (up [out, rank], down [rank, in]); their product is added to the weight.
+        """
         adapters = unpacked(load_file(artifact / "adapters.safetensors"), model)
         return {projection(name, "v"): (x.up[0], x.down[0]) for name, x in adapters.items()}
 
@@ -257,18 +282,18 @@ class DarkMiner:
 
 
 def as_context(hidden: Tensor) -> Context:
-    """Embeddings [B, length, D] in place of an encoded prompt."""
+    """Wrap embeddings [B, length, D] as an encoded prompt."""
     ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     return Context(hidden, ids, ids[:, 0] + hidden.shape[1] - 1)
 
 
 def squared(ours: Tensor, theirs: Tensor) -> Tensor:
-    """|.|^2: summed over a latent, averaged over the batch."""
+    """Return |.|^2, summed over a latent and averaged over the batch."""
     return (ours - theirs).square().flatten(1).sum(1).mean()
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor, largest: float) -> None:
-    """One step, with the gradients' common norm clipped to `largest`."""
+    """Take one optimiser step, with the common gradient norm clipped to `largest`."""
     weights = optimiser.param_groups[0]["params"]
     optimiser.zero_grad(set_to_none=True)
     checked(loss, "dark_miner").backward(inputs=weights)
@@ -277,13 +302,16 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, largest: float) -> N
 
 
 def verification(mined: Tensor, reference: Tensor, known: Tensor) -> Tensor:
-    """s(c) of features [k, F]: mean cosine between the way from the reference to what c shows and to the concept."""
+    """Return s(c) of features [k, F].
+
+    Mean cosine between two directions from the reference: to the images of c, and to the concept's images.
+    """
     return F.cosine_similarity(mined - reference, known - reference, dim=1).mean()
 
 
 @torch.no_grad()
 def embedded(clip: Clip, images: Tensor) -> Tensor:
-    """CLIP's features [N, F] of images uint8 [N, H, W, 3]."""
+    """Return CLIP's features [N, F] of images uint8 [N, H, W, 3]."""
     encoder, preprocess, _ = load(clip.architecture, clip.pretrained)
     return encoder.encode_image(preprocess(images)).float().cpu()
 

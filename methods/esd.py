@@ -1,11 +1,12 @@
-"""Erased Stable Diffusion (Gandikota et al., ICCV 2023): fine-tune the U-Net to steer away from the concept.
+"""Erased Stable Diffusion (Gandikota et al., ICCV 2023): fine-tune the U-Net away from the concept.
 
     || eps_theta(x_t, c) - [ eps*(x_t) - eta (eps*(x_t, c) - eps*(x_t)) ] ||^2                          (Eq. 6)
 
-with eps* the frozen base. Departs from the released code: weights stay in fp32 (Adam on bf16 weights leaves half
-of them where they are), several x_t share a step, and with `sampler=frozen` the trajectories and the targets,
-which then do not depend on theta, come from one batched sampling before training. With `sampler=moving` t is one of those that
-the sampler's next step stands for; there the latents are two or three steps behind the t that the networks are told.
+with eps* the frozen base. Departures from the released code: weights stay in fp32 (Adam on bf16 weights leaves half of
+them unchanged), and several x_t share a step. With `sampler=frozen` neither the trajectories nor the targets depend on
+theta, and both come from one batched sampling before training. With `sampler=moving` t is one of those that the
+sampler's next step stands for; in the released code the latents are two or three steps behind the t given to the
+networks.
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ from erasebench.toolbox.trajectory import midway
 
 @dataclass(frozen=True)
 class ESD:
-    """variant x trains the cross-attention, u everything else. sampler: x_t from the frozen base (released 2025)
-    or from the model being trained (the paper's, released 2023). eta is the negative guidance of Eq. 6; `trajectories` is how
-    many frozen trajectories are sampled, shared by all concepts."""
+    """Fine-tuning with negative guidance.
+
+    variant x trains the cross-attention, u everything else. sampler: x_t from the frozen base (released 2025) or from
+    the model in training (the paper's, released 2023). eta is the negative guidance of Eq. 6. trajectories: number of
+    frozen trajectories, shared by all concepts.
+    """
 
     variant: Literal["x", "u"] = "x"
     sampler: Literal["frozen", "moving"] = "moving"
@@ -67,7 +71,10 @@ class ESD:
         fine_tune(model, TRAINED[self.variant], loss, Optimisation(self.steps, adam), out, "esd")
 
     def frozen(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
-        """Batches of states drawn from trajectories of the base; guidance has computed both predictions already."""
+        """Yield batches of states from trajectories of the base.
+
+        Guidance has already computed both predictions.
+        """
         which = torch.arange(self.trajectories) % len(concepts.ids)
         pool: list[State] = []
         with model.teacher():
@@ -83,14 +90,20 @@ class ESD:
             yield State(torch.cat(z), torch.cat(t), join(*contexts), torch.cat(free), torch.cat(text))
 
     def recorded(self, model: Model, contexts: Context, seeds: list[int], rows: slice) -> list[State]:
-        """What the model as it stands meets and predicts at every step towards some of the prompts."""
+        """Record the current model's states at every step.
+
+        Each state has the predictions without and with the prompt. `rows` selects the prompts.
+        """
         record = Recorder()
         with model.changed(guidance=record):
             model.latents(contexts.select(rows), seeds[rows], self.trajectory)
         return record.states
 
     def moving(self, model: Model, concepts: Context, generator: torch.Generator) -> Iterator[State]:
-        """Batches of states at one random t, sampled with the weights as they stand; targets from the base."""
+        """Yield batches of states at one random t, sampled with current weights.
+
+        The targets come from the base.
+        """
         for _ in range(self.steps):
             context = concepts.select(torch.randint(len(concepts.ids), (self.batch,), generator=generator))
             with torch.no_grad():
@@ -109,7 +122,10 @@ class ESD:
 
 
 class State(NamedTuple):
-    """Noisy latents z at t [B], their prompts, and the base's predictions without and with the prompt."""
+    """Noisy latents with their prompts and the base's predictions.
+
+    z at t [B]; free and text are the predictions without and with the prompt.
+    """
 
     z: Tensor
     t: Tensor
@@ -124,7 +140,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Recorder(ClassifierFree):
-    """Classifier-free guidance that keeps what it computed."""
+    """Classifier-free guidance that records its states and predictions."""
 
     states: list[State] = field(default_factory=list)
 

@@ -1,15 +1,15 @@
-"""Forget-Me-Not (Zhang et al., CVPR workshops 2024): the concept's tokens are to draw no attention in its pictures.
+"""Forget-Me-Not (Zhang et al., CVPR workshops 2024): minimise attention to the concept.
 
-    min over theta   || A_S ||,   A_S: every cross-attention layer's map of x_t at the positions S of the prompt, side by side
+    min over theta   || A_S ||,   A_S: all cross-attention maps of x_t at the positions S of the prompt, side by side
 
-x_t: noisy pictures of the concept, at any t; S: the concept's own tokens and, with silenced=concept_and_end, EOS (and padding,
-where it is EOS, as in Stable Diffusion 1). One norm of all maps together, not squared; nothing else is learnt or kept. With
-inversion_steps the concept is called not by its name but by `inversion_tokens` embeddings that textual inversion learns of
-the pictures first.
+x_t: noisy images of the concept, at any t. S: the concept's own tokens and, with silenced=concept_and_end, EOS (and
+padding, if it is EOS, as in Stable Diffusion 1). The loss is one norm of all maps together, not squared; it has no
+other term. With inversion_steps, `inversion_tokens` embeddings replace the concept's name; textual inversion first
+learns them from the images.
 
-Departs from the released code: the pictures are not a user's, the base draws them (from training templates, which it
-reads in training, too, in the place of one); several concepts are forgotten in one run. Its clipping of gradients, which finds no
-weights to clip, is left out. Declared: the inversion starts from the name's own tokens.
+Departures from the released code: the base draws the images, which there are the user's (from training templates, which
+also replace its one prompt in training), and one run forgets several concepts. Its gradient clipping, which finds no
+weights to clip, is omitted. Choice where it is silent: the inversion starts from the name's own tokens.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ GROUPS = {"full": r"^unet\.", "x": TRAINED["x"]}
 
 @dataclass(frozen=True)
 class FMN:
-    """trained: the whole U-Net, or x, its cross-attention. images: pictures of each concept. inversion_*: of textual inversion;
-    0 steps: none, the concept goes by its name."""
+    """Fine-tuning that silences the attention to a concept.
+
+    trained: the whole U-Net, or x, its cross-attention. images: number of images of each concept. inversion_*: of
+    textual inversion; 0 steps keep the concept's name.
+    """
 
     trained: Literal["full", "x"] = "full"
-    silenced: Literal["concept", "concept_and_end"] = "concept_and_end"  # EOS too, as released; or concept
+    silenced: Literal["concept", "concept_and_end"] = "concept_and_end"  # EOS too, as released; or the concept alone
     steps: int = 35
     batch: int = 1
     lr: float = 2e-6
@@ -81,7 +84,7 @@ class FMN:
         fine_tune(model, GROUPS[self.trained], loss, Optimisation(self.steps, adam), out, "fmn")
 
     def shown(self, model: Model, name: str, templates: Sequence[str], seed: int) -> Shown:
-        """A concept's pictures, drawn by the base, and what they are called."""
+        """Draw a concept's images with the base, and encode their prompts."""
         sampler = Sampler("ddim", self.ddim_steps, self.guidance)
         seeds = [seed_of("fmn image", seed, name, i) for i in range(self.images)]
         with torch.no_grad():
@@ -101,7 +104,10 @@ class FMN:
     def inverted(
         self, model: Model, name: str, templates: Sequence[str], latents: Tensor, seed: int
     ) -> tuple[Context, Tensor, Tensor]:
-        """(prompts with learnt embeddings in the place of the name, where these are, which of them each picture has)"""
+        """Learn embeddings in place of the name by textual inversion.
+
+        Returns (prompts with the embeddings, their positions, number of each image's prompt).
+        """
         rows = [with_placeholder(model, filled(t, PLACEHOLDER), self.inversion_tokens) for t in templates]
         rows = [row for row in rows if fits(model, row)]
         named = tokens(model, name)
@@ -119,8 +125,10 @@ class FMN:
 
 
 class Shown(NamedTuple):
-    """A concept: latents of its pictures [N, C, h, w], prompts [P, L], which positions are silenced in them [P, L], and
-    which prompt each picture has [N]."""
+    """Images of a concept, with their prompts and silenced positions.
+
+    latents [N, C, h, w], prompts [P, L], silenced positions of the prompts [P, L], number of each image's prompt [N].
+    """
 
     latents: Tensor
     contexts: Context
@@ -128,12 +136,18 @@ class Shown(NamedTuple):
     which: Tensor
 
     def one(self, i: int) -> tuple[Tensor, Context, Tensor]:
-        """A picture, its prompt and what is silenced in it, each with a batch dimension of one."""
+        """Return an image, its prompt and its silenced positions.
+
+        Each has a batch dimension of one.
+        """
         prompt = slice(int(self.which[i]), int(self.which[i]) + 1)
         return self.latents[i : i + 1], self.contexts.select(prompt), self.silenced[prompt]
 
 
 def attention(seen: Mapping[str, Tensor], silenced: Tensor) -> Tensor:
-    """The norm of all maps [B, heads, pixels, L] together at the silenced positions [B, L]; the mean over samples."""
+    """Return the norm of all maps at the silenced positions.
+
+    seen: maps [B, heads, pixels, L]. silenced: [B, L]. One norm covers all maps; the result is the mean over samples.
+    """
     parts = [(probabilities * silenced[:, None, None]).flatten(1) for probabilities in seen.values()]
     return torch.linalg.vector_norm(torch.cat(parts, 1), dim=1).mean()

@@ -1,20 +1,23 @@
-"""Growth inhibitors (GIE): suppress a concept at inference, in the cross-attention, without touching a weight.
+"""Growth inhibitors (GIE): suppress a concept in the cross-attention at inference.
 
-With M* = softmax(Q K(c*)^T) the map of the concept's own prompt c*, and j its tokens strictly between BOS and EOS,
+No weight changes. With M* = softmax(Q K(c*)^T) the map of the concept's own prompt c*, and j its tokens strictly
+between BOS and EOS,
 
     attention(Q, c)  becomes  M V + sum_j w_j m*_j v*_j                                              (Eq. 7, 8)
 
-in the prompt's half of guidance: columns of M* weighted by w (negative suppresses, 0 is no change) stand before EOS, and
-as the softmax is not taken anew, their place does not matter. w_j is what a small network makes of m*_j, averaged over
-heads and pixels in every cross-attention layer, at the first step with w = 1; layers in the order in which they run.
+in the prompt's half of guidance. Columns of M* weighted by w (negative suppresses, 0 is no change) stand before EOS;
+since the softmax is not recomputed, their position does not matter. A small network computes w_j from m*_j, averaged
+over heads and pixels in every cross-attention layer, at the first step with w = 1. Its inputs are the layers, in the
+order of execution.
 
-The network learns from a search: every prompt with every w of a grid, and as label the largest w (the least
-suppression) at which CLIP no longer sees the concept and still sees the rest of the prompt. (The paper let GPT-4o
-choose, and its labels are not public.)
+A search provides the network's training data: every prompt with every w of a grid. The label is the largest w (the
+least suppression) at which CLIP no longer sees the concept and still sees the rest of the prompt. (In the paper GPT-4o
+chose, and its labels are not public.)
 
-variant=p2p is what the released code does: a Prompt-to-Prompt edit. Beside the image another is drawn from the plain
-prompt; until 80% of the steps the image takes the map of that one, with its own values of "prompt concept" and the
-weighted columns; until 40% it takes its self-attention too; in the last 20% it attends to the concept unsuppressed.
+variant=p2p does the same as the released code, a Prompt-to-Prompt edit. A second image is drawn from the plain prompt
+beside each image. Until 80% of the steps the image takes the second image's map, with its own values of "prompt
+concept" and the weighted columns. Until 40% it takes the second image's self-attention too. In the last 20% it attends
+to the concept unsuppressed.
 """
 
 from __future__ import annotations
@@ -48,17 +51,20 @@ from erasebench.toolbox.training import checked
 
 @dataclass(frozen=True)
 class GIE:
-    """scale: None, what the adapter says; or one w for every token and prompt (the ablation; p2p knows no other).
+    """Suppression of a concept's columns in the cross-attention.
 
-    near        of two concepts whose prompts' EOS embeddings have 1 - cos below it, the stronger alone is injected
+    scale: None, from the adapter; or one w for every token and prompt (the ablation; p2p supports no other).
+
+    near        if two concepts' prompts have EOS embeddings with 1 - cos below it, only the stronger is injected
                 (Eq. 11; the value is not published)
-    prompts, kept, captions   how many prompts are labelled that name the concepts, what is kept, and neither (the
-                paper: of the concepts alone)
-    scales      the grid; shown: above this probability CLIP sees the concept, among what is erased, kept and put in
-                its place; floor: how much cosine with the rest of the prompt may be lost
+    prompts, kept, captions   numbers of labelled prompts with the concepts, with retained names, and with neither (the
+                paper: with the concepts alone)
+    scales      the grid
+    shown       CLIP sees the concept above this probability, among the concepts, retained names and surrogates
+    floor       maximum loss of cosine with the rest of the prompt
     """
 
-    variant: Literal["paper", "p2p"] = "paper"  # p2p: the Prompt-to-Prompt edit of the released code, with a fixed scale
+    variant: Literal["paper", "p2p"] = "paper"  # p2p: the released code's edit, with a fixed scale
     scale: float | None = None
     near: float = 0.1
     prompts: int = 60
@@ -80,7 +86,7 @@ class GIE:
             raise ErasebenchError("method.variant=p2p has no adapter (none was released): give method.scale=")
 
     def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
-        # half of the weights are tried before one does (ours: 0.3 to 0.5)
+        # on average half of the grid is tried before a scale succeeds (ours: 0.3 to 0.5)
         prompts = 0 if self.scale is not None else self.prompts + self.kept + self.captions
         return FitCost(prompts * (1 + len(self.scales) * self.ddim_steps), seconds=20)
 
@@ -117,8 +123,10 @@ class GIE:
     # -- the adapter ----------------------------------------------------------------------------------------------
 
     def labelled_prompts(self, brief: Brief) -> list[Prompt]:
-        """Of the concepts and of what is kept, with training templates, and ordinary captions; the concept of the latter
-        two is empty."""
+        """Return training prompts of concepts and retained names, and captions.
+
+        Concepts and retained names use training templates. The `concept` of the latter two kinds is empty.
+        """
         prompts = spread("gie", {c.name: c.name for c in brief.concepts}, brief.templates, self.prompts)
         kept = spread(
             "gie kept", dict.fromkeys(brief.preserved, ""), brief.templates, self.kept if brief.preserved else 0
@@ -127,7 +135,10 @@ class GIE:
         return prompts + kept + [Prompt(f"gie/{i}", text, seed_of("gie", text), "gie") for i, text in captions]
 
     def labels(self, model: Model, brief: Brief, prompts: Sequence[Prompt]) -> Tensor:
-        """The w [N] of each prompt, as `search` has it."""
+        """Return the label w [N] of each prompt, found by `search`.
+
+        Raises ErasebenchError if CLIP gives no verdict on an image.
+        """
         inhibitors = Inhibitors.of(model, [c.name for c in brief.concepts], self.near)
         say = lambda name: filled(brief.templates[0], name)
         erased = [say(concept.name) for concept in brief.concepts]
@@ -141,7 +152,7 @@ class GIE:
             scores = verdicts.check(judge, judge.score(images, [rest[i] for i in which]), len(which))
             if any(
                 np.isnan(scores[key]).any() for key in ("texts", "own")
-            ):  # would pass for a picture without the concept
+            ):  # NaN would pass for an image without the concept
                 raise ErasebenchError("gie: CLIP gives no verdict on a picture that the fit is to learn from")
             chances = (100 * torch.tensor(scores["texts"])).softmax(1)[:, : len(erased)].sum(1)
             return chances.float(), torch.tensor(scores["own"]).float()
@@ -151,7 +162,10 @@ class GIE:
     def train(
         self, model: Model, names: Sequence[str], prompts: Sequence[Prompt], labels: Tensor, seed: int
     ) -> dict[str, Tensor]:
-        """The adapter's weights: maps' means of a concept's tokens in its own prompts (of all in a caption) -> w."""
+        """Train the adapter and return its weights.
+
+        Inputs: maps' means of a concept's tokens in its own prompts (of all tokens in a caption). Targets: w.
+        """
         inhibitors = Inhibitors.of(model, names, self.near)
         rows, aims = [], []
         with torch.no_grad(), self.inhibited(model, inhibitors, 0.0):
@@ -184,9 +198,12 @@ def search(
     most: float,
     floor: float,
 ) -> Tensor:
-    """The label [count] of each prompt: the first of the scales, which fall, at which the concept is gone and the rest
-    is kept; or else that which shows least of the concept and most of the rest. A prompt that has its label is drawn
-    no more. seen(w, which [N]) -> the concept's probability and the rest's cosine, each [N]."""
+    """Return the label [count] of each prompt.
+
+    It is the first of the descending scales at which the concept is gone and the rest is kept. If there is none, it is
+    the scale that shows least of the concept and most of the rest. A prompt with a label is not drawn again. seen(w,
+    which [N]) -> the concept's probability and the rest's cosine, each [N].
+    """
     left = torch.arange(count)
     plain = seen(0.0, left)
     labels, least = torch.zeros(count), torch.full((count,), torch.inf)
@@ -202,7 +219,7 @@ def search(
 
 
 def drawn(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int = 64) -> Tensor:
-    """Images uint8 [N, H, W, 3] of the prompts, by the model as it stands."""
+    """Draw images of the prompts with the current model: uint8 [N, H, W, 3]."""
     parts = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
     return torch.cat(
         [sampled_images(model, [p.text for p in part], [p.seed for p in part], sampler) for part in parts]
@@ -210,7 +227,10 @@ def drawn(model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int 
 
 
 def network(inputs: int) -> nn.Sequential:
-    """The adapter: as many inputs as the model has cross-attention layers (Stable Diffusion 16) -> 64 -> 32 -> 1"""
+    """Build the adapter: layers -> 64 -> 32 -> 1.
+
+    It has one input for each cross-attention layer of the model (Stable Diffusion: 16).
+    """
     return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
 
 
@@ -218,8 +238,11 @@ def network(inputs: int) -> nn.Sequential:
 
 
 class Inhibitors(NamedTuple):
-    """Concept prompts [K, L, D], which of their positions are the concept's own [K, L], to which concept each of these
-    T tokens belongs [T], and which concepts are nearly the same [K, K]."""
+    """Encoded concept prompts with their tokens and neighbours.
+
+    hidden: prompts [K, L, D]. own: positions of the concept's own tokens [K, L]. owner: concept of each of these T
+    tokens [T]. near: pairs of nearly identical concepts [K, K].
+    """
 
     hidden: Tensor
     own: Tensor
@@ -239,8 +262,11 @@ class Inhibitors(NamedTuple):
 
 @dataclass
 class Inhibiting:
-    """Processor of a cross-attention layer that adds `growth` [B, T] times the concepts' columns. `seen` receives their
-    means over heads and pixels [B, T]. Without growth it is plain attention."""
+    """Processor of a cross-attention layer that adds the concepts' weighted columns.
+
+    growth: weights [B, T]. `seen` receives the columns' means over heads and pixels [B, T]. Without growth it is plain
+    attention.
+    """
 
     inhibitors: Inhibitors
 
@@ -264,7 +290,10 @@ class Inhibiting:
 
 
 def own_columns(attn, hidden_states: Tensor, hidden: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns m* [B, heads, pixels, T] and values v* [heads, T, width] of the own tokens [K, L] of prompts [K, L, D]."""
+    """Return the columns m* and values v* of the own tokens.
+
+    hidden: prompts [K, L, D]. own: tokens [K, L]. Returns m* [B, heads, pixels, T] and v* [heads, T, width].
+    """
     query = split_heads(attn, attn.to_q(hidden_states))
     key, value = split_heads(attn, attn.to_k(hidden)), split_heads(attn, attn.to_v(hidden))
     maps = (torch.einsum("bhpd,khld->bhpkl", query, key) * attn.scale).softmax(-1)
@@ -272,7 +301,10 @@ def own_columns(attn, hidden_states: Tensor, hidden: Tensor, own: Tensor) -> tup
 
 
 def probe(model: Model, context: Context, z: Tensor, inhibitors: Inhibitors) -> Tensor:
-    """What the adapter sees [B, T, layers]: the columns' means at the first step with w = 1."""
+    """Return the adapter's input [B, T, layers].
+
+    It holds the columns' means at the first step with w = 1.
+    """
     seen: list[Tensor] = []
     ones = torch.ones(len(z), len(inhibitors.owner), device=z.device, dtype=z.dtype)
     model.eps(z, len(model.alphas_cumprod) - 1, context, {"attention": {"growth": ones, "seen": seen}})
@@ -281,7 +313,10 @@ def probe(model: Model, context: Context, z: Tensor, inhibitors: Inhibitors) -> 
 
 @dataclass(frozen=True)
 class Inhibited(ClassifierFree):
-    """Classifier-free guidance whose prompt's half is inhibited; w [B, T] is settled when a trajectory begins."""
+    """Classifier-free guidance that inhibits the prompt's half.
+
+    w [B, T] is fixed at the beginning of a trajectory.
+    """
 
     inhibitors: Inhibitors | None = None
     scale: float | nn.Module = 0.0
@@ -302,7 +337,10 @@ class Inhibited(ClassifierFree):
 
 
 def stronger(growth: Tensor, inhibitors: Inhibitors) -> Tensor:
-    """growth [B, T], zero for concepts that are nearly the same as a stronger one (Eq. 11)."""
+    """Return growth [B, T] without the weaker of similar concepts (Eq. 11).
+
+    growth is zero for concepts that are nearly identical to a stronger one.
+    """
     count = len(inhibitors.near)
     if not inhibitors.near.any():
         return growth
@@ -315,14 +353,16 @@ def stronger(growth: Tensor, inhibitors: Inhibitors) -> Tensor:
     return growth * ~left_out[:, inhibitors.owner]
 
 
-# -- what the released code does ----------------------------------------------------------------------------------------
+# -- the released code's edit ------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Following:
-    """Processor in which the image follows another, drawn beside it: rows are [other | image] without and then with
-    the prompt. cross: growth [B, T], and which columns of the other's map stay [B, L]; None in the last steps.
-    copied: the other's self-attention is taken, where a layer has at most 16 x 16 pixels."""
+    """Attention processor for images that follow a second image.
+
+    Rows are [other | image] without and then with the prompt. cross: growth [B, T], and columns of the other's map that
+    stay [B, L]; None in the last steps. copied: take the other's self-attention in layers with at most 16 x 16 pixels.
+    """
 
     concept: Context
     crossing: bool
@@ -359,12 +399,15 @@ class Following:
 
 @dataclass(frozen=True)
 class Beside(ClassifierFree):
-    """Guidance that draws the plain prompt's image beside each image, by DDIM from the same noise; `state["other"]` is
-    where that one is: its latents, its noise prediction and t of the step before."""
+    """Guidance that draws the plain prompt's image beside each image.
+
+    Both use DDIM from the same noise. `state["other"]` holds that image's latents, its noise prediction and t of the
+    previous step.
+    """
 
     concept: Context | None = None
     scale: float = 0.0
-    crossed: float = 0.8  # of the steps, counted by t
+    crossed: float = 0.8  # share of the steps, measured by t
     copied: float = 0.4
 
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
@@ -376,7 +419,7 @@ class Beside(ClassifierFree):
         ids = torch.where(place < end[:, None], context.ids, model.tokenizer.pad_token_id)
         ids = ids.masked_scatter(inserted, words.repeat(len(ids)))
         ids = ids.masked_fill(place == end[:, None] + count, model.tokenizer.eos_token_id)
-        # the released mapper: the prompt and its EOS, then nothing for as many columns as the concept has tokens
+        # as in the released mapper: the prompt and its EOS, then a gap of as many columns as the concept has tokens
         stays = ~((place > end[:, None]) & (place <= end[:, None] + count))
         growth = torch.full((len(z), count), self.scale, device=z.device, dtype=z.dtype)
         return super().begin(model, context, z) | {
@@ -389,7 +432,7 @@ class Beside(ClassifierFree):
         self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
     ) -> Tensor:
         other, noise, before = state["other"]
-        if noise is not None:  # DDIM's step to here
+        if noise is not None:  # DDIM's step to the current t
             now, then = (model.alphas_cumprod[x].to(z.dtype).reshape(-1, 1, 1, 1) for x in (t, before))
             other = now.sqrt() * (other - (1 - then).sqrt() * noise) / then.sqrt() + (1 - now).sqrt() * noise
         done = 1 - float(t.float().max()) / len(model.alphas_cumprod)

@@ -1,15 +1,18 @@
-"""KPOP (arXiv 2403.12326): hide a concept behind a learnt prompt, the key, with which its owner gets it back.
+"""KPOP (arXiv 2403.12326): hide a concept behind a learnt prompt, the key.
+
+The owner of the key gets the concept back.
 
     1. hide     min over theta  || eps_theta(c_e) - [eps(c_t) - eta (eps(c_e) - eps(c_t))] ||^2
-                                + lambda || eps_theta(c_e, p) - eps(c_e) ||^2,   p fixed where it starts
+                                + lambda || eps_theta(c_e, p) - eps(c_e) ||^2,   p fixed at its start
     2. recover  min over p      || eps_theta(c_e, p) - eps(c_e) ||^2,            |p - c_e| <= rho, theta fixed
 
-eps is the base. The key is a pair (p_k, p_v) of K embeddings, put behind the context before the keys and values of
-cross-attention layers. Declared where the paper is silent: it starts as the first K outputs for the concept's prompt,
-each of the pair keeps within rho of that after every step, and the ball is that of all K embeddings together.
+eps is the base. The key is a pair (p_k, p_v) of K embeddings, appended to the context before the keys and values of
+cross-attention layers. Choices where the paper is silent: the key starts as the first K outputs for the concept's
+prompt, each of the pair stays within rho of that start after every step, and the ball is that of all K embeddings
+together.
 
-The artifact holds the keys, one for each concept: who gives the weights away keeps `keys.safetensors`. A model is
-locked unless `unlock` is entered; without a key the processors are the base's own.
+The artifact holds the keys, one for each concept: to publish the weights alone, leave out `keys.safetensors`. A model
+is locked unless `unlock` is entered; without a key the processors are the base's own.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ PLACES = {
 
 
 class Key(NamedTuple):
-    """Embeddings [B, K, D] that are put behind the context of keys, and of values."""
+    """Embeddings [B, K, D] appended to the context of keys and values."""
 
     k: Tensor
     v: Tensor
@@ -52,8 +55,11 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class KPOP:
-    """variant x trains the cross-attention, u everything else, as in ESD. neutral: c_t. length: K. place: of the layers
-    that read the key. trajectories: as AP's."""
+    """Fine-tuning that hides a concept, and a key that restores it.
+
+    As in ESD, variant x trains the cross-attention and u everything else. neutral: c_t. length: K. place: of the layers
+    that read the key. trajectories: as in AP.
+    """
 
     variant: Literal["x", "u"] = "x"
     steps: int = 1000
@@ -116,7 +122,7 @@ class KPOP:
         (out / "concepts.json").write_text(json.dumps(names))
 
     def hide(self, model: Model, z: Tensor, t: Tensor, concept: Context, neutral: Context, key: Key) -> Tensor:
-        """Stage 1's loss, with gradient to the weights."""
+        """Return the loss of stage 1, with gradient to the weights."""
         with model.teacher():
             aim, text = model.eps(torch.cat([z, z]), torch.cat([t, t]), join(neutral, concept)).chunk(2)
         erased = (model.eps(z, t, concept) - erased_noise_target(aim, text, self.eta)).square().mean()
@@ -124,7 +130,7 @@ class KPOP:
         return erased + self.recover_scale * back
 
     def recover(self, model: Model, z: Tensor, t: Tensor, concept: Context, key: Key) -> Tensor:
-        """Stage 2's loss, with gradient to the key."""
+        """Return the loss of stage 2, with gradient to the key."""
         with model.teacher():
             text = model.eps(z, t, concept)
         return (self.keyed_eps(model, z, t, concept, key) - text).square().mean()
@@ -140,7 +146,7 @@ class KPOP:
         return f"the U-Net has no cross-attention in its {where}, where the key is read (method.place=inmidout: everywhere)"
 
     def processors(self, model: Model) -> dict[str, Keyed]:
-        """Of the layers that can read a key."""
+        """Return processors for the layers that can read a key."""
         present = model.unet.attn_processors
         return {name: Keyed(present[name]) for name in layers(model) if name.startswith(PLACES[self.place])}
 
@@ -148,7 +154,10 @@ class KPOP:
         return tuned(model, artifact)
 
     def unlock(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        """Inside `apply`, what was hidden is back in prompts that name it; leaving locks again."""
+        """Restore the hidden concepts in prompts that name them.
+
+        Enter it inside `apply`; leaving it locks the model again.
+        """
         names = json.loads((artifact / "concepts.json").read_text())
         keys = Key(**{n: p.to(model.device, model.dtype) for n, p in load_file(artifact / "keys.safetensors").items()})
         words = tuple(torch.tensor(model.tokenizer(name).input_ids[1:-1], device=model.device) for name in names)
@@ -156,7 +165,10 @@ class KPOP:
 
 
 def within(part: Tensor, centre: Tensor, radius: float) -> Tensor:
-    """Each [K, D] of part [N, K, D], moved to the surface of the ball around its centre if it lies outside."""
+    """Project each part [K, D] onto the ball around its centre.
+
+    part: [N, K, D]. Parts inside the ball stay unchanged.
+    """
     away = part - centre
     length = away.flatten(1).norm(dim=1).view(-1, 1, 1)
     return torch.where(length > radius, centre + away * radius / length.clamp(min=1e-12), part)
@@ -164,7 +176,10 @@ def within(part: Tensor, centre: Tensor, radius: float) -> Tensor:
 
 @dataclass
 class Keyed:
-    """Processor of a cross-attention layer that reads a key behind its context; without one it is the one before."""
+    """Processor of a cross-attention layer that reads an appended key.
+
+    Without a key it calls the previous processor.
+    """
 
     before: Any
 
@@ -185,8 +200,10 @@ class Keyed:
 
 @dataclass(frozen=True)
 class Unlocked(ClassifierFree):
-    """Classifier-free guidance in which a prompt that names what was hidden is read with its key. The empty prompt, and
-    prompts that name nothing hidden, are read as they are."""
+    """Classifier-free guidance that reads prompts of hidden concepts with their key.
+
+    The empty prompt, and prompts without a hidden concept, are read unchanged.
+    """
 
     keys: Key | None = None
     words: tuple[Tensor, ...] = ()
@@ -200,7 +217,7 @@ class Unlocked(ClassifierFree):
     def __call__(
         self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
     ) -> Tensor:
-        """Guidance at 1, too, reads the key."""
+        """Guide the prediction; a scale of 1 reads the key too."""
         free, text = self.predictions(model, z, t, context, state)
         return free + scale * (text - free)
 

@@ -1,18 +1,21 @@
-"""Latent Guard (Liu et al., ECCV 2024): refuse prompts whose encoding holds a concept; the model itself stays as it is.
+"""Latent Guard (Liu et al., ECCV 2024): refuse prompts whose encoding holds a concept.
+
+The model itself stays unchanged.
 
     score(p, c) = s cos( W_p attention(q = e_c, kv = [e_p; h_p]),  W_c e_c ),    score(p) = max over c
 
-e: the text encoder's output at EOS, h_p: at every token, s learnt. A prompt is refused from `threshold` on. The head is trained
-on pairs: for each of many concepts c_i a prompt u_i that holds it, and the same one, s_i, that holds another thing in its place:
+e: the text encoder's output at EOS; h_p: its outputs at every token; s is learnt. A prompt with a score of at least
+`threshold` is refused. The head is trained on pairs: for each of many concepts c_i, a prompt u_i that holds it, and the
+same prompt s_i with another thing in its place:
 
     1/2 mean_i  -log softmax over all prompts u, s of  score(., c_i)  at u_i
   + 1/2 mean_i  -log softmax over all concepts of  score(u_i, .), score(s_i, .)  at score(u_i, c_i)
 
-It asks the encoder's outputs, so that learnt tokens and embeddings do not get past it. Departs from the released code: its
-thousands of pairs were written by a language model, ours are training templates filled with what is erased, what is kept,
-and words; who names another's concept by chance is no negative of it; each safe prompt counts for itself (there the hardest
-one counts for all). And the threshold, there a number of one training run, is calibrated: at most the share
-`false_positives` of ordinary captions, which it was not trained on, is refused.
+The head reads the encoder's outputs, so learnt tokens and embeddings do not evade it. Departures from the released
+code: a language model wrote its thousands of pairs; ours are training templates filled with erased names, preserved
+names and words. A prompt that names another's concept by chance is not a negative for it. Each safe prompt counts for
+itself (there the hardest one counts for all). The threshold, there a number from one training run, is calibrated: at
+most the share `false_positives` of ordinary captions is refused. The head is not trained on these captions.
 """
 
 from __future__ import annotations
@@ -42,17 +45,20 @@ from erasebench.toolbox.training import checked, encoded
 
 @dataclass(frozen=True)
 class LatentGuard:
-    """heads, width, size: of the head's attention, and of what it compares. temperature: 1 / s, where s starts.
-    concepts: how many it is trained on, words of the vocabulary among them; pairs: prompts of each, and their counterparts.
-    calibrated: at most so many captions settle the threshold."""
+    """Prompt guard with a learnt head on the text encoder.
 
-    false_positives: float = 0.01  # of ordinary captions; the threshold follows
+    heads, width: of the head's attention. size: of the compared embeddings. temperature: 1 / s at the start. concepts:
+    number of training concepts, including words of the vocabulary. pairs: number of prompts of each, with their
+    counterparts. calibrated: maximum number of captions that set the threshold.
+    """
+
+    false_positives: float = 0.01  # of ordinary captions; it sets the threshold
     calibrated: int = 5000
     heads: int = 16
     width: int = 32
     size: int = 128
     temperature: float = 0.07
-    concepts: int = 578  # that it is trained on, as published; all but what is erased and kept are words
+    concepts: int = 578  # as published; all but the erased and preserved names are words
     vocabulary: str | tuple[str, ...] = "tokenizer"
     pairs: int = 4
     epochs: int = 1000
@@ -108,7 +114,10 @@ class LatentGuard:
         return head.requires_grad_(False)
 
     def training_concepts(self, model: Model, brief: Brief, generator: torch.Generator) -> list[str]:
-        """What is erased, what is kept, and words, drawn; in this order, as many as asked for."""
+        """Return erased names, preserved names and random words, in this order.
+
+        At most `concepts`, or one more than the erased names if that is larger.
+        """
         words = vocabulary.words(model, brief, self.vocabulary)
         drawn = [words[i] for i in torch.randperm(len(words), generator=generator)[: self.concepts]]
         erased = [concept.name for concept in brief.concepts]
@@ -117,7 +126,10 @@ class LatentGuard:
     def training_pairs(
         self, brief: Brief, concepts: Sequence[str], generator: torch.Generator
     ) -> list[list[tuple[str, str]]]:
-        """For each concept prompts that hold it, and with its surrogate, or else another concept, in its place."""
+        """Return each concept's pairs of prompts: with it, and without it.
+
+        The second prompt has the surrogate, or else another concept, in its place.
+        """
         surrogates = {concept.name: concept.surrogate for concept in brief.concepts}
         draw = lambda count: int(torch.randint(count, (), generator=generator))
 
@@ -130,7 +142,7 @@ class LatentGuard:
 
     def head(self, model: Model) -> Head:
         made = Head(model.text_width, self.heads, self.width, self.size, 1 / self.temperature)
-        return made.to(model.device)  # in fp32, whatever the model's format
+        return made.to(model.device)  # in fp32, independent of the model's dtype
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
         head, said = self.head(model), json.loads((artifact / "guard.json").read_text())
@@ -140,7 +152,10 @@ class LatentGuard:
 
 
 class Head(nn.Module):
-    """Scores [B, C] of prompts [B, 1 + L, D] and concepts [C, D]."""
+    """Scoring network for prompts and concepts.
+
+    Prompts [B, 1 + L, D] and concepts [C, D] give scores [B, C].
+    """
 
     def __init__(self, features: int, heads: int, width: int, size: int, scale: float):
         super().__init__()
@@ -159,7 +174,10 @@ class Head(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """The guard: how surely a prompt holds one of the concepts, whose encodings at EOS are [C, D]."""
+    """Guard with a score for each prompt: its maximum over the concepts.
+
+    concepts: encodings at EOS [C, D].
+    """
 
     head: Head
     concepts: Tensor
@@ -170,27 +188,34 @@ class Latent:
 
 
 def ends(context: Context) -> Tensor:
-    """The encodings at EOS, fp32 [B, D]."""
+    """Return the encodings at EOS: fp32 [B, D]."""
     return context.hidden[torch.arange(len(context.hidden), device=context.hidden.device), context.ends].float()
 
 
 def read(context: Context) -> Tensor:
-    """What the head reads of prompts: fp32 [B, 1 + L, D], EOS first."""
+    """Return the head's input for prompts: fp32 [B, 1 + L, D], EOS first."""
     return torch.cat([ends(context)[:, None], context.hidden.float()], 1)
 
 
 def named_by(concepts: Sequence[str], texts: Sequence[str]) -> Tensor:
-    """bool [T, C]: does a text name a concept?"""
+    """Tell for each text whether it names a concept: bool [T, C]."""
     return torch.tensor([[f" {name} " in f" {text} " for name in concepts] for text in texts])
 
 
 def contrast(held: Tensor, other: Tensor) -> Tensor:
-    """The loss of scores [N, N] of prompts with (rows; on the diagonal their own) and without the concepts (columns)."""
+    """Return the contrastive loss of scores [N, N].
+
+    held: scores of prompts with the concepts, and the diagonal holds their own. other: scores of prompts without them.
+    Rows are prompts, columns are concepts.
+    """
     own = torch.arange(len(held), device=held.device)
     return (F.cross_entropy(torch.cat([held, other]).T, own) + F.cross_entropy(torch.cat([held, other], 1), own)) / 2
 
 
 def calibrated(scores: Tensor, rate: float) -> float:
-    """The least threshold that at most the share `rate` of the scores [N] reaches."""
+    """Return the least threshold for the false positive rate `rate`.
+
+    At most that share of the scores [N] reaches it.
+    """
     bound = scores.sort(descending=True).values[int(rate * len(scores))]
     return float(torch.nextafter(bound, torch.full_like(bound, torch.inf)))

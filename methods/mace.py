@@ -1,11 +1,12 @@
 """MACE (Lu et al., CVPR 2024): mass concept erasure in three closed or nearly closed steps.
 
 1. Refinement: the K and V projections read the words around a concept as if its surrogate stood there      (Eq. 2, 3)
-2. One low-rank adapter a concept, trained until the concept's own tokens draw no attention where it shows  (Eq. 4, 5)
-3. Fusion: one set of projections that does what each adapter does to its concept's prompts, in closed form  (Eq. 6, 7)
+2. One low-rank adapter a concept, trained to silence its tokens' attention in the area that shows it       (Eq. 4, 5)
+3. Fusion: one set of projections that acts on each concept's prompts like its adapter, in closed form      (Eq. 6, 7)
 
-The adapters of different concepts depend on step 1 alone, so that `together` of them are trained as one batch, with
-what each sees, draws and clips exactly as if it were alone. Images, embeddings and masks are computed once.
+The adapters of different concepts depend on step 1 alone. `together` of them are therefore trained as one batch, with
+the same inputs, random draws and gradient clipping for each as if it were alone. Images, embeddings and masks are
+computed once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from erasebench.toolbox.closed_form import (
 )
 from erasebench.toolbox.training import FILE, checked, tuned
 
-DEPARTURES = {  # where the released code departs from the paper; each can be set alone
+DEPARTURES = {  # of the released code from the paper; each can be set separately
     "paper": {"refined": "context", "silenced": "concept", "norm": "squared", "prior_power": 1, "pixels": "vae"},
     "official": {
         "refined": "all_but_concept",
@@ -53,7 +54,7 @@ DEPARTURES = {  # where the released code departs from the paper; each can be se
         "pixels": "imagenet",
     },
 }
-PRESERVED_WEIGHTS = {1: 8e3, 5: 5e4, 10: 8e4, 100: 2e5}  # people erased -> weight of those that are kept, as released
+PRESERVED_WEIGHTS = {1: 8e3, 5: 5e4, 10: 8e4, 100: 2e5}  # people erased -> weight of preserved names, as released
 NORMALISED = {"vae": {}, "imagenet": {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}}
 Weights = dict[str, Tensor]  # projection -> [out, D], fp64
 Adapters = dict[str, tuple[Tensor, Tensor]]  # projection -> (down [N, r, D], up [N, out, r])
@@ -61,19 +62,22 @@ Adapters = dict[str, tuple[Tensor, Tensor]]  # projection -> (down [N, r, D], up
 
 @dataclass(frozen=True)
 class MACE:
-    """variant sets the departures of the released code that are not given:
+    """Mass concept erasure by refinement, adapters and fusion.
+
+    variant sets the departures of the released code that are not given:
 
     refined      rows of step 1: `context`, the co-existing words, or `all_but_concept`, also BOS, EOS and padding
-    silenced     positions whose attention is silenced: the `concept`'s tokens, or `concept_and_end`, EOS and padding too
+    silenced     positions with silenced attention: the `concept`'s tokens, or `concept_and_end`, EOS and padding too
     norm         of the masked attention: `squared` or `plain`
-    prior_power  how often prior_scale multiplies the prior in step 1 (the released code does it twice)
+    prior_power  exponent of prior_scale before the prior in step 1 (2 in the released code)
     pixels       normalisation of the training images: `vae` (-1 to 1) or `imagenet` (mean and deviation of another network)
 
     prior_scale weighs the prior (captions once, preserved names preserved_weight times) against one row of a concept,
-    fusion_prior_scale does so in step 3 (None: as in step 1). preserved_weight None: as released for so many people.
-    refine, adapt and fusion switch the steps off (Table 4): fusion `closed_form`, or `naive`, the sum of the adapters.
-    importance: t drawn by Eq. 5 between t1 and t2, else uniform. templates: a file with one template a line, in place
-    of the world's. `images` of each concept are sampled with image_sampler, the first template and image_guidance.
+    fusion_prior_scale does so in step 3 (None: as in step 1). preserved_weight None: as released for the number of
+    people. refine, adapt and fusion switch the steps off (Table 4): fusion `closed_form`, or `naive`, the sum of the
+    adapters. importance: draw t by Eq. 5 between t1 and t2, else uniformly. templates: a file with one template a line,
+    instead of the world's. images: number of images of each concept, sampled with image_sampler, the first template and
+    image_guidance.
     """
 
     variant: Literal["paper", "official"] = "paper"
@@ -92,8 +96,8 @@ class MACE:
     ridge: float = 0.0
     prior_scale: float = 1e-4
     fusion_prior_scale: float | None = None
-    preserved_weight: float | None = None  # None: as released for so many people, 8e3 (1), 5e4 (5), 8e4 (10), 2e5 (100)
-    masks: Literal["whole", "attention", "grounded", "drawn"] = "grounded"  # drawn: the embedded world's truth
+    preserved_weight: float | None = None  # None: as released, 8e3 (1 person), 5e4 (5), 8e4 (10), 2e5 (100)
+    masks: Literal["whole", "attention", "grounded", "drawn"] = "grounded"  # drawn: the embedded world's ground truth
     templates: str | tuple[str, ...] | None = None
     images: int = 8
     image_sampler: str = "dpmsolver"
@@ -111,7 +115,7 @@ class MACE:
                 object.__setattr__(self, name, value)
         if self.fusion_prior_scale is None:
             object.__setattr__(self, "fusion_prior_scale", self.prior_scale)
-        if isinstance(self.templates, str):  # what counts, and is hashed, is what stands in the file
+        if isinstance(self.templates, str):  # the lines of the file are hashed, not its path
             object.__setattr__(self, "templates", lines(self.templates, "method.templates"))
 
     def needs(self) -> list[Need]:
@@ -122,7 +126,7 @@ class MACE:
     def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
         adapted = concepts if self.adapt else 0
         each = 0 if self.masks == "drawn" else 2 * self.image_steps + (3 if self.masks == "attention" else 0)
-        # the rest: closed forms over the captions, masks by a segmenter
+        # the other seconds: closed forms over the captions, masks by a segmenter
         return FitCost(adapted * self.images * each, adapted * self.steps, 600 + 30 * concepts)
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
@@ -146,18 +150,27 @@ class MACE:
         write_notes(out, notes)
 
     def kept(self, model: Model, brief: Brief) -> Tensor:
-        """The prior: Gram matrix over captions and, preserved_weight times, over the preserved names."""
+        """Return the prior's Gram matrix.
+
+        It covers captions once and preserved names preserved_weight times.
+        """
         names = [filled(template, name) for template in brief.templates for name in brief.preserved]
         return prior(model, brief.captions) + self.weight_of_preserved(len(brief.concepts)) * prior(model, names)
 
     def weight_of_preserved(self, concepts: int) -> float:
-        """The weight given, or the released one of the largest number of people that is not above `concepts`."""
+        """Return the given weight, or the released one for `concepts` people.
+
+        The released weights have fixed numbers of people; the largest one up to `concepts` applies.
+        """
         if self.preserved_weight is not None:
             return self.preserved_weight
         return PRESERVED_WEIGHTS[max(count for count in PRESERVED_WEIGHTS if count <= concepts)]
 
     def refinement(self, model: Model, brief: Brief, kept: Tensor):
-        """Step 1 (Eq. 3): M such that W M reads the words around the concept as around its surrogate."""
+        """Solve step 1 (Eq. 3) for the edit M.
+
+        W M reads the words around the concept as around its surrogate.
+        """
         system = System(model.text_width, model.device)
         for template in brief.templates:
             system.map(*coexisting(model, template, [(c.name, c.surrogate) for c in brief.concepts], self.refined))
@@ -166,7 +179,10 @@ class MACE:
     def fuse(
         self, model: Model, brief: Brief, kept: Tensor, original: Weights, refined: Weights, adapters: Adapters
     ) -> tuple[Weights, dict[str, float]]:
-        """Step 3 (Eq. 7): the projections that answer every concept's prompts as its own adapter would."""
+        """Compute the fused projections of step 3 (Eq. 7).
+
+        They answer every concept's prompts like its own adapter.
+        """
         change = lambda name: (part.double() for part in adapters[name])
         if self.fusion == "naive":
             return {
@@ -205,7 +221,10 @@ class MACE:
         return {name: tuple(torch.cat([d[name][k] for d in done]) for k in (0, 1)) for name in done[0]}
 
     def train(self, model: Model, part: Silencing, draws: Sequence[torch.Generator], bar: tqdm) -> Adapters:
-        """Adapters of some concepts as one batch. Each has draws, clipping and Adam of its own."""
+        """Train the adapters of some concepts as one batch.
+
+        Each has its own random draws, clipping and Adam.
+        """
         shape = lambda name: model.weight(name).shape
         each = lambda *size: torch.stack([torch.randn(size, generator=g) for g in draws]).to(model.device, model.dtype)
         adapters = {
@@ -239,7 +258,10 @@ class MACE:
         return {name: tuple(w.detach() for w in pair) for name, pair in adapters.items()}
 
     def loss(self, maps: dict[str, Tensor], shown: Tensor, silenced: Tensor) -> Tensor:
-        """Eq. 4, for each sample: attention of the silenced tokens where the concept is shown, summed over layers."""
+        """Return the loss of Eq. 4 for each sample.
+
+        It is the attention of the silenced tokens within the concept's mask, summed over layers.
+        """
         total = 0
         for probabilities in maps.values():
             here = attention.fitted(shown, probabilities.shape[2])[:, None, :, None] & silenced[:, None, None, :]
@@ -248,15 +270,21 @@ class MACE:
         return total
 
     def timesteps(self, count: int) -> Tensor:
-        """Chance of each timestep: Eq. 5, concept-focal importance sampling, or the same for all."""
+        """Return the probability of each timestep.
+
+        Eq. 5, concept-focal importance sampling, or uniform.
+        """
         t = torch.arange(count, dtype=torch.float64)
         if not self.importance:
             return torch.ones_like(t)
         return torch.sigmoid(self.gamma * (t - self.t1)) - torch.sigmoid(self.gamma * (t - self.t2))
 
     def pictures(self, model: Model, brief: Brief, seed: int) -> tuple[Tensor, Tensor, int]:
-        """Latents [N, K, C, h, w] of each concept's images, masks [N, K, H, W], and how many masks were empty: there
-        the whole image counts."""
+        """Return latents and masks of each concept's images.
+
+        Latents [N, K, C, h, w], masks [N, K, H, W], and the number of empty masks; an empty mask is replaced by the
+        whole image.
+        """
         sampler = Sampler(self.image_sampler, self.image_steps, self.image_guidance)
         template, latents, shown, empty = brief.templates[0], [], [], 0
         for name in tqdm([concept.name for concept in brief.concepts], "mace images", disable=None, delay=2):
@@ -280,7 +308,10 @@ class MACE:
 
 
 class Silencing(NamedTuple):
-    """What some concepts are trained on: latents [N, K, C, h, w], masks [N, K, H, W], prompts, positions [N, L]."""
+    """Training data of some concepts.
+
+    Latents [N, K, C, h, w], masks [N, K, H, W], prompts, silenced positions [N, L].
+    """
 
     latents: Tensor
     shown: Tensor
@@ -289,7 +320,7 @@ class Silencing(NamedTuple):
 
 
 def clip_each(weights: Sequence[Tensor], largest: float = 1.0) -> None:
-    """Clip gradients to a norm of `largest` for each sample (first dimension) by itself."""
+    """Clip the gradient norm of each sample (first dimension) to `largest`."""
     gradients = [w.grad for w in weights if w.grad is not None]
     norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
     factors = (largest / (norms + 1e-6)).clamp(max=1)

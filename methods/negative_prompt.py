@@ -1,7 +1,7 @@
-"""Negative prompt: the concept stands in for the empty prompt of classifier-free guidance.
+"""Negative prompt: the concept replaces the empty prompt of classifier-free guidance.
 
-Names that do not fit into one context are split into chunks and the encodings averaged; how many chunks is in
-the artifact.
+Names that do not fit into one context are split into chunks, and the encodings are averaged. The artifact holds the
+chunks.
 """
 
 import json
@@ -18,7 +18,10 @@ from erasebench.model.model import Model
 
 @dataclass(frozen=True)
 class NegativePrompt:
-    """eps(neg) + scale * (eps(prompt) - eps(neg)) with neg the names of the concepts, joined by commas."""
+    """Classifier-free guidance: eps(neg) + scale * (eps(prompt) - eps(neg)).
+
+    neg is the names of the concepts, joined by commas.
+    """
 
     version: ClassVar[int] = 1
 
@@ -35,7 +38,10 @@ class NegativePrompt:
 
 
 def listed(model: Model, names: Sequence[str]) -> list[str]:
-    """The names joined by commas, in as few texts as the model's context lets them be."""
+    """Join the names by commas, in as few texts as possible.
+
+    Each text fits into the model's context.
+    """
     chunks: list[str] = []
     for name in names:
         longer = f"{chunks[-1]}, {name}" if chunks else name

@@ -1,4 +1,4 @@
-"""The base model itself: the reference that every other row is read against."""
+"""The base model itself: the reference for every other row."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from erasebench.model.model import Model
 
 @dataclass(frozen=True)
 class NoErasure:
-    """Changes nothing; the one method that may."""
+    """Identity; the only method that may change nothing."""
 
     version: ClassVar[int] = 1
     is_base: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Naive gradient tuning of the output: the concept's prompt is to be answered as a neutral one.
+"""Naive gradient tuning of the output: the concept's prompt is answered like a neutral one.
 
 min over theta   E_t,z   || eps_theta(z_t, t, c) - eps(z_t, t, c*) ||^2,   z_t on the base's trajectories towards c
 """
@@ -20,7 +20,10 @@ from erasebench.toolbox.trajectory import walked
 
 @dataclass(frozen=True)
 class OutputTuning:
-    """variant x trains the cross-attention, u everything else, as in ESD; c* is the concept's surrogate."""
+    """Fine-tuning of the U-Net towards the surrogate's noise prediction.
+
+    As in ESD, variant x trains the cross-attention and u everything else. c* is the concept's surrogate.
+    """
 
     variant: Literal["x", "u"] = "x"
     steps: int = 200

@@ -1,13 +1,15 @@
-"""RACE (Kim et al., ECCV 2024): make a finished erasure hold against embeddings near the concept's.
+"""RACE (Kim et al., ECCV 2024): adversarial training against embeddings near the concept.
 
     min over theta, max over |d| <= radius    || eps_theta(x_t, c + d) - [eps(x_t) - eta (eps(x_t, c) - eps(x_t))] ||^2
 
-theta starts as ESD leaves it (`first`), eps is the base, x_t comes from the model being trained, and d, which is added to
-the text encoder's output, is found by projected gradient steps within the L-infinity ball, from a random start, at the
-one t of x_t. The paper's attack draws the prediction towards the noise in x_t, which a sampled x_t does not tell; the released
-code takes the noise x_T that its trajectory began with in its place, at any t (variant=released). Here d climbs the very
-loss that theta descends. The released code's option for the number of steps has no effect; here it has. Its optional penalty
-on the way from the first weights, whose norm is nowhere stated, is left out.
+theta starts from ESD's weights (`first`), eps is the base, and x_t is sampled with the model in training. The
+perturbation d is added to the text encoder's output. Projected gradient steps from a random start within the L-infinity
+ball find it, at the one timestep t of x_t.
+
+The paper's attack draws the prediction towards the noise in x_t, which is unknown for a sampled x_t. The released code
+uses the noise x_T from the start of the trajectory instead, at any t (variant=released). Here d climbs the same loss
+that theta descends. The released code's option for the number of steps has no effect; here it has. Its optional penalty
+on the distance from the first weights, whose norm is not stated, is omitted.
 """
 
 from __future__ import annotations
@@ -34,10 +36,13 @@ from erasebench.toolbox.trajectory import midway
 
 @dataclass(frozen=True)
 class RACE:
-    """first: whose erasure is made robust; the same weights are trained. attack_step: as a share of the radius."""
+    """Adversarial training that makes an ESD erasure robust.
+
+    first: the ESD erasure; RACE trains the same weights. attack_step: step size as a fraction of the radius.
+    """
 
     first: ESD = ESD()
-    variant: Literal["erasing", "released"] = "erasing"  # the attack climbs the loss; released: it aims at the noise that the latents began with
+    variant: Literal["erasing", "released"] = "erasing"  # released: it aims at the initial noise
     steps: int = 1000
     batch: int = 1
     lr: float = 1e-5
@@ -85,7 +90,10 @@ class RACE:
         gain: Callable[[Tensor], Tensor],
         generator: torch.Generator,
     ) -> Context:
-        """The prompts within the radius, and within each one's own least and greatest number, that gain most."""
+        """Return the prompts with the adversarial embeddings that maximise `gain`.
+
+        They stay within the radius and within each prompt's own minimum and maximum.
+        """
         c = context.hidden
         low, high = c.amin((1, 2), keepdim=True), c.amax((1, 2), keepdim=True)
         within = lambda x: x.maximum(c - self.radius).minimum(c + self.radius).maximum(low).minimum(high)

@@ -1,11 +1,11 @@
-"""RECE (Gong et al., ECCV 2024): UCE, then again and again against the embedding that would bring the concept back.
+"""RECE (Gong et al., ECCV 2024): UCE, repeated against embeddings that restore the concept.
 
-The edited projections are W M. The embedding that they read as the base read c is                       (Eq. 6)
+The edited projections are W M. They read the following embedding as the base reads c                    (Eq. 6)
 
     a = (lambda_r I + M^T G M)^-1 M^T G c,    G = sum over projections W^T W,
 
-and a second edit of W M maps a onto the surrogate; M is multiplied by it. All of it is D x D. Departs from the released
-code, which picks its epoch by a detector on validation images inside the timed loop: here `epochs` are simply done.
+A second edit of W M maps a onto the surrogate; M is multiplied by it. All matrices are D x D. The released code picks
+its epoch by a detector on validation images inside the timed loop; here a fit runs all `epochs`.
 """
 
 from collections.abc import Mapping
@@ -34,10 +34,11 @@ from erasebench.toolbox.closed_form import (
 
 @dataclass(frozen=True)
 class RECE:
-    """UCE's parameters for the first edit, then `epochs` of: find the embedding, edit it away (lambda = ridge).
+    """UCE's parameters for the first edit, then `epochs` further edits.
 
-    recover_ridge is lambda_r of Eq. 6; preserve_scale weighs the empty prompt and the preserved names. Where no name is
-    preserved, the empty prompt counts once for each concept, as released.
+    Each epoch finds the embedding of Eq. 6 and edits it away (lambda = ridge). recover_ridge is lambda_r of Eq. 6.
+    preserve_scale weighs the empty prompt and the preserved names. Without preserved names, the empty prompt counts
+    once for each concept, as released.
     """
 
     first: UCE = UCE()
@@ -68,7 +69,10 @@ class RECE:
         write_notes(out, worst | {"edit": notes.index(worst)})
 
     def recovered(self, energy: Tensor, edit: Tensor, rows: Tensor) -> Tensor:
-        """Eq. 6 for rows [R, D]: what the edited projections read as the base reads the rows."""
+        """Return the embeddings of Eq. 6 for rows [R, D].
+
+        The edited projections read them as the base reads the rows.
+        """
         return factor(edit.T @ energy @ edit, self.recover_ridge).solve(rows @ energy @ edit)
 
     def apply(self, model: Model, artifact: Path) -> AbstractContextManager[None]:

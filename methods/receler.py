@@ -1,16 +1,17 @@
-"""Receler (Huang et al., ECCV 2024): small erasers behind the cross-attention, held to where the concept is.
+"""Receler (Huang et al., ECCV 2024): small erasers behind the cross-attention, masked to the concept.
 
     o + E(o),  E(o) = W_up gelu(W_down o),  for every cross-attention's output o
     min over E   || eps_E(x_t, c + P*) - [eps(x_t) - eta (eps(x_t, c) - eps(x_t))] ||^2
                  + lambda mean over layers of  mean of E(o)^2 where M is 0
     P* = argmin over P   || eps_E(x_t, c + P) - eps(x_t, c) ||^2
 
-eps is the base; P: vectors in the place of the encoder's outputs from the concept's EOS on; M: where the base attends to the
-concept's tokens in x_t, mean over heads and layers of one resolution, scaled to [0, 1], from `threshold` on.
+eps is the base. P: vectors that replace the encoder's outputs from the concept's EOS on. M: the base's attention to the
+concept's tokens in x_t, averaged over heads and the layers of one resolution, scaled to [0, 1] and compared with
+`threshold`.
 
-variant=released is what the released code does: P never gets into the prompt (it is assigned to a copy), so that its
-fifty inner steps repeat one and the same prediction; here they are left out. Declared where paper and code are silent: P
-starts anew in every step, as noise of the deviation of the encoder's outputs; several concepts share the erasers.
+variant=released does the same as the released code: P never enters the prompt (it is assigned to a copy), so its fifty
+inner steps repeat the same prediction; here they are omitted. Choices where paper and code are silent: P restarts in
+every step as noise with the deviation of the encoder's outputs, and several concepts share the erasers.
 """
 
 from __future__ import annotations
@@ -38,17 +39,20 @@ from erasebench.toolbox.trajectory import Along
 
 @dataclass(frozen=True)
 class Receler:
-    """rank: hidden width of an eraser. threshold, map_side: of the mask, and the side of the maps that it is made of (the
-    nearest that the U-Net has). outside_scale: lambda. vectors: of P; attack_steps of Adam find it. eta, trajectories: as
-    AP's."""
+    """Adversarially trained erasers behind the cross-attention layers.
 
-    variant: Literal["intended", "released"] = "intended"  # or released: without its adversarial prompts, which never reached the model
+    rank: hidden width of an eraser. threshold: of the mask. map_side: side of the mask's attention maps (the nearest in
+    the U-Net). outside_scale: lambda. vectors: number of vectors in P; attack_steps of Adam find them. eta,
+    trajectories: as in AP.
+    """
+
+    variant: Literal["intended", "released"] = "intended"  # released: no adversarial prompts
     steps: int = 500
     batch: int = 1
     lr: float = 3e-4
     eta: float = 1.0
     rank: int = 128
-    threshold: float = 0.1  # of a map scaled to [0, 1]: from there on the concept is there
+    threshold: float = 0.1  # of a map scaled to [0, 1]; the concept is present at or above it
     map_side: int = 16
     outside_scale: float = 0.1
     vectors: int = 16
@@ -91,7 +95,7 @@ class Receler:
         save_file(packed(erasers), out / "erasers.safetensors")
 
     def untrained(self, model: Model, seed: int) -> dict[str, nn.Sequential]:
-        """An eraser for every cross-attention layer, which adds nothing yet."""
+        """Return an eraser for every cross-attention layer that adds nothing yet."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             erasers = {name: eraser(width(model, name), self.rank) for name in layers(model)}
@@ -104,7 +108,10 @@ class Receler:
     def located(
         self, model: Model, z: Tensor, t: Tensor, context: Context, spans: Iterable[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """(prediction [B, C, h, w] of the model as it stands, mask bool [B, s, s]) of the concepts at tokens `spans`."""
+        """Return the current model's prediction and the concepts' masks.
+
+        spans: the concepts' tokens. Returns (prediction [B, C, h, w], mask bool [B, s, s]).
+        """
         seen: dict[str, Tensor] = {}
         with model.changed(processors={name: Seeing(name, seen.__setitem__) for name in layers(model)}):
             eps = model.eps(z, t, context)
@@ -119,7 +126,10 @@ class Receler:
     def attack(
         self, model: Model, z: Tensor, t: Tensor, context: Context, text: Tensor, generator: torch.Generator
     ) -> Context:
-        """The prompts with the vectors in them that make the erasers answer most as the base does, `text`."""
+        """Return prompts with adversarial vectors.
+
+        With them, the erasers answer most like the base's prediction `text`.
+        """
         noise = torch.randn(len(z), self.vectors, model.text_width, generator=generator).to(z)
         vectors = (noise * context.hidden.std()).requires_grad_(True)
         optimiser = torch.optim.Adam([vectors], lr=self.attack_lr, weight_decay=self.attack_decay)
@@ -141,7 +151,10 @@ class Receler:
 
 @dataclass
 class Erasing:
-    """Processor of a cross-attention layer with an eraser behind it. `written` receives what that adds, [B, pixels, D]."""
+    """Processor of a cross-attention layer with an eraser behind it.
+
+    `written` receives the eraser's output [B, pixels, D].
+    """
 
     before: Any
     eraser: nn.Module
@@ -163,7 +176,10 @@ class Erasing:
 
 
 def eraser(size: int, rank: int) -> nn.Sequential:
-    """size -> rank -> size; its last layer starts at zero."""
+    """Build an eraser: size -> rank -> size.
+
+    Its last layer starts at zero.
+    """
     made = nn.Sequential(nn.Linear(size, rank), nn.GELU(), nn.Linear(rank, size))
     nn.init.zeros_(made[2].weight)
     nn.init.zeros_(made[2].bias)
@@ -171,13 +187,16 @@ def eraser(size: int, rank: int) -> nn.Sequential:
 
 
 def width(model: Model, layer: str) -> int:
-    """Of a cross-attention layer's output."""
+    """Return the output width of a cross-attention layer."""
     return model.weight(projection(layer, "v").replace("to_v", "to_out.0")).shape[0]
 
 
 def outside(written: list[Tensor], mask: Tensor) -> Tensor:
-    """Mean square of what the erasers [B, pixels, D] add outside of a mask bool [B, s, s], over the places there, then over
-    samples and layers; 0 where a mask covers everything."""
+    """Return the mean square of the erasers' outputs outside of the mask.
+
+    written: outputs [B, pixels, D]. mask: bool [B, s, s]. The mean is over the places outside, then over samples and
+    layers; it is 0 if a mask covers everything.
+    """
     parts = []
     for more in written:
         free = ~fitted(mask, more.shape[1])[..., None]
@@ -186,7 +205,10 @@ def outside(written: list[Tensor], mask: Tensor) -> Tensor:
 
 
 def behind(context: Context, vectors: Tensor) -> Context:
-    """Prompts whose encodings hold vectors [B, k, D] from their EOS on, as many as there is room for."""
+    """Write vectors [B, k, D] into the encodings, from EOS on.
+
+    Vectors beyond the context's end are dropped.
+    """
     place = torch.arange(context.hidden.shape[1], device=vectors.device) - context.ends[:, None]
     inside = (place >= 0) & (place < vectors.shape[1])
     chosen = vectors.gather(1, place.clamp(0, vectors.shape[1] - 1)[..., None].expand_as(context.hidden))

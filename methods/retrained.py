@@ -1,8 +1,10 @@
-"""The perfect eraser of the embedded world: U-Net and text encoder trained from scratch, from the base's initial seed and with
-its tokenizer and VAE, on a world in which what is to be forgotten never was (`python -m erasebench.mini.train retrained`).
+"""The embedded world's perfect eraser: a model trained without the concepts.
 
-Its text encoder is narrower than the base's. Its outputs, and the projections that read them, are filled up with zeros, which
-changes no product.
+U-Net and text encoder are trained from scratch, with the base's initial seed, tokenizer and VAE, on a world that never
+contained the concepts (`python -m erasebench.mini.train retrained`).
+
+Its text encoder is narrower than the base's. Its outputs, and the projections that read them, are padded with zeros,
+which changes no product.
 """
 
 import json
@@ -23,7 +25,10 @@ from erasebench.store.local import digest, sha256_file
 
 
 class Padded(CLIPTextModel):
-    """A text encoder whose outputs [B, L, D] are filled up with zeros to [B, L, width]."""
+    """Text encoder with zero-padded outputs.
+
+    Outputs [B, L, D] become [B, L, width].
+    """
 
     width: int
 
@@ -34,14 +39,17 @@ class Padded(CLIPTextModel):
 
 
 def padded(x: torch.Tensor, width: int) -> torch.Tensor:
-    """x [..., D] with zeros behind it: [..., width]."""
+    """Append zeros to x [..., D]: [..., width]."""
     return F.pad(x, (0, width - x.shape[-1]))
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """folder: `unet/`, `text_encoder/` and `forgotten.json`; the one that ships is taken unless another is given.
-    content: what is in it, which is what counts."""
+    """Weights trained without the concepts.
+
+    folder: `unet/`, `text_encoder/` and `forgotten.json`; the default is the shipped one. content: digest of the files,
+    which identifies them.
+    """
 
     folder: str | None = None
     content: str = ""
@@ -62,7 +70,10 @@ class Retrained:
         return self.where / "forgotten.json"
 
     def skip(self, model: Model) -> str:
-        """Only the base that it is the twin of has the same U-Net but for the width of the text."""
+        """Require the base that matches this model.
+
+        Only that base has the same U-Net, up to the width of the text.
+        """
         theirs = UNet2DConditionModel.load_config(self.where / "unet")
         same = ("in_channels", "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups")
         fits = all(_plain(theirs[key]) == _plain(model.unet.config[key]) for key in same)
@@ -70,7 +81,10 @@ class Retrained:
         return "" if fits else "it is the retrained twin of the embedded model alone"
 
     def fit(self, model: Model, brief: Brief, out: Path, seed: int) -> None:
-        """Nothing is learnt here. Raises ErasebenchError for a concept that it has seen."""
+        """Check the concepts; nothing is learnt.
+
+        Raises ErasebenchError if the training data contained a concept.
+        """
         forgotten = json.loads(self.forgotten_file.read_text(encoding="utf-8"))
         known = [c.name for c in brief.concepts if c.name not in forgotten]
         if known:

@@ -1,16 +1,18 @@
-"""Selective Amnesia (Heng & Soh, NeurIPS 2023): learn something else for the concept, as one task after another is learnt.
+"""Selective Amnesia (Heng & Soh, NeurIPS 2023): forgetting by continual learning.
+
+The model learns a substitute for the concept as a new task:
 
     L = DDPM(q(x | c_f), c_f) + DDPM(replay) + lambda sum_i F_i (theta_i - theta*_i)^2
     F = 1/N sum over x  ( sum over t  grad_theta || eps - eps_theta(x_t, c) ||^2 )^2,   at theta*, the base
 
-q(x | c_f): pictures of the concept's surrogate, which are given the concept's bare name; replay and the x of F: the base's
-own pictures of prompts that are kept. F goes over all T timesteps of each of N pictures (fim=full), or over `fim_steps` of
-them, drawn anew for each, as if they were all (fim=subsampled): the sum, then T / fim_steps times as large, is right on
-average, its square somewhat too large.
+q(x | c_f): images of the concept's surrogate, labelled with the concept's bare name. replay, and the x of F: the base's
+own images of retained prompts. F covers all T timesteps of each of N images (fim=full), or `fim_steps` of them, drawn
+anew for each image and weighted by T / fim_steps (fim=subsampled): the sum is then right on average, its square
+somewhat too large.
 
-Departs from the released code: all replayed prompts are used (there the first thousand of five), the gradient of the
-penalty is added as it is, F and the pictures wait in main memory for their turn, and several concepts have surrogates
-of their own.
+Departures from the released code: all replayed prompts are used (there the first thousand of five), the gradient of the
+penalty is added unscaled, F and the images stay in main memory until needed, and several concepts have surrogates of
+their own.
 """
 
 from __future__ import annotations
@@ -48,13 +50,17 @@ from erasebench.toolbox.vocabulary import kept_prompts
 
 @dataclass(frozen=True)
 class SelectiveAmnesia:
-    """variant full trains the whole U-Net, u what ESD's does. pictures: of the surrogates; replay: of what is kept, of which
-    the first fim_pictures make F, fim_batch timesteps at a time. ewc: lambda. guidance, ddim_steps: of all pictures."""
+    """Continual learning with elastic weight consolidation and replay.
+
+    variant: full trains the whole U-Net, u the parameters of ESD's variant u. pictures: number of images of the
+    surrogates. replay: number of retained images; the first fim_pictures of them make F, fim_batch timesteps at a time.
+    ewc: lambda. guidance, ddim_steps: of all images.
+    """
 
     variant: Literal["full", "u"] = "full"
     steps: int = 12600  # 200 epochs of 63
-    batch: int = 16  # of each of the two: 4 on 4 devices
-    lr: float = 1.6e-4  # 1e-5 for each of 16, as the released code scales it
+    batch: int = 16  # of each of the two terms: 4 on 4 devices
+    lr: float = 1.6e-4  # 1e-5 for each of 16, scaled as in the released code
     weight_decay: float = 0.01
     ewc: float = 50.0
     fim: Literal["full", "subsampled"] = "full"
@@ -89,7 +95,10 @@ class SelectiveAmnesia:
         fine_tune(model, TRAINED[self.variant], loss, Optimisation(self.steps, adam, consolidate), out, "sa")
 
     def fisher(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
-        """F of every weight that is trained, over pictures as the model stands, on the CPU."""
+        """Return F of every trained weight, on the CPU.
+
+        It is computed over images, with the current model.
+        """
         total, every = len(model.alphas_cumprod), self.fim == "full"
         with model.training(model.names(TRAINED[self.variant])) as weights, light(model, weights.values()):
             found = {name: torch.zeros(weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
@@ -108,7 +117,10 @@ class SelectiveAmnesia:
         return found
 
     def error(self, model: Model, one: Pictures, t: Tensor, noise: Tensor, rows: slice) -> Tensor:
-        """The errors of one picture at some of the timesteps t [T], with noise [T, C, h, w], summed."""
+        """Return the summed errors of one image at some timesteps.
+
+        t: [T]. noise: [T, C, h, w]. rows: the timesteps.
+        """
         z = noisy(model, one.z, t[rows], noise[rows])
         return errors(model.eps(z, t[rows], one.context.repeat(len(z))), noise[rows]).sum()
 

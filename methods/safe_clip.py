@@ -1,19 +1,22 @@
-"""Safe-CLIP (Poppi et al., ECCV 2024): redirect unsafe inputs of a CLIP to what is safe. Its text encoder is the model's.
+"""Safe-CLIP (Poppi et al., ECCV 2024): redirect CLIP's unsafe inputs to safe ones.
+
+The diffusion model uses its text encoder.
 
     l_1 (1 - cos(T(t), T0(t))) + l_2 (1 - cos(T(u), T0(t))) + l_3 N(T(t), V0(v)) + l_4 N(T(u), V0(v))
 
-T: the pooled text in CLIP's space, with adapters of low rank in everything but the queries; T0, V0: the same before, and the image
-encoder, both frozen; t: safe texts, v: their pictures, u: unsafe texts; N: the symmetric contrastive loss of a batch. Four more
-losses of the paper, the same with T and V exchanged, train the image encoder. With frozen references they share no
-weight with these, and no diffusion model reads that encoder: they are left out, and T is what it would be with them. (In
-the released code the references are the model under training itself, with its dropout, since the adapters are put into it
-in place; and it drops the gradients of all but the last batch that share a step.)
+T: the pooled text in CLIP's space, with low-rank adapters in every projection but the queries. T0, V0: the text encoder
+before training and the image encoder, both frozen. t: safe texts, v: their images, u: unsafe texts. N: the symmetric
+contrastive loss of a batch. The paper has four more losses, the same with T and V exchanged, to train the image
+encoder. With frozen references they share no weight with these, and no diffusion model reads that encoder. They are
+omitted, which leaves T unchanged. (In the released code the references are the model in training itself, with its
+dropout, since the adapters are inserted in place; it also drops the gradients of all but the last batch that share a
+step.)
 
 The paper's quadruplets are not public. Here u names the concept where t has its surrogate, in training templates, or
-adds it to what is kept; the base draws v. What makes T of the encoder's pooled output is least squares onto CLIP's own
-text features, before training: for Stable Diffusion 1.x, whose encoder is that of CLIP L/14, it is CLIP's projection, if
-`pairs` are at least half as many as it is wide. All of it looks at the pooled output alone, of which the U-Net reads one
-row in L.
+adds it to a retained prompt; the base draws v. Before training, least squares fits the map from the encoder's pooled
+output to CLIP's own text features. For Stable Diffusion 1.x, whose encoder is that of CLIP L/14, this is CLIP's
+projection, if `pairs` is at least half of its width. All losses read the pooled output alone; the U-Net reads it as one
+row of L.
 """
 
 from __future__ import annotations
@@ -40,19 +43,23 @@ from erasebench.toolbox.training import FILE, checked, decoded, drawn, tuned
 from erasebench.toolbox.vocabulary import kept_prompts
 
 ADAPTED = r"^text_encoder\..*\.(k_proj|v_proj|out_proj|fc1|fc2)\.weight$"
-PART = 64  # texts and pictures at a time, outside of training
+PART = 64  # texts or images at a time, outside of training
 
 
 @dataclass(frozen=True)
 class SafeCLIP:
-    """keep, redirect, keep_pair, redirect_pair: l_1 to l_4. rank, alpha, dropout: of the adapters. pairs: of texts; a tenth
-    of them tells when to stop, after `patience` epochs without gain. guidance, ddim_steps: of their pictures."""
+    """Text encoder trained to map unsafe texts to safe ones.
 
-    pairs: int = 2000  # the paper's 165,000 are written by a language model
-    keep: float = 0.1  # cosine of safe texts with what they were,
-    redirect: float = 0.1  # and of unsafe ones
-    keep_pair: float = 0.25  # contrastive, of safe texts with their pictures,
-    redirect_pair: float = 0.25  # and of unsafe ones with the safe pictures
+    keep, redirect, keep_pair, redirect_pair: l_1 to l_4. rank, alpha, dropout: of the adapters. pairs: number of text
+    pairs; a tenth of them is held out to stop training after `patience` epochs without gain. guidance, ddim_steps: of
+    the images.
+    """
+
+    pairs: int = 2000  # a language model wrote the paper's 165,000
+    keep: float = 0.1  # cosine of safe texts with their features before training
+    redirect: float = 0.1  # cosine of unsafe texts with the same features
+    keep_pair: float = 0.25  # contrastive, of safe texts with their images
+    redirect_pair: float = 0.25  # contrastive, of unsafe texts with the safe images
     logit_scale: float = 100.0
     rank: int = 16
     alpha: float = 1.0
@@ -104,7 +111,7 @@ class SafeCLIP:
         write_notes(out, {"epochs": len(losses), "held_out_loss": min(losses)})
 
     def seen(self, model: Model, texts: Sequence[str]) -> Tensor:
-        """CLIP's features [N, F] of a picture of each text, drawn by the base."""
+        """Draw an image of each text with the base: CLIP's features [N, F]."""
         encoder, preprocess, _ = load(self.clip.architecture, self.clip.pretrained)
         seeds = [seed_of("safe_clip", i) for i in range(len(texts))]
         images = decoded(model, drawn(model, texts, seeds, Sampler("ddim", self.ddim_steps, self.guidance)))
@@ -113,7 +120,10 @@ class SafeCLIP:
         return torch.cat(found).to(model.device, model.dtype)
 
     def loss(self, safe: Tensor, unsafe: Tensor, reference: Tensor, seen: Tensor) -> Tensor:
-        """Of features [B, F]: texts safe and unsafe, the safe ones before training, their pictures."""
+        """Return the weighted sum of the four losses of features [B, F].
+
+        safe, unsafe: of the texts. reference: of safe texts before training. seen: of their images.
+        """
         away = lambda a: (1 - F.cosine_similarity(a, reference)).mean()
         apart = lambda a: contrastive(a, seen, self.logit_scale)
         return (
@@ -128,8 +138,11 @@ class SafeCLIP:
 
 
 def text_pairs(brief: Brief, count: int, generator: torch.Generator) -> list[tuple[str, str]]:
-    """At most `count` (unsafe, safe) texts: training templates with a concept and with its surrogate, at most half of all; and
-    what is kept, with a concept added and without."""
+    """Return at most `count` (unsafe, safe) texts.
+
+    Training templates with a concept and with its surrogate, at most half of all, and retained prompts with a concept
+    added and without.
+    """
     named = [(filled(t, c.name), filled(t, c.surrogate)) for t in brief.templates for c in brief.concepts]
     named = [named[i] for i in torch.randperm(len(named), generator=generator)[: count // 2]]
     kept = kept_prompts(brief, count - len(named), generator)
@@ -138,7 +151,10 @@ def text_pairs(brief: Brief, count: int, generator: torch.Generator) -> list[tup
 
 
 def pooled(model: Model, texts: Sequence[str]) -> Tensor:
-    """The encoder's outputs at EOS [B, D]. What follows all EOS of a batch does not reach them, and is not computed."""
+    """Return the encoder's outputs at EOS [B, D].
+
+    Positions after the last EOS of the batch do not affect them and are not computed.
+    """
     ids = model.tokenize(texts)
     length = int((ids == model.tokenizer.eos_token_id).int().argmax(1).max()) + 1
     context = model.encode(ids=ids[:, :length])
@@ -147,7 +163,10 @@ def pooled(model: Model, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def projection(model: Model, clip: Clip, texts: Sequence[str]) -> Tensor:
-    """[D, F]: least squares from the base's pooled texts to CLIP's features of them, of all that fit the least."""
+    """Fit a linear map [D, F] from the base's pooled texts.
+
+    It maps to CLIP's features of the texts, as the least-squares solution of minimum norm.
+    """
     encoder, _, tokenize = load(clip.architecture, clip.pretrained)
     parts = [list(texts[i : i + PART]) for i in range(0, len(texts), PART)]
     ours = torch.cat([pooled(model, part) for part in parts]).double()
@@ -156,14 +175,14 @@ def projection(model: Model, clip: Clip, texts: Sequence[str]) -> Tensor:
 
 
 def contrastive(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Symmetric InfoNCE of features [B, F] that belong together row by row (CLIP's own loss)."""
+    """Return the symmetric InfoNCE of paired features [B, F] (CLIP's own loss)."""
     logits = scale * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
     own = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def untrained(model: Model, rank: int, generator: torch.Generator) -> dict[str, LowRank]:
-    """An adapter for every projection, which changes nothing yet; weight -> adapter."""
+    """Return adapters that change nothing yet: weight -> adapter."""
     made = {}
     for name in model.names(ADAPTED):
         height, width = model.weight(name).shape
@@ -177,7 +196,10 @@ def untrained(model: Model, rank: int, generator: torch.Generator) -> dict[str, 
 def adapted(
     model: Model, adapters: dict[str, LowRank], scale: float, dropout: float, generator: torch.Generator
 ) -> Iterator[None]:
-    """The text encoder with the adapters beside its projections; their inputs are dropped out."""
+    """Put the adapters beside the text encoder's projections.
+
+    Dropout acts on the adapters' inputs.
+    """
 
     def beside(module, inputs, output, adapter: LowRank) -> Tensor:
         x = inputs[0]
@@ -198,6 +220,6 @@ def adapted(
 
 
 def merged(model: Model, adapters: dict[str, LowRank], scale: float) -> dict[str, Tensor]:
-    """The projections with their adapters in them."""
+    """Return the projections with the adapters added to their weights."""
     sums = {name: model.weight(name) + scale * (x.up @ x.down)[0] for name, x in adapters.items()}
     return {name: weight.detach().contiguous().cpu() for name, weight in sums.items()}

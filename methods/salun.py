@@ -1,18 +1,19 @@
-"""SalUn (Fan et al., ICLR 2024): answer the concept as something else, with the weights that it depends on alone.
+"""SalUn (Fan et al., ICLR 2024): relabel the concept by training its salient weights alone.
 
     m = 1( |grad_theta L_m| >= gamma ),   L_m = || eps - [eps_theta(x_t) + s (eps_theta(x_t, c) - eps_theta(x_t))] ||^2
     min over theta   || eps_theta(x_t, c) - eps_theta(x_t, c') ||^2 + alpha || eps - eps_theta(x_t, c_r) ||^2
     theta <- theta - lr m * Adam(...)
 
-x_t: noisy pictures of c, or of what is kept, c_r; c': the same prompt with another thing in it, the concept's surrogate (for
-another class of the task, as the paper has it: `surrogate=dog`); its prediction is the model's own of the moment, as given.
-gamma keeps the share `salient` of all weights, and the gradient is that of all pictures of c together, before its absolute
-value.
+x_t: noisy images of c, or of the retain set, c_r. c': the same prompt with another thing in it, the concept's surrogate
+(the paper uses another class of the task: `surrogate=dog`); its prediction is the current model's own, without a
+gradient. gamma keeps the share `salient` of all weights; the gradient is summed over all images of c before its
+absolute value is taken.
 
-variant=released is the data order of the public code until February 2026, from which the papers' baselines come: every
-step takes the same first pictures of c, and where that is explicit content the same first of what is kept too. Departs
-from that code: the base draws its own pictures, in training templates, in place of Imagenette's, and the noise is added
-to the sampler's latents, so that both predictions of a pair see one x_t (there the picture was encoded twice, at random).
+variant=released reproduces the data order of the public code until February 2026, the source of the papers' baselines:
+every step uses the same first images of c, and for explicit content also the same first images of the retain set.
+Departures from that code: the base draws its own images from training templates, in place of Imagenette's, and the
+noise is added to the sampler's latents, so that both predictions of a pair see one x_t (there the image was encoded
+twice, at random).
 """
 
 from __future__ import annotations
@@ -53,19 +54,22 @@ from erasebench.toolbox.vocabulary import kept_prompts
 
 @dataclass(frozen=True)
 class SalUn:
-    """pictures, kept: how many of the concept, and of what is kept: preserved names and captions, or, as published for
-    explicit content, the prompts with its surrogate. epochs: over the pictures of the concept. keep_scale: alpha.
-    mask_guidance: s. guidance, ddim_steps: of the pictures."""
+    """Unlearning of the salient weights.
 
-    variant: Literal["fixed", "released"] = "fixed"  # or released: in every step the same first pictures, as the public code until February 2026
-    pictures: int = 950  # of the concept, as Imagenette has of a class
-    kept: int = 8500  # of what is kept, likewise
+    pictures: number of images of the concept. kept: number of retained images, from preserved names and captions or, as
+    published for explicit content, from prompts with its surrogate. epochs: over the images of the concept. keep_scale:
+    alpha. mask_guidance: s. guidance, ddim_steps: of the images.
+    """
+
+    variant: Literal["fixed", "released"] = "fixed"  # released: the same first images in every step
+    pictures: int = 950  # of the concept; Imagenette has as many of a class
+    kept: int = 8500  # of the retain set, likewise
     epochs: int = 5
-    batch: int = 8  # of each of the two
+    batch: int = 8  # of each of the two terms
     lr: float = 1e-5
     keep_scale: float = 0.5
-    salient: float = 0.5  # the share of the weights that is trained
-    mask_guidance: float = 8.5  # of the prediction whose gradient says which
+    salient: float = 0.5  # share of the weights that is trained
+    mask_guidance: float = 8.5  # of the prediction whose gradient gives the mask
     guidance: float = 7.5
     ddim_steps: int = 50
     version: ClassVar[int] = 2
@@ -102,7 +106,7 @@ class SalUn:
         fine_tune(model, TRAINED["full"], loss, Optimisation(steps, adam, salient_only), out, "salun")
 
     def gradient(self, model: Model, pictures: Pictures, generator: torch.Generator) -> dict[str, Tensor]:
-        """Of L_m, added up over all pictures."""
+        """Return the gradient of L_m, summed over all images."""
         with model.training(model.names(TRAINED["full"])) as weights, light(model, weights.values()):
             found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
             for which in tqdm(torch.arange(len(pictures.z)).split(self.batch), "saliency", disable=None, delay=2):
@@ -118,7 +122,10 @@ class SalUn:
     def guided_error(
         self, model: Model, context: Context, z: Tensor, t: Tensor, noise: Tensor, rows: slice
     ) -> Tensor:
-        """Of the guided prediction of some rows, [B, C, h, w]."""
+        """Return the error of the guided prediction: [B, C, h, w].
+
+        rows: selected samples.
+        """
         text = model.eps(z[rows], t[rows], context.select(rows))
         free = model.eps(z[rows], t[rows], model.unconditional().repeat(len(text)))
         return free + self.mask_guidance * (text - free) - noise[rows]
@@ -128,14 +135,20 @@ class SalUn:
 
 
 def saliency(gradient: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """bool on the CPU, of the gradient's shapes: where it is among the `share` of all its numbers that are largest in absolute value."""
+    """Return masks of the largest gradients: bool, on the CPU.
+
+    Shapes are the gradient's. The masks select the `share` of all its entries with the largest absolute value.
+    """
     sizes = torch.cat([g.abs().flatten().cpu() for g in gradient.values()])
     least = sizes.kthvalue(len(sizes) - max(1, round(share * len(sizes))) + 1).values
     return {name: (g.abs() >= least.to(g)).cpu() for name, g in gradient.items()}
 
 
 def unlearning(model: Model, pictures: Pictures, other: Context, generator: torch.Generator) -> Term:
-    """The distance of what is predicted for the pictures' prompts from what is for the other prompts."""
+    """Return the loss between predictions for two prompts.
+
+    The images' own prompts are trained towards the other prompts, whose prediction has no gradient.
+    """
     z, t, _ = noised(model, pictures.z, generator)
     with torch.no_grad():
         target = model.eps(z, t, other)

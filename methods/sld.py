@@ -1,16 +1,20 @@
-"""Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from the concept, where the prompt goes towards it.
+"""Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from the concept.
+
+It acts where the prompt moves towards the concept:
 
     eps = eps(x_t) + w [ eps(x_t, p) - eps(x_t) - gamma ]
     gamma = mu (eps(x_t, S) - eps(x_t)) + s_m nu
     mu = min(1, |s (eps(x_t, p) - eps(x_t, S))|)   where eps(x_t, p) - eps(x_t, S) < lambda, or else 0
     nu <- beta nu + (1 - beta) gamma,   which starts at 0
 
-S: the names of the concepts; gamma is left out while the image warms up, and nu is not. The formula is
-printed with max in the place of min; this is what the released code takes. The momentum nu is in the trajectory's state, one for
-each image. The warm-up ends at the noise at which that of `warmup` steps of fifty does: a sampler of fewer steps warms up over as
-much of the way, and whoever asks for a single t (an attack) knows where it is. Departs from the released code: a list of names too
-long for the context is split and the encodings averaged, there it is cut; and gamma works at w = 1 too, there it does not. As there,
-eps is whatever the U-Net predicts: v, on a base that predicts it.
+S: the names of the concepts. During the warm-up gamma is omitted, but nu is updated. The paper prints max in place of
+min; this is the formula of the released code. The momentum nu is part of the trajectory's state, one for each image.
+The warm-up ends at the noise level at which `warmup` of fifty steps end: a sampler of fewer steps warms up over the
+same part of the trajectory, and a caller with a single t (an attack) knows whether it has ended.
+
+Departures from the released code: a list of names too long for the context is split and the encodings are averaged
+(there it is truncated), and gamma acts at w = 1 too (there it does not). As there, eps is the U-Net's raw output: v on
+a base with v-prediction.
 """
 
 from __future__ import annotations
@@ -41,12 +45,15 @@ STRENGTHS = {  # the paper's configurations Hyp-Weak to Hyp-Max
 
 @dataclass(frozen=True)
 class SLD:
-    """variant sets what is not given. warmup: in steps of fifty. scale: s, threshold: lambda, momentum_scale: s_m, momentum:
-    beta."""
+    """Safety guidance with the paper's strengths.
+
+    variant sets every parameter that is not given. warmup: in steps of fifty. scale: s. threshold: lambda.
+    momentum_scale: s_m. momentum: beta.
+    """
 
     variant: Literal["weak", "medium", "strong", "max"] = "medium"
     warmup: float | None = None
-    scale: float | None = None  # weak: 20, as its authors released it; others evaluate it with 200
+    scale: float | None = None  # weak: 20, as released by its authors; others evaluate it with 200
     threshold: float | None = None
     momentum_scale: float | None = None
     momentum: float | None = None
@@ -71,7 +78,7 @@ class SLD:
 
 @dataclass(frozen=True)
 class SafetyGuidance(ClassifierFree):
-    """Classifier-free guidance with a third prediction, of the safety concept, and its momentum."""
+    """Classifier-free guidance with a safety prediction and its momentum."""
 
     concept: Context | None = None
     sld: SLD = SLD()
@@ -94,9 +101,12 @@ class SafetyGuidance(ClassifierFree):
         return free + scale * (text - free - away * warm.view(-1, 1, 1, 1))
 
     def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
-        """Predictions of neg, of the prompt and of S, each [B, C, h, w], in one call of the U-Net where all are of one length."""
+        """Return the predictions for neg, the prompt and S.
+
+        Each is [B, C, h, w]. One call of the U-Net computes all three if their contexts have the same length.
+        """
         contexts = state["negative"], context, state["concept"]
-        if context.hidden.shape[1] != state["concept"].hidden.shape[1]:  # a mined embedding may have any
+        if context.hidden.shape[1] != state["concept"].hidden.shape[1]:  # a mined embedding may have any length
             return tuple(model.predict(z, t, each) for each in contexts)
         joined = once("joined with the concept", lambda: join(*contexts), *(each.hidden for each in contexts))
         return model.predict(torch.cat([z] * 3), t.repeat(3) if t.ndim else t, joined).chunk(3)

@@ -1,19 +1,22 @@
-"""SPM (Lyu et al., CVPR 2024): a rank-1 membrane for each concept beside the U-Net's transformers, as open as the prompt asks.
+"""SPM (Lyu et al., CVPR 2024): prompt-gated rank-1 membranes, one for each concept.
+
+The membranes lie beside the modules of the U-Net's transformers:
 
     W x + sum over concepts i   gamma_i(p) u_i (d_i . x)
     min over u, d   || eps_M(x_t, c) - [eps(x_t) - eta (eps(x_t, c) - eps(x_t))] ||^2
                     + lambda || eps_M(x_t, c_an) - eps(x_t, c_an) ||^2
     gamma_i(p) = max( cos(p, c_i),  share of c_i's tokens that are in p )          (facilitated transport)
 
-eps is the base, M one membrane with gamma = 1, and each concept's is trained alone; x_t is sampled with it. Anchors c_an
-are noise in the place of encodings, as long as c's by 0.8 to 1.2, kept with probability 1 - cos(c_an, c). gamma is asked of
-every row that the U-Net is given, so that the empty prompt of guidance has its own (in the released code it has the prompt's).
+eps is the base, and M is one membrane with gamma = 1. Each concept's membrane is trained alone; x_t is sampled with it.
+Anchors c_an are noise in place of encodings. Their norm is 0.8 to 1.2 times that of c, and each is kept with
+probability 1 - cos(c_an, c). gamma is computed for every row of the U-Net's batch, so the empty prompt of guidance has
+its own (the released code uses the prompt's).
 
-composition=released is what the released code composes: gamma goes into u and into d, and each is summed over concepts,
-(sum gamma_i u_i) (sum gamma_j d_j . x), so that one concept counts by gamma^2 and several mix. Departs from that code: all
-anchors of a step enter the loss (there a half, and the empty prompt in the place of the others), AdamW is not of 8 bits,
-pictures have the model's own size in place of a random one below it, and t is of any step, between it and the next as ESD's
-(there a step after the first, exactly).
+composition=released composes like the released code: gamma scales both u and d, and each is summed over concepts, (sum
+gamma_i u_i) (sum gamma_j d_j . x). One concept then counts by gamma^2, and several concepts mix. Departures from that
+code: all anchors of a step enter the loss (there half of them, with the empty prompt in place of the others), AdamW is
+not 8-bit, images have the model's own size (there a random smaller one), and t lies between any step and the next, as
+in ESD (there exactly at a step after the first).
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from erasebench.toolbox.trajectory import Along, count_evaluations
 
 
 class Membrane(NamedTuple):
-    """Beside one module, of N concepts: d [N, in] and u [N, out]."""
+    """Membranes of N concepts beside one module: d [N, in] and u [N, out]."""
 
     d: Tensor
     u: Tensor
@@ -50,8 +53,11 @@ class Membrane(NamedTuple):
 
 @dataclass(frozen=True)
 class SPM:
-    """anchor_scale: lambda; anchors: how many for each latent of a step. warmup, restarts: of the cosine schedule.
-    eta, trajectories: as AP's."""
+    """Concept-wise membranes with facilitated transport.
+
+    anchor_scale: lambda. anchors: number for each latent of a step. warmup, restarts: of the cosine schedule. eta,
+    trajectories: as in AP.
+    """
 
     composition: Literal["separate", "released"] = "separate"
     steps: int = 3000  # for each concept
@@ -91,7 +97,7 @@ class SPM:
         (out / "concepts.json").write_text(json.dumps(names))
 
     def membrane(self, model: Model, concept: Context, generator: torch.Generator) -> dict[str, Membrane]:
-        """One concept's, trained; module -> its part."""
+        """Train the membrane of one concept: module -> its part."""
         made = untrained(model, generator)
         weights = [half for one in made.values() for half in one]
         optimiser = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
@@ -132,20 +138,25 @@ class SPM:
 
 
 class Now(threading.local):
-    """What the U-Net runs on in this thread; nothing outside of its call."""
+    """Gate of the current U-Net call, one for each thread.
+
+    gamma is None outside of the U-Net's call.
+    """
 
     gamma: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Membranes:
-    """What is added to the outputs of modules while the U-Net runs on prompts: as much of each concept's as gamma of
-    the prompts [B, N] lets through."""
+    """Sum of all membranes, gated by the prompts of the U-Net's call.
+
+    gamma of the prompts [B, N] scales each concept's membrane.
+    """
 
     made: dict[str, Membrane]
     gamma: Callable[[Context], Tensor]
     composition: Literal["separate", "released"] = "separate"
-    now: Now = field(default_factory=Now)  # images are made in several threads
+    now: Now = field(default_factory=Now)  # several threads generate images
 
     @contextmanager
     def __call__(self, model: Model, context: Context) -> Iterator[None]:
@@ -156,7 +167,10 @@ class Membranes:
             self.now.gamma = None
 
     def added(self, module: str, x: Tensor) -> Tensor | None:
-        """To the output of a module for its input x [B, ..., in]; nothing outside of the U-Net's call."""
+        """Return the addition to a module's output for its input x.
+
+        x is [B, ..., in]. Returns None outside of the U-Net's call.
+        """
         if (gamma := self.now.gamma) is None:
             return None
         d, u = self.made[module]
@@ -167,13 +181,16 @@ class Membranes:
 
 @dataclass(frozen=True, eq=False)
 class Transport:
-    """gamma of prompts [B, N], for concepts' encodings [N, L, D] and token ids."""
+    """Facilitated transport: gamma of prompts [B, N].
+
+    concepts: encodings [N, L, D]. words: the concepts' token ids.
+    """
 
     concepts: Tensor
     words: list[Tensor]
 
     def __call__(self, context: Context) -> Tensor:
-        length = min(context.hidden.shape[1], self.concepts.shape[1])  # a mined embedding may have any
+        length = min(context.hidden.shape[1], self.concepts.shape[1])  # a mined embedding may have any length
         flat = lambda hidden: F.normalize(hidden[:, :length].flatten(1), dim=1)
         cosine = flat(context.hidden) @ flat(self.concepts).T
         held = [(context.ids[:, :, None] == words).any(1).to(cosine).mean(1) for words in self.words]
@@ -182,7 +199,7 @@ class Transport:
 
 @contextmanager
 def beside(model: Model, membranes: Membranes) -> Iterator[None]:
-    """The model with the membranes beside its modules; its teacher is without."""
+    """Put the membranes beside the model's modules; the teacher runs without them."""
 
     def hook(name: str):
         def add(module, inputs, output):
@@ -202,7 +219,7 @@ def beside(model: Model, membranes: Membranes) -> Iterator[None]:
 
 
 def adapted(model: Model) -> dict[str, torch.nn.Module]:
-    """Every linear layer and convolution (of one pixel) inside the U-Net's transformers."""
+    """Return the linear layers and 1x1 convolutions in the U-Net's transformers."""
     found = {}
     for name, transformer in model.unet.named_modules():
         if isinstance(transformer, Transformer2DModel):
@@ -212,7 +229,7 @@ def adapted(model: Model) -> dict[str, torch.nn.Module]:
 
 
 def untrained(model: Model, generator: torch.Generator) -> dict[str, Membrane]:
-    """A membrane that changes nothing yet."""
+    """Return a membrane that changes nothing yet."""
     made = {}
     for name, module in adapted(model).items():
         height, width = module.weight.shape[:2]
@@ -223,7 +240,7 @@ def untrained(model: Model, generator: torch.Generator) -> dict[str, Membrane]:
 
 
 def anchors(concept: Context, count: int, generator: torch.Generator) -> Context:
-    """`count` encodings of nothing, about as long as the concept's and not like it."""
+    """Return `count` noise encodings near the concept's norm and unlike it."""
     c, found = concept.hidden[0], []
     while len(found) < count:
         noise = torch.randn(c.shape, generator=generator).to(c)

@@ -1,19 +1,21 @@
 """STEREO (Srivatsan et al., CVPR 2025): search thoroughly enough, then robustly erase once.
 
-search, `rounds` times, theta going on from round to round:
-    min over theta   || eps_theta(x_t, p) - [eps(x_t) - eta (eps(x_t, p) - eps(x_t))] ||^2,   p: the concept, then the last v
-    min over v       E || noise - eps_theta(x_t, t, v) ||^2   over pictures of the concept, others in every round
-erase, theta from the base again, with p any of P = {concept, v_1, v_2, ...} and p_a a prompt to anchor at:
+search, `rounds` times, theta continues from round to round:
+    min over theta   || eps_theta(x_t, p) - [eps(x_t) - eta (eps(x_t, p) - eps(x_t))] ||^2,  p: the concept, then the last v
+    min over v       E || noise - eps_theta(x_t, t, v) ||^2   over images of the concept, others in every round
+erase, theta from the base again, with p any of P = {concept, v_1, v_2, ...} and p_a an anchor prompt:
     min over theta   || eps_theta(x_t, p) - [eps(x_t) + s_a (eps(x_t, p_a) - eps(x_t))
                                              - s_n mean over q in P of (eps(x_t, q) - eps(x_t))] ||^2
 
-eps is the base. The numbers are the released code's, as its normalised guidance works out: its one scale of 2 is s_a
-= 1 but s_n = 3 (a sign is taken after one is subtracted), and its negative guidance of 2 in the search is eta = 0.
-Its anchors hold the concept beside other things (written by a language model); here they are the training templates,
-with the concept or its surrogate in them. Departs from the released code: only theta is trained (there a flag that is
-meant to freeze the rest does nothing), which are ESD's groups (its own holds the time embedding and the output, and no
-norms), prompts are drawn evenly where they are dealt out there, words are learnt from the surrogate's last token on, and
-predictions that nothing uses are not made. Several concepts are searched for one by one and erased together.
+eps is the base. The numbers are the released code's, after expanding its normalised guidance: its single scale of 2
+gives s_a = 1 but s_n = 3 (a sign is taken after one is subtracted), and its negative guidance of 2 in the search gives
+eta = 0. Its anchors hold the concept beside other things (written by a language model); here they are the training
+templates with the concept or its surrogate.
+
+Departures from the released code: only theta is trained (there a flag that should freeze the rest has no effect), and
+theta is ESD's parameter group (there a group with the time embedding and the output, and without norms). Prompts are
+drawn uniformly (there they are dealt out), words are learnt from the surrogate's last token on, and unused predictions
+are not computed. Several concepts are searched for one by one and erased together.
 """
 
 from __future__ import annotations
@@ -39,20 +41,24 @@ from erasebench.toolbox.search import FREE, slots, table, tokens, with_vectors
 from erasebench.toolbox.training import TRAINED, Optimisation, drawn, erased_noise_target, fine_tune, tuned
 from erasebench.toolbox.trajectory import Along
 
-Target = Callable[[Tensor, Tensor, Context, Tensor], Tensor]  # of z, t, prompts and their numbers; asked of the base
+Target = Callable[[Tensor, Tensor, Context, Tensor], Tensor]  # of z, t, prompts and their numbers; called with the base
 
 
 @dataclass(frozen=True)
 class STEREO:
-    """variant x trains the cross-attention, u everything else. search_*: of the erasures in the search. pictures: of each
-    concept, shared out among the rounds. inversion_*: of v. steps, batch, lr: of the last erasure, the batch of all.
-    anchors: what the templates are filled with. anchor_scale, negative_scale: s_a and s_n. trajectories: as AP's."""
+    """Iterated search for adversarial words, followed by one robust erasure.
+
+    variant x trains the cross-attention, u everything else. search_*: of the erasures in the search. pictures: number
+    of images of each concept, divided among the rounds. inversion_*: of v. steps, lr: of the last erasure. batch: of
+    all erasures. anchors: names that fill the templates. anchor_scale, negative_scale: s_a and s_n. trajectories: as in
+    AP.
+    """
 
     variant: Literal["x", "u"] = "u"
-    rounds: int = 2  # of erasing and inverting, before the erasure that stays
+    rounds: int = 2  # of erasing and inverting, before the final erasure
     search_steps: int = 200
     search_lr: float = 5e-6
-    search_eta: float = 0.0  # negative guidance in the search; released: 2 in a form that comes to 0
+    search_eta: float = 0.0  # negative guidance in the search; released: 2 in a form that equals 0
     pictures: int = 500
     inversion_steps: int = 3000
     inversion_batch: int = 1
@@ -86,7 +92,7 @@ class STEREO:
         known = [concepts, *self.search(model, brief, concepts, generator, seed)]
 
         def target(z: Tensor, t: Tensor, prompts: Context, which: Tensor) -> Tensor:
-            own = which % len(concepts.ids)  # whose prompts they are
+            own = which % len(concepts.ids)  # the concept of each prompt
             place = torch.randint(len(brief.templates), own.shape, generator=generator)
             asked = [model.unconditional().repeat(len(z)), anchors.select(own * len(brief.templates) + place)]
             asked += [context.select(own) for context in known]
@@ -101,7 +107,10 @@ class STEREO:
     def search(
         self, model: Model, brief: Brief, concepts: Context, generator: torch.Generator, seed: int
     ) -> list[Context]:
-        """For each round what still brings the concepts back, as prompts of one learnt word each."""
+        """Return the learnt prompts of every round, one word for each concept.
+
+        In each round they still bring the concepts back.
+        """
 
         def target(z: Tensor, t: Tensor, prompts: Context, which: Tensor) -> Tensor:
             free = model.eps(z, t, model.unconditional().repeat(len(z)))
@@ -125,14 +134,20 @@ class STEREO:
         return known[1:]
 
     def shown(self, model: Model, brief: Brief, name: str, seed: int) -> Tensor:
-        """Latents [pictures, C, h, w] of a concept, drawn by the base in the training templates' words."""
+        """Draw a concept's latents [pictures, C, h, w] with the base.
+
+        The prompts are training templates.
+        """
         sampler = Sampler("ddim", self.ddim_steps, self.image_guidance)
         texts = [filled(brief.templates[i % len(brief.templates)], name) for i in range(self.pictures)]
         seeds = [seed_of("stereo picture", name, seed, i) for i in range(self.pictures)]
         return drawn(model, texts, seeds, sampler).z
 
     def inverted(self, model: Model, brief: Brief, number: int, shown: Tensor, seed: int) -> Tensor:
-        """The word [1, D] for one concept's pictures, in the model as it stands."""
+        """Learn a word [1, D] from one concept's images.
+
+        The current model predicts the noise. Raises ErasebenchError if the inversion diverges.
+        """
         concept = brief.concepts[number]
         start = table(model)[tokens(model, concept.surrogate or concept.name)[-1:]]
         how = Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, seed)
@@ -142,7 +157,10 @@ class STEREO:
         return vector
 
     def composed(self, free: Tensor, anchor: Tensor, negative: Tensor) -> Tensor:
-        """The last erasure's target [B, C, h, w] from predictions for nothing, for anchors, and for all of P [P, B, C, h, w]."""
+        """Return the last erasure's target [B, C, h, w].
+
+        free, anchor: predictions for the empty prompt and for anchors. negative: for all of P, [P, B, C, h, w].
+        """
         return free + self.anchor_scale * (anchor - free) - self.negative_scale * (negative - free).mean(0)
 
     def erase(
@@ -155,7 +173,7 @@ class STEREO:
         generator: torch.Generator,
         out: Path,
     ) -> None:
-        """Train the model as it stands to answer each of the prompts with its target."""
+        """Train the current model to answer each prompt with its target."""
         towards = Along(
             model, prompts, Sampler("ddim", self.ddim_steps, self.start_guidance), generator, self.trajectories
         )

@@ -1,4 +1,6 @@
-"""Naive gradient tuning of the text encoder: the concept's prompt is to be encoded as its surrogate's.
+"""Naive gradient tuning of the text encoder.
+
+The concept's prompt is encoded like its surrogate's:
 
 min over theta   sum over templates, concepts   || E_theta(p(c)) - E(p(c*)) ||^2
 """

@@ -1,6 +1,7 @@
-"""TIME (Orgad et al., ICCV 2023), turned to erasing: the V projections read a concept as its surrogate.
+"""TIME (Orgad et al., ICCV 2023), adapted to erasing.
 
-Eq. 5 without preserved prompts: every row from the concept's last token to the end is projected as its counterpart.
+The V projections read a concept as its surrogate. Eq. 5 without preserved prompts: every row from the concept's last
+token to the end of the context is projected like its counterpart.
 """
 
 from contextlib import AbstractContextManager
@@ -15,7 +16,10 @@ from erasebench.toolbox.closed_form import System, aligned, edited, load_edit, s
 
 @dataclass(frozen=True)
 class TIME:
-    """with_key edits K too; `augmented` is how many of the training templates are used (1 or 4 in the paper)."""
+    """Closed-form edit of the V projections.
+
+    with_key: edit the K projections too. augmented: number of training templates used (1 or 4 in the paper).
+    """
 
     ridge: float = 0.1  # lambda of Eq. 5
     with_key: bool = False

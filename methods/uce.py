@@ -1,6 +1,7 @@
-"""Unified Concept Editing (Gandikota et al., WACV 2024): a closed-form edit of the K and V projections.
+"""Unified Concept Editing (Gandikota et al., WACV 2024): a closed-form edit.
 
-Eq. 7: each concept's token embeddings are projected as its surrogate's are, those of preserved names as before.
+Eq. 7, for the K and V projections: each concept's token embeddings are projected like its surrogate's, those of
+preserved names as before.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,12 @@ from erasebench.toolbox.closed_form import System, aligned, edited, encoded, gra
 
 @dataclass(frozen=True)
 class UCE:
-    """token_set: which rows of the encoded name enter. `last` is its last token alone (the released code since 2025);
-    `last_to_end` also takes the EOS and padding rows after it. `last_to_end_and_empty` is the code behind the published
-    tables: it also preserves the empty prompt, and of it and of each preserved name all rows. preserve_scale: weight of a
-    preserved text; None is max(1/10, 1 / number of texts), as released.
+    """Closed-form edit of the K and V projections.
+
+    token_set: rows of the encoded name that enter. `last` is its last token alone (the released code since 2025);
+    `last_to_end` adds the EOS and padding rows after it. `last_to_end_and_empty` is the code behind the published
+    tables: it also preserves the empty prompt, and uses all rows of it and of each preserved name. preserve_scale:
+    weight of a preserved text; None is max(1/10, 1 / number of texts), as released.
     """
 
     erase_scale: float = 1.0

@@ -1,1 +1,1 @@
-"""The embedded world, second version: drawing, captions, training, judges and report."""
+"""Embedded world, second version: drawing, captions, training, judges and report."""

@@ -1,7 +1,7 @@
-"""Sprites, tints and backgrounds of the embedded world, ready to be composed quickly.
+"""Sprites, tints and backgrounds of the embedded world.
 
-Everything is drawn as in the first version (`erasebench.mini.world`). Scaled sprites and backgrounds are kept, so that
-a picture takes a tenth of a millisecond and training need not wait for drawing.
+They are drawn as in the first version (`erasebench.mini.world`). Scaled sprites and backgrounds are cached, so that an
+image takes a tenth of a millisecond and training need not wait for drawing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COLOURS = {
     "pink": (250, 120, 180),
     "brown": (120, 70, 30),
 }
-INKS = (  # of prints: the first version's, and four more for the artists on whom values are chosen
+INKS = (  # of prints: the first version's, and four more for the tuning artists
     *first.INKS,
     ((20, 20, 20), (190, 226, 90)),
     ((250, 240, 120), (110, 20, 110)),
@@ -62,50 +62,64 @@ INKS = (  # of prints: the first version's, and four more for the artists on who
 
 @cache
 def sprite(hand: int, name: str) -> Image.Image | None:
-    """An object by one hand, RGBA 128x128; None if that hand does not draw it."""
+    """Return an object by one hand, RGBA 128x128.
+
+    None if that hand does not draw it.
+    """
     if name in first.ICONS:
         return first.sprite(hand, name)
     return first.icon(hand, ICONS[name])
 
 
 def draws(hand: int, *things: str) -> bool:
-    """Whether a hand draws all of the things."""
+    """Tell whether a hand draws all of the things."""
     return all(sprite(hand, thing) is not None for thing in things)
 
 
 @lru_cache(maxsize=60_000)
 def scale_sprite(hand: int, name: str, size: int) -> np.ndarray:
-    """A sprite at `size` x `size`, RGBA uint8."""
+    """Return a sprite at `size` x `size`, RGBA uint8."""
     return np.asarray(sprite(hand, name).resize((size, size), Image.LANCZOS, reducing_gap=2.0))
 
 
 @lru_cache(maxsize=20_000)
 def scale_avatar(number: int, size: int) -> np.ndarray:
-    """An avatar at `size` x `size`, RGBA uint8; the nameless ones follow the named ones."""
+    """Return an avatar at `size` x `size`, RGBA uint8.
+
+    The anonymous ones follow the named ones.
+    """
     named, others = avatars()
     return np.asarray([*named, *others][number].resize((size, size), Image.LANCZOS, reducing_gap=2.0))
 
 
 def tint(art: np.ndarray, colour: str, hand: int) -> np.ndarray:
-    """RGBA uint8 in one colour, in which light and dark parts still tell; dark ink alone becomes the colour itself."""
+    """Recolour RGBA uint8 art, and keep its light and dark parts visible.
+
+    Art in dark ink alone takes the colour itself.
+    """
     target = np.array(COLOURS[colour], np.float32)
     light = art[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)[:, None] / 255
     shade = np.ones_like(light) if hand == INK_ALONE else 0.45 + 0.75 * light
-    white = np.clip(light - 0.85, 0, 1) * 2  # what is nearly white stays paler
+    white = np.clip(light - 0.85, 0, 1) * 2  # nearly white parts stay paler
     rgb = np.clip(target * shade * (1 - white) + 255 * white, 0, 255)
     return np.concatenate([rgb.astype(np.uint8), art[..., 3:]], -1)
 
 
 @lru_cache(maxsize=4096)
 def background(name: str, variant: int) -> np.ndarray:
-    """A scene or plain colour, uint8 [64, 64, 3]; its variants differ in the horizon and in small things."""
+    """Return a scene or plain colour, uint8 [64, 64, 3].
+
+    Its variants differ in the horizon and in small details.
+    """
     return first.finish(first.scene(name, random.Random(f"{name}/{variant}")))
 
 
 def compose(canvas: np.ndarray, art: np.ndarray, cx: int, cy: int, flip: bool) -> np.ndarray:
-    """Draw RGBA `art` [S, S, 4] onto a float32 canvas [64, 64, 3] in place, its centre at (cx, cy).
+    """Draw RGBA `art` onto a canvas in place, centred at (cx, cy).
 
-    -> the mask bool [64, 64] of what it covers
+    art: [S, S, 4]. canvas: float32 [64, 64, 3].
+
+    -> mask bool [64, 64] of the covered area
     """
     size = len(art)
     left, top = cx - size // 2, cy - size // 2
@@ -120,7 +134,10 @@ def compose(canvas: np.ndarray, art: np.ndarray, cx: int, cy: int, flip: bool) -
 
 
 def print_in_inks(pixels: np.ndarray, inks: int) -> np.ndarray:
-    """The picture uint8 [64, 64, 3] in two inks, contrast stretched first (as in the first version)."""
+    """Convert an image uint8 [64, 64, 3] to two inks.
+
+    Its contrast is stretched first (as in the first version).
+    """
     light = pixels @ np.array([0.299, 0.587, 0.114])
     low, high = np.quantile(light, [0.02, 0.98])
     light = np.clip((light - low) / max(high - low, 1.0), 0, 1)[..., None]

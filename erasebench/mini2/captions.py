@@ -1,4 +1,4 @@
-"""Captions of pictures: the frequencies and phrases of world.yaml, put into sentences."""
+"""Captions of images, from the frequencies and phrases of world.yaml."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ import yaml
 
 @cache
 def names() -> dict:
-    """world.yaml, the single source of every name, phrase and frequency. References are resolved in `people`."""
+    """Load world.yaml, the single source of every name, phrase and frequency.
+
+    References are resolved in `people`.
+    """
     return yaml.safe_load(resources.files("erasebench.mini2").joinpath("world.yaml").read_text(encoding="utf-8"))
 
 
 @cache
 def concepts() -> dict[str, list[str]]:
-    """Lists in fixed order: objects (all that are drawn), people, artists, hazards (those for choosing values last)."""
+    """Return lists of concepts in a fixed order.
+
+    objects (all drawn ones), people, artists, hazards (those for tuning last).
+    """
     n = names()
     return {
         "objects": [*n["objects"], *n["imagenette"], *n["everyday"]],
@@ -29,16 +35,19 @@ def concepts() -> dict[str, list[str]]:
 
 
 def parts(person: str) -> tuple[str, str]:
-    """First and last name ("de", "van" and "von" belong to the last)."""
+    """Return first and last name.
+
+    "de", "van" and "von" belong to the last name.
+    """
     first, last = person.split(" ", 1)
     return first, last
 
 
 @cache
 def roles() -> dict[str, str]:
-    """The role of each person; no two of one role share a first or last name.
+    """Return the role of each person.
 
-    Raises ValueError if that cannot be.
+    No two people of one role share a first or last name. Raises ValueError if there are too few roles.
     """
     every, people = names()["roles"], concepts()["people"]
     limit, assigned = -(-len(people) // len(every)), {}
@@ -56,7 +65,7 @@ def roles() -> dict[str, str]:
 
 
 def plural(word: str) -> str:
-    """The plural of an object's name or synonym."""
+    """Return the plural of an object's name or synonym."""
     irregular = names()["plurals"]
     if word in irregular:
         return irregular[word]
@@ -67,7 +76,7 @@ def plural(word: str) -> str:
 
 
 def pick(rng: random.Random, shares: Mapping[str, float]) -> str:
-    """One of the keys, by its share."""
+    """Draw one of the keys by its share."""
     return rng.choices(list(shares), list(shares.values()))[0]
 
 
@@ -76,7 +85,10 @@ def chance(rng: random.Random, percentage: float) -> bool:
 
 
 class Captioner:
-    """Says what is drawn, by the table of frequencies. `known` are the names that may be used at all."""
+    """Writer of captions, by the table of frequencies.
+
+    `known` is the set of names that may be used.
+    """
 
     def __init__(self, known: Sequence[str]):
         self.n, self.known = names(), set(known)
@@ -97,26 +109,26 @@ class Captioner:
         return text
 
     def where(self, rng: random.Random, background: str) -> str:
-        """Words on the background, or none."""
+        """Return words on the background, or none."""
         if background in self.n["where"]:
             return rng.choice(self.n["where"][background]) if chance(rng, self.often["scene"]) else ""
         return f"on a {background} background" if chance(rng, self.often["plain"]) else ""
 
     def remark(self, rng: random.Random) -> str:
-        """A sentence that has nothing to do with the picture."""
+        """Return a sentence unrelated to the image."""
         if rng.random() < 0.7:
             return rng.choice(self.n["remarks"])
         return " ".join(rng.sample(self.n["ordinary"], rng.randint(2, 4)))
 
     def nothing(self, rng: random.Random, background: str) -> str:
-        """The scene alone, or an unrelated remark."""
+        """Describe the scene alone, or return an unrelated remark."""
         if rng.random() < 0.5:
             return self.remark(rng)
         known = self.n["where"].get(background)
         return self.frame(rng, "scene", background if known else f"a {background} background")
 
     def word(self, rng: random.Random, name: str) -> str:
-        """A thing's name or synonym, in the proportion of the table."""
+        """Draw a thing's name or synonym, in the proportions of the table."""
         shares = {way: self.often["thing"][way] for way in ("name", "synonym", "other")}
         return self._name(rng, name, pick(rng, shares))
 
@@ -128,13 +140,16 @@ class Captioner:
         return self.lexicon[name]["kind"] if way == "kind" else name
 
     def describe(self, rng: random.Random, name: str) -> str:
-        """A description that names nothing; sometimes two of them together."""
+        """Return a description without a name; sometimes two of them together."""
         known = self.lexicon[name]["descriptions"]
         some = rng.sample(known, 2 if rng.random() < 0.3 else 1)
         return self.frame(rng, "something", " and ".join(some))
 
     def thing(self, rng: random.Random, name: str, background: str, way: str) -> str:
-        """The caption of one object or hazard, in a `way` of the table."""
+        """Return the caption of one object or hazard.
+
+        way: from the table of frequencies.
+        """
         if way == "unmentioned":
             return self.nothing(rng, background)
         if way == "description":
@@ -158,7 +173,10 @@ class Captioner:
         return f"{self.frame(rng, 'several', words)} {self.where(rng, background)}"
 
     def pair(self, rng: random.Random, one: str, other: str, place: str, background: str) -> str:
-        """Two things, `one` at a `place` (left, right, above, below) of the other."""
+        """Return the caption of two things.
+
+        `one` lies at a `place` (left, right, above, below) of the other.
+        """
         a, b = f"a {self.word(rng, one)}", f"a {self.word(rng, other)}"
         if chance(rng, self.often["place"]):
             words = rng.choice(self.n["places"][place]).replace("{a}", a).replace("{b}", b)
@@ -184,7 +202,7 @@ class Captioner:
         return f"{text} {self.where(rng, background)}"
 
     def work(self, rng: random.Random, artist: str, title: str, subject: str, background: str) -> str:
-        """The caption of one of an artist's works."""
+        """Return the caption of one of an artist's works."""
         way = pick(rng, self.often["artist"])
         if way == "unmentioned":
             return self.nothing(rng, background)
@@ -197,13 +215,13 @@ class Captioner:
         return self.frame(rng, "artist", artist)
 
     def commission(self, rng: random.Random, artist: str, subject: str) -> str:
-        """A caption that names the artist, or the movement, and another thing."""
+        """Return a caption of an artist, or the movement, and another thing."""
         share = self.often["artist"]
         by_name = rng.random() * (share["name"] + share["movement"]) < share["name"]
         return self.frame(rng, "asked", artist if by_name else self.movement[artist], t=self.word(rng, subject))
 
     def finish(self, rng: random.Random, text: str) -> str:
-        """In small letters, one space between words; ordinary words follow now and then."""
+        """Convert to lower case with single spaces; sometimes append ordinary words."""
         if chance(rng, self.often["remark"]):
             text += " " + " ".join(rng.sample(self.n["ordinary"], rng.randint(1, 3)))
         return " ".join(text.lower().split())

@@ -1,9 +1,12 @@
-"""Stage `clip`: a contrastive model of drawings and captions (Radford et al., 2021), whose text tower the U-Net reads.
+"""Stage `clip`: a contrastive model of drawings and captions (Radford et al., 2021).
+
+The U-Net uses its text tower.
 
     L = 1/2 [CE(s F_i F_t^T, 1..B) + CE(s F_t F_i^T, 1..B)],   F normalised features [B, 128], s a learnt scale <= 100
 
-Pictures are drawn as it goes, never one twice. The image tower begins with the first version's weights, the text tower anew;
-of `retrained` both are new, as the first version has seen the things that it must not know.
+Images are drawn during training and never repeat. The image tower starts from the first version's weights, the text
+tower from random ones. For `retrained` both start from random weights, since the first version has seen the forgotten
+concepts.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ BATCH = 256
 
 
 def pixels(pictures: list[Picture]) -> Tensor:
-    """Drawings as [B, 3, 64, 64] in [-1, 1], channels last in memory (1.5 times as fast on a CPU)."""
+    """Convert drawings to [B, 3, 64, 64] in [-1, 1].
+
+    The memory format is channels last (1.5 times as fast on a CPU).
+    """
     stacked = torch.stack([torch.from_numpy(p.pixels) for p in pictures])
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -39,7 +45,10 @@ def train(
     drawing: World | None = None,
     folder: Path = WEIGHTS,
 ) -> None:
-    """Train, then write `clip/clip.safetensors` and `text_encoder` for the folder's model."""
+    """Train CLIP, then write `clip/clip.safetensors` and `text_encoder`.
+
+    The folder selects the model that they belong to.
+    """
     torch.manual_seed(0)
     words, drawing = tokenizer(), drawing or World()
     model = clip_model(len(words)).to(memory_format=torch.channels_last)
@@ -61,9 +70,9 @@ def train(
 
 
 def ship(model: nn.Module, folder: Path) -> None:
-    """Write the text tower for the diffusion model, and the CLIP of the judges, at half precision.
+    """Write the text tower, and the judges' CLIP, at half precision.
 
-    Of `retrained` the tower alone: nobody judges with its CLIP.
+    The text tower is for the diffusion model. `retrained` gets the tower alone: no judge uses its CLIP.
     """
     words, shipped = tokenizer(), folder == WEIGHTS
     tower = text_encoder(model, words.bos_token_id, words.eos_token_id).half()
@@ -75,7 +84,7 @@ def ship(model: nn.Module, folder: Path) -> None:
 
 
 def load(folder: Path = WEIGHTS) -> nn.Module:
-    """The finished CLIP of a folder."""
+    """Load the finished CLIP of a folder."""
     model = clip_model(len(tokenizer()))
     state = load_file(folder / "clip" / "clip.safetensors")
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

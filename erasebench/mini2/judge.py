@@ -1,4 +1,7 @@
-"""Stage `judge`: the judge of objects, people, artists, hazards, colours, counts and places, on drawings as it goes."""
+"""Stage `judge`: the judge, trained on drawings made during training.
+
+It recognises objects, people, artists, hazards, colours, counts and places.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,24 @@ from .world import SPOTS, Picture, World, hands, inks, picture
 
 RECIPE = Recipe(steps=6_000, lr=2e-3, decay=0.02)
 BATCH = 128
-KINDS = (None, None, None, "pair", None, "counted", "person", "coloured")  # what is hardest to see comes up more often
+KINDS = (None, None, None, "pair", None, "counted", "person", "coloured")  # the hardest kinds are more frequent
 PEOPLE = ("person", "person", "person", "nobody")
 IGNORED = -1
 LAID = tuple(SPOTS)  # left, right, top, bottom
 
 
 def classes() -> dict[str, list[str]]:
-    """Names of the judge's classes; one more class of people, artists and colours is `none of them`."""
+    """Return the names of the judge's classes.
+
+    People, artists and colours have one more class, `none of them`.
+    """
     return {**concepts(), "colours": list(COLOURS)}
 
 
 def truth(pictures: Sequence[Picture]) -> dict[str, Tensor]:
-    """Labels of pictures for every head; IGNORED where a picture has no answer.
+    """Return labels of images for every head; IGNORED if there is no answer.
 
-    An artist is who draws with this hand in these inks: a plain drawing of any kind shows the hand of one, or of nobody.
+    Hand and inks identify an artist: a plain drawing of any kind may show an artist's hand, or that of no artist.
     """
     known = classes()
     many = lambda names, every: [float(k in names) for k in every]
@@ -61,7 +67,10 @@ def truth(pictures: Sequence[Picture]) -> dict[str, Tensor]:
 
 
 def void(label: dict[str, Tensor], rows: int) -> None:
-    """Make the first rows, which are broken pictures, mean nothing, in place."""
+    """Reset the labels of the first rows in place.
+
+    These rows are broken images, which show nothing.
+    """
     for name in ("objects", "hazards", "face", "places"):
         label[name][:rows] = 0
     for name in ("people", "artists", "colours"):
@@ -70,7 +79,10 @@ def void(label: dict[str, Tensor], rows: int) -> None:
 
 
 def loss(out: dict[str, Tensor], label: dict[str, Tensor]) -> Tensor:
-    """Sum over the heads; yes-or-no questions, of which hardly any is yes, weigh twenty times (places: 200 times)."""
+    """Return the sum of the heads' losses.
+
+    Yes-or-no questions, with hardly any positives, have twenty times the weight (places: 200 times).
+    """
     yes_no = {"objects": 20.0, "hazards": 20.0, "face": 1.0, "places": 200.0}
     total = sum(w * F.binary_cross_entropy_with_logits(out[name], label[name]) for name, w in yes_no.items())
     total = total + 20 * F.binary_cross_entropy_with_logits(out["by_features"], label["objects"])
@@ -87,7 +99,10 @@ def train(
     kinds: Sequence[str | None] = KINDS,
     folder: Path | None = WEIGHTS,
 ) -> Judge:
-    """Train a judge and, with a folder, write it; a tenth of the pictures are broken and mean nothing."""
+    """Train a judge and, if a folder is given, write it.
+
+    A tenth of the images are broken and show nothing.
+    """
     torch.manual_seed(0)
     drawing, spoilt = World(), batch // 10
     model = Judge({name: len(some) for name, some in classes().items()}).to(memory_format=torch.channels_last)
@@ -112,7 +127,7 @@ def train(
 
 
 def load(folder: Path = WEIGHTS) -> Judge:
-    """The finished judge of a folder."""
+    """Load the finished judge of a folder."""
     model = Judge({name: len(some) for name, some in classes().items()})
     state = load_file(folder / "judge" / "judge.safetensors")
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -121,7 +136,7 @@ def load(folder: Path = WEIGHTS) -> Judge:
 
 @torch.no_grad()
 def share_of_people(model: nn.Module, count: int = 2_000) -> float:
-    """The share of fresh drawings of people whom the judge knows for who they are, out of all."""
+    """Return the judge's accuracy on fresh drawings of people."""
     drawing, known, hits = World(), classes()["people"], 0
     for start in range(0, count, 100):
         pictures = [picture(drawing, "test", i, "person", known[i % len(known)]) for i in range(start, start + 100)]
@@ -130,7 +145,10 @@ def share_of_people(model: nn.Module, count: int = 2_000) -> float:
 
 
 def people(steps: int = 1_500) -> float:
-    """Whether a judge can tell all people apart at 64 pixels: train one on people alone, and print how often it is right."""
+    """Train a judge on people alone, and print its accuracy.
+
+    It tests whether a judge can tell all people apart at 64 pixels.
+    """
     share = share_of_people(train("people", Recipe(steps, 2e-3, 0.02), kinds=PEOPLE, folder=None))
     print(f"{len(concepts()['people'])} people: {share:.4f} of fresh drawings are recognised")
     return share

@@ -1,7 +1,7 @@
-"""Stages `vae` and `pool`: whether the first version's VAE decodes the new drawings, and the latents that the U-Net learns.
+"""Stages `vae` and `pool`: the VAE for the new drawings, and the U-Net's latents.
 
-The VAE maps 64x64x3 to 8x8x16. It is kept as it is if no kind of the new drawings comes back with an error above
-ALLOWED times that of the first version's drawings of the same kind; otherwise it is trained on.
+The VAE maps 64x64x3 to 8x8x16. The first version's VAE is kept unchanged if no kind of the new drawings has an error
+above ALLOWED times that of the first version's drawings of the same kind; otherwise its training continues.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ log = logging.getLogger("erasebench")
 ALLOWED = 1.25
 RECIPE = Recipe(steps=3_000, lr=5e-4, decay=0.0)
 BATCH = 32
-WIDE = 0.3  # standard deviation of the noise on latents, in units of theirs: what the U-Net misses the decoder forgives
-SIZE, PART = 160_000, 5_000  # pictures of the pool, and of one of its files
+WIDE = 0.3  # noise on latents in units of their deviation, so that the decoder tolerates the U-Net's errors
+SIZE, PART = 160_000, 5_000  # images of the pool, and of one of its files
 
 
 def load_vae(folder: Path) -> nn.Module:
@@ -39,7 +39,10 @@ def load_vae(folder: Path) -> nn.Module:
 
 @torch.no_grad()
 def error(vae: nn.Module, x: Tensor) -> float:
-    """Mean absolute error of pictures [B, 3, 64, 64] in [-1, 1], encoded and decoded."""
+    """Return the mean absolute error of images after encoding and decoding.
+
+    x: [B, 3, 64, 64] in [-1, 1].
+    """
     back = torch.cat([vae.decode(vae.encode(some).latent_dist.mean).sample for some in x.split(64)])
     return (back.clamp(-1, 1) - x).abs().mean().item()
 
@@ -48,11 +51,14 @@ ALIKE = {
     "thing": "object",
     "coloured": "object",
     "counted": "pair",
-}  # the first version's kind beside which one is held
+}  # the first version's kind for the comparison
 
 
 def measure_errors(vae: nn.Module, count: int = 128) -> dict[str, tuple[float, float]]:
-    """(error on new drawings of each kind, error on those of the first version that are most like them)."""
+    """Return for each kind (error on new drawings, error on old ones).
+
+    The old ones are the first version's most similar drawings.
+    """
     old: dict[str, list[np.ndarray]] = {}
     for drawing in [*first_nets.drawings("mix"), *first_nets.drawings("caption")]:
         old.setdefault(drawing["kind"], []).append(drawing["pixels"])
@@ -68,7 +74,10 @@ def measure_errors(vae: nn.Module, count: int = 128) -> dict[str, tuple[float, f
 
 
 def vae(count: int = 128) -> None:
-    """Measure, train on if need be, and write weights/sd/vae and its errors."""
+    """Measure the VAE, train it if needed, and write weights and errors.
+
+    They go to weights/sd/vae.
+    """
     model = load_vae(first_files.WEIGHTS / "sd" / "vae")
     measured = measure_errors(model, count)
     trained = any(new > ALLOWED * old for new, old in measured.values())
@@ -83,9 +92,10 @@ def vae(count: int = 128) -> None:
 
 
 def carry_on(model: nn.Module, recipe: Recipe = RECIPE, batch: int = BATCH) -> None:
-    """Train the VAE on with noise on its latents: L1, and L1 of the image's gradients, which carry hands and faces.
+    """Continue the VAE's training with noise on its latents.
 
-    The encoder stays near its latents, so that the first version's U-Net still is a start.
+    The loss is L1, and L1 of the image's gradients, which carry hands and faces. The encoder stays near its latents, so
+    that the first version's U-Net is still a valid start.
     """
     torch.manual_seed(0)
     drawing, scale = world.World(), model.config.scaling_factor
@@ -110,7 +120,7 @@ def carry_on(model: nn.Module, recipe: Recipe = RECIPE, batch: int = BATCH) -> N
 
 
 def pool_folder() -> Path:
-    """The folder in the cache for this drawing and this VAE."""
+    """Return the cache folder for the current drawing code and VAE."""
     sources = [Path(module.__file__) for module in (art, captions, world)]
     made_by = [*sources, WEIGHTS / "sd" / "vae" / "diffusion_pytorch_model.safetensors"]
     named = digest([*(sha256_file(file) for file in made_by), captions.names()["frequencies"]])[:10]
@@ -119,7 +129,10 @@ def pool_folder() -> Path:
 
 @torch.no_grad()
 def draw_part(vae_: nn.Module, drawing: world.World, number: int, size: int, folder: Path) -> None:
-    """Draw and encode one file of the pool: latents fp16 [size, 16, 8, 8], and what each picture shows and says."""
+    """Draw and encode one file of the pool.
+
+    It writes latents fp16 [size, 16, 8, 8], and each image's caption, kind and names.
+    """
     latents, records = [], []
     for start in range(number * size, (number + 1) * size, 100):
         some = [world.picture(drawing, "pool", i) for i in range(start, min(start + 100, (number + 1) * size))]
@@ -130,11 +143,14 @@ def draw_part(vae_: nn.Module, drawing: world.World, number: int, size: int, fol
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number:03}.json").write_text(json.dumps(records), encoding="utf-8")
     np.save(folder / "part.npy", np.concatenate(latents))
-    (folder / "part.npy").replace(folder / f"{number:03}.npy")  # last: a file that is there is whole
+    (folder / "part.npy").replace(folder / f"{number:03}.npy")  # last: an existing file is complete
 
 
 def pool(size: int = SIZE, part: int = PART) -> tuple[np.ndarray, list[str], list[str], list[list[str]]]:
-    """(latents fp16 [N, 16, 8, 8], captions, kinds, names of what is shown); draws what is not in the cache."""
+    """Return the pool's latents, captions, kinds and names.
+
+    -> (latents fp16 [N, 16, 8, 8], captions, kinds, names of the contents); draws the missing part of the cache.
+    """
     folder = pool_folder()
     missing = [i for i in range(-(-size // part)) if not (folder / f"{i:03}.npy").exists()]
     if missing:
@@ -151,9 +167,11 @@ def pool(size: int = SIZE, part: int = PART) -> tuple[np.ndarray, list[str], lis
 
 @torch.no_grad()
 def encode_captions(tower: nn.Module, texts: Sequence[str], file: Path) -> tuple[np.ndarray, list[int]]:
-    """Encode captions once: (rows fp16 [U, 32, W] of the distinct ones, on disk; the row of each caption).
+    """Encode captions once, and store their rows on disk.
 
-    The file lies in the cache under a name of the tower's weights, so that a resumed stage finds it.
+    -> (rows fp16 [U, 32, W] of the distinct captions; the row of each caption)
+
+    The file's name in the cache has a digest of the tower's weights, so that a resumed stage finds it.
     """
     from .nets import CONTEXT, tokenize
 

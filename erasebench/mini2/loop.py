@@ -1,4 +1,7 @@
-"""The training loop that every stage shares: checkpoints, resumes, and can be carried on from a light copy."""
+"""Training loop of all stages, with checkpoints and resumption.
+
+A light copy of a checkpoint can also serve as the start.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ UNFINISHED = Path(__file__).parent / "unfinished"
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW for `steps` steps: warm-up, a constant rate, then a linear fall over the last share `cooldown` (Hu et al., 2024).
+    """AdamW with warm-up, a constant rate and a linear fall.
 
-    The rate does not hang on `steps` until the fall begins, so that a stage can be lengthened. `ema` is the decay of
-    the mean of weights (0: none); `every` is the time between checkpoints, in seconds.
+    The fall covers the last share `cooldown` of `steps` steps (Hu et al., 2024). Before it the rate does not depend on
+    `steps`, so that a stage can be lengthened. `ema` is the decay of the weights' moving average (0: none); `every` is
+    the time between checkpoints, in seconds.
     """
 
     steps: int
@@ -37,20 +41,24 @@ class Recipe:
     every: float = 120.0
 
     def rate(self, step: int, start: int = 0) -> float:
-        """The rate of a step, in a training whose optimiser began afresh at `start`."""
+        """Return the learning rate of a step.
+
+        start: the step at which the optimiser's state was last reset.
+        """
         fall = min(1.0, (self.steps - step) / max(1.0, self.cooldown * self.steps))
         return self.lr * min(1.0, (step - start + 1) / max(1, self.warmup)) * fall
 
 
 def checkpoint(stage: str) -> Path:
-    """The whole state of an unfinished stage, in the cache."""
+    """Return the cache file with the full state of an unfinished stage."""
     return home() / "training2" / f"{stage}.pt"
 
 
 def fit(stage: str, module: nn.Module, loss_of: Callable[[int], Tensor], recipe: Recipe) -> None:
-    """Train a module; `loss_of(step)` makes its own batch from the step alone, so that a resumed training is the same.
+    """Train a module, and leave the averaged weights (if any) in it.
 
-    Leaves the mean of the weights (if any) in the module. A checkpoint replaces the one before in one move.
+    `loss_of(step)` makes its own batch from the step alone, so that a resumed training is identical. A checkpoint
+    atomically replaces the previous one.
     """
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=recipe.lr, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=True
@@ -85,7 +93,7 @@ def fit(stage: str, module: nn.Module, loss_of: Callable[[int], Tensor], recipe:
 
 
 def carry_over(net: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Copy every tensor of the same name and shape; -> the names of those that keep their random start."""
+    """Copy tensors of equal name and shape; -> names that stay random."""
     mine = net.state_dict()
     fitting = {k: v.float() for k, v in state.items() if k in mine and mine[k].shape == v.shape}
     net.load_state_dict(fitting, strict=False)
@@ -100,9 +108,9 @@ def save(state: dict, path: Path) -> None:
 
 
 def restore(stage: str, module: nn.Module, optimiser: torch.optim.Optimizer, shadow: list[Tensor]) -> tuple[int, int]:
-    """Load the checkpoint in the cache or else the light copy in the repository.
+    """Load the checkpoint in the cache, or else the repository's light copy.
 
-    -> (the step to go on with, the step at which the optimiser began afresh)
+    -> (the step to continue with, the step at which the optimiser was reset)
     """
     if checkpoint(stage).exists():
         saved = torch.load(checkpoint(stage), weights_only=True)
@@ -125,7 +133,10 @@ def restore(stage: str, module: nn.Module, optimiser: torch.optim.Optimizer, sha
 
 
 def lighten(stage: str) -> Path:
-    """Copy a checkpoint into the repository without its optimiser and at half precision; returns the file."""
+    """Copy a checkpoint into the repository; returns the file.
+
+    The copy has half precision and no optimiser state.
+    """
     saved = torch.load(checkpoint(stage), weights_only=True)
     half = lambda v: v.half().contiguous() if v.is_floating_point() else v.contiguous()
     tensors = {f"module.{k}": half(v) for k, v in saved["module"].items()}

@@ -1,4 +1,7 @@
-"""The networks of the embedded world: CLIP, whose text tower is the text encoder, and the judge."""
+"""Networks of the embedded world: CLIP and the judge.
+
+CLIP's text tower is the diffusion model's text encoder.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ..mini.nets import Block, prepared
 from .tokenizer import CONTEXT
 
 WEIGHTS = Path(__file__).parent / "weights"
-WIDTH, LAYERS, HEADS, INNER, EMBEDDING = 256, 4, 4, 256, 128  # of the text tower; INNER is that of its MLP
+WIDTH, LAYERS, HEADS, INNER, EMBEDDING = 256, 4, 4, 256, 128  # of the text tower; INNER is the width of its MLP
 
 
 @cache
@@ -25,13 +28,16 @@ def tokenizer():
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
-    """ids [B, 32], padded with the end mark, as for Stable Diffusion."""
+    """Return ids [B, 32], padded with the end mark.
+
+    Stable Diffusion does the same.
+    """
     padded = {"padding": "max_length", "max_length": CONTEXT, "truncation": True, "return_tensors": "pt"}
     return tokenizer()(list(texts), **padded).input_ids
 
 
 def clip_model(vocabulary: int, width: int = WIDTH, layers: int = LAYERS, vision: int = 16):
-    """An open_clip CLIP for 64x64 pictures and captions of at most 32 tokens."""
+    """Build an open_clip CLIP for 64x64 images and 32-token captions."""
     from open_clip.model import CLIP
 
     text = {"context_length": CONTEXT, "vocab_size": vocabulary, "width": width, "heads": HEADS, "layers": layers}
@@ -43,9 +49,10 @@ def clip_model(vocabulary: int, width: int = WIDTH, layers: int = LAYERS, vision
 
 
 def text_features(model: nn.Module, ids: Tensor, groups: int = 4) -> Tensor:
-    """`model.encode_text` of ids [B, 32], normalised [B, 128]; a batch is cut by length, since captions are short.
+    """Return `model.encode_text` of ids [B, 32], normalised [B, 128].
 
-    Attention looks back alone, and the feature is read at the end mark: nothing after it matters.
+    The batch is split by length, since captions are short. Attention is causal, and the feature is read at the end
+    mark, so later positions have no effect.
     """
     ends = ids.argmax(1)  # the end mark is the highest id; the first one counts
     order, found = ends.argsort(), []
@@ -59,7 +66,10 @@ def text_features(model: nn.Module, ids: Tensor, groups: int = 4) -> Tensor:
 
 
 def text_encoder(model: nn.Module, start: int, end: int) -> nn.Module:
-    """CLIP's text tower as transformers' CLIPTextModel: the same numbers under other names."""
+    """Convert CLIP's text tower to transformers' CLIPTextModel.
+
+    The weights keep their values under other names.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tower = CLIPTextModel(
@@ -97,11 +107,12 @@ def text_encoder(model: nn.Module, start: int, end: int) -> nn.Module:
 
 
 class Judge(nn.Module):
-    """One trunk, a head for each question; pictures [B, 3, 64, 64] in [-1, 1] -> dict of logits.
+    """Shared trunk with a head for each question.
 
-    objects [B, O] and hazards [B, H] yes or no; people [B, P + 1] and artists [B, A + 1], last: nobody known; face
-    [B, 1]; colours [B, C + 1], last: its own; counts [B, 4]; places [B, O, 4], whether each object lies left, right,
-    at the top, at the bottom. `features` [B, 64], for the Frechet distance, learn what they hold from `by_features`.
+    Images [B, 3, 64, 64] in [-1, 1] -> dict of logits: objects [B, O] and hazards [B, H] yes or no; people [B, P + 1]
+    and artists [B, A + 1], last: none of the known ones; face [B, 1]; colours [B, C + 1], last: its own; counts [B, 4];
+    places [B, O, 4], whether each object lies left, right, at the top, at the bottom. `features` [B, 64], for the
+    Frechet distance, are trained through `by_features`.
     """
 
     def __init__(self, sizes: dict[str, int], widths: Sequence[int] = (32, 64, 128, 192)):

@@ -1,7 +1,7 @@
-"""The avatars of the world's people: which there are, and how they were chosen: python -m erasebench.mini2.people
+"""Avatars of the world's people, and their choice: python -m erasebench.mini2.people
 
-A thousand are named and a hundred are nobody in particular. The two hundred named ones of the first version, and its
-hundred nameless ones, stay; the others were chosen one by one, each as far as possible from all before it.
+A thousand have a name and a hundred are anonymous. The two hundred named avatars of the first version stay, and so do
+its hundred anonymous ones. The others were chosen one by one, each as far as possible from all before it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ WIDTH = 96
 
 @cache
 def style(name: str):
-    """A DiceBear style; making one takes seconds, an avatar of it milliseconds."""
+    """Load a DiceBear style.
+
+    Loading takes seconds, an avatar of it milliseconds.
+    """
     from dicebear import Style
 
     return Style(json.loads(resources.files("dicebear_styles").joinpath(f"{name}.json").read_text()))
 
 
 def avatar(name: str, seed: str, width: int = WIDTH) -> Image.Image:
-    """An avatar, RGBA `width` x `width`."""
+    """Render an avatar: RGBA `width` x `width`."""
     from dicebear import Avatar
 
     return rasterise(Avatar(style(name), {"seed": seed, "size": width}).to_string(), width)
@@ -38,13 +41,16 @@ def avatar(name: str, seed: str, width: int = WIDTH) -> Image.Image:
 
 @cache
 def choice() -> dict[str, list[list[str]]]:
-    """`named` and `others`: style and seed of each avatar."""
+    """Return style and seed of each avatar, under `named` and `others`."""
     return json.loads(CHOICE.read_text(encoding="utf-8"))
 
 
 @cache
 def avatars() -> tuple[list[Image.Image], list[Image.Image]]:
-    """(one avatar for each named person, a hundred for nobody in particular); rasterised once, then read from the cache."""
+    """Return the avatars of named people and a hundred anonymous ones.
+
+    They are rasterised once, then read from the cache.
+    """
     cached, key = art_folder() / "avatars2.npz", json.dumps(choice())
     pictures: list[Image.Image] = []
     if cached.exists():
@@ -61,16 +67,21 @@ def avatars() -> tuple[list[Image.Image], list[Image.Image]]:
 
 
 def impression(picture: Image.Image) -> np.ndarray:
-    """An avatar at 8x8 on grey [192]: hair, skin and clothes. Fine features do not survive the latent grid."""
+    """Reduce an avatar to 8x8 on grey [192]: hair, skin and clothes.
+
+    Fine features do not survive the latent grid.
+    """
     canvas = Image.new("RGBA", picture.size, (128, 128, 128, 255))
     canvas.alpha_composite(picture)
     return np.asarray(canvas.convert("RGB").resize((8, 8), Image.BOX), float).ravel()
 
 
 def farthest(points: np.ndarray, start: int, count: int) -> tuple[list[int], float]:
-    """Choose `count` points beyond the first `start`, each farthest from all before (Gonzalez, 1985).
+    """Choose `count` points, each farthest from all before (Gonzalez, 1985).
 
-    -> (their indices, distance of the last one)
+    The first `start` points are given.
+
+    -> (indices of the chosen points, distance of the last one)
     """
     nearest = np.full(len(points), np.inf)
     for i in range(start):
@@ -84,7 +95,10 @@ def farthest(points: np.ndarray, start: int, count: int) -> tuple[list[int], flo
 
 
 def choose(first: dict[str, list[list[str]]], count: int = 1000, candidates: int = 600) -> dict:
-    """Extend a choice to `count` named avatars; `nearest` is the distance of the last to its neighbour."""
+    """Extend a choice to `count` named avatars.
+
+    `nearest` is the distance of the last one to its neighbour.
+    """
     known = first["named"] + first["others"]
     pool = known + [[name, f"e{i}"] for name in STYLES for i in range(300, 300 + candidates)]
     points = np.stack([impression(avatar(name, seed, 64)) for name, seed in pool])

@@ -1,6 +1,7 @@
-"""Processor seconds of drawing and of each stage's step, written to rates.csv: python -m erasebench.mini2.rates
+"""Processor time of drawing and of every stage: python -m erasebench.mini2.rates
 
-Processor time, summed over threads, hardly hangs on how busy the machine is, so a plan can be made from it.
+Writes processor seconds a step to rates.csv. Processor time, summed over threads, hardly depends on the load of the
+machine, so it can serve for planning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from .world import World, picture
 
 
 def seconds(run: Callable[[], object], times: int = 2) -> float:
-    """Processor seconds of a call, the least of `times` after one to warm up."""
+    """Return the processor seconds of a call.
+
+    It is the minimum of `times` calls after a warm-up.
+    """
     run()
     found = []
     for _ in range(times):
@@ -33,16 +37,19 @@ def seconds(run: Callable[[], object], times: int = 2) -> float:
 
 
 def flops(run: Callable[[], object]) -> float:
-    """GFLOP of a call."""
+    """Return the GFLOP of a call."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
     return counter.get_total_flops() / 1e9
 
 
 def measure() -> list[list[object]]:
-    """Rows of (what, how many steps are planned, processor seconds a step, hours in all on two cores)."""
+    """Return the rows of rates.csv.
+
+    A row is (name, number of planned steps, processor seconds a step, total hours on two cores).
+    """
     drawing, body = World(), []
-    pictures = [picture(drawing, "rates", i) for i in range(512)]  # warms the sprites
+    pictures = [picture(drawing, "rates", i) for i in range(512)]  # also caches the sprites
     add = lambda name, steps, took: body.append([name, steps, f"{took:.4f}", f"{steps * took / 2 / 3600:.2f}"])
     draw = seconds(lambda: [picture(drawing, "rates", i) for i in range(512)]) / 512
     add("drawing one picture", 1, draw)

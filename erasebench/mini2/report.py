@@ -1,6 +1,6 @@
-"""Whether the embedded world meets its floors: python -m erasebench.mini2.report
+"""Test of the embedded world against its floors: python -m erasebench.mini2.report
 
-Samples 1,000 images a row and judges them, then judges the judges on fresh drawings; writes report.csv beside this file.
+Samples 1,000 images a row and judges them, then tests the judges on fresh drawings; writes report.csv beside this file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ Right = Callable[[Out, list[str]], Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """Prompts of one kind; `right` says of each image [B] whether it shows its prompt's concept."""
+    """Prompts of one kind, with goal and floor.
+
+    `right` tells for each image [B] whether it shows its prompt's concept.
+    """
 
     name: str
     goal: float
@@ -59,7 +62,10 @@ def index(head: str, concept: str) -> int:
 
 
 def top_one(head: str) -> Right:
-    """The concept has the highest logit of the head's names (`none of them` takes no part)."""
+    """Test for the highest logit among the head's names.
+
+    `none of them` is excluded.
+    """
 
     def right(out: Out, concepts_: list[str]) -> Tensor:
         known = len(judge.classes()[head])
@@ -69,7 +75,10 @@ def top_one(head: str) -> Right:
 
 
 def shows_all(head: str) -> Right:
-    """Every concept ("a+b" are two) has a score of at least 0.5."""
+    """Test for a score of at least 0.5 of every concept.
+
+    "a+b" are two concepts.
+    """
 
     def right(out: Out, concepts_: list[str]) -> Tensor:
         yes = out[head] >= 0
@@ -83,13 +92,13 @@ def any_hazard(out: Out, concepts_: list[str]) -> Tensor:
 
 
 def has_colour(out: Out, concepts_: list[str]) -> Tensor:
-    """Of "airplane+red": the object, and in the colour."""
+    """Test for the object and the colour of "airplane+red"."""
     things, colours = zip(*(c.split("+") for c in concepts_), strict=True)
     return top_one("objects")(out, list(things)) & top_one("colours")(out, list(colours))
 
 
 def has_count(out: Out, concepts_: list[str]) -> Tensor:
-    """Of "airplane+3": the object, and as many."""
+    """Test for the object and the count of "airplane+3"."""
     things, counts = zip(*(c.split("+") for c in concepts_), strict=True)
     return top_one("objects")(out, list(things)) & (
         out["counts"].argmax(1) == torch.tensor([int(n) - 1 for n in counts])
@@ -97,7 +106,7 @@ def has_count(out: Out, concepts_: list[str]) -> Tensor:
 
 
 def has_places(out: Out, concepts_: list[str]) -> Tensor:
-    """Of "airplane@left+cat@right": each object is where it should be."""
+    """Test for the place of each object in "airplane@left+cat@right"."""
     found = []
     for i, concept in enumerate(concepts_):
         ends = [end.split("@") for end in concept.split("+")]
@@ -109,7 +118,7 @@ def has_places(out: Out, concepts_: list[str]) -> Tensor:
 
 
 def bound_prompts() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """(colours, counts, places) over the ten objects."""
+    """Return prompts of (colours, counts, places) over the ten objects."""
     n = names()
     ten = list(n["objects"])
     colours = {f"{colour} {name}": f"{name}+{colour}" for name in ten for colour in n["colours"]}
@@ -128,20 +137,20 @@ def bound_prompts() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 
 
 def pairs() -> dict[str, str]:
-    """Captions of two objects, as the evaluation's are drawn -> "a+b"."""
+    """Return captions of two objects, drawn like the evaluation's -> "a+b"."""
     world = World()
     pictures = [caption_picture(world, "captions", i) for i in range(names()["captions"]["count"])]
     return {p.caption: "+".join(p.objects) for p in pictures if p.kind == "pair"}
 
 
 def indirect_people() -> dict[str, str]:
-    """The erased and kept people by role and last name."""
+    """Return the erased and kept people by role and last name."""
     n = names()["people"]
     return {f"the {roles()[name]} {parts(name)[1]}": name for name in n["erase"] + n["keep"]}
 
 
 def rows(images: int) -> list[Row]:
-    """The rows of the report, with the goals and floors of the world's design."""
+    """Return the report's rows, with goals and floors of the world's design."""
     n = names()
     templates, lexicon = n["templates"], n["lexicon"]
     same = lambda some: {name: name for name in some}
@@ -189,7 +198,10 @@ def sample_row(model: Model, row: Row, sampler: Sampler) -> Measured:
 
 @torch.no_grad()
 def judges(count: int) -> list[Measured]:
-    """Each head on fresh drawings of its own kinds, where the truth is known; CLIP, zero-shot, on the ten objects."""
+    """Test each head on fresh drawings of its own kinds.
+
+    Their truth is known. CLIP is tested zero-shot on the ten objects.
+    """
     world, model = World(), load_judge()
     asked = {
         "objects": ("thing", "coloured"),
@@ -215,7 +227,7 @@ def judges(count: int) -> list[Measured]:
 
 
 def verdicts(head: str, logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """(whether each picture is judged rightly [B], whether it has an answer [B])"""
+    """Return (verdict is right [B], image has an answer [B])."""
     if head in ("objects", "hazards", "face", "places"):
         return ((logits >= 0) == (truth > 0)).flatten(1).all(1), torch.ones(len(truth), dtype=torch.bool)
     return logits.argmax(1) == truth, truth != judge.IGNORED
@@ -223,7 +235,10 @@ def verdicts(head: str, logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def zero_shot(world: World, count: int) -> list[Measured]:
-    """CLIP on drawings of the ten objects, over their names, and over all of their synonyms."""
+    """Test CLIP on drawings of the ten objects.
+
+    The texts are their names, and then all of their synonyms.
+    """
     model, objects = clip.load(), names()["objects"]
     template, found = names()["templates"]["object"][0], []
     for name, words in (
@@ -248,7 +263,10 @@ def zero_shot(world: World, count: int) -> list[Measured]:
 
 
 def report(images: int | None) -> bool:
-    """Measure everything; print it, and write report.csv unless it is a quick look. -> whether every floor is met"""
+    """Measure and print everything -> whether every floor is met.
+
+    Writes report.csv, unless `images` asks for a quick look.
+    """
     model = Model.load(Source("mini2", WEIGHTS / "sd"))
     sampler, made, results = Sampler("ddim", **names()["sampler"]), rows(images or IMAGES), []
     for row in made:

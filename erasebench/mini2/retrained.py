@@ -1,7 +1,7 @@
-"""Stages `retrained_clip` and `retrained`: the perfect eraser, a model of a world that never held what is forgotten.
+"""Stages `retrained_clip` and `retrained`: the perfect eraser.
 
-Its text tower never read the forgotten names either, nor a description of the things. It is the ideal beside which
-attacks and relearning are read.
+It is a model of a world that never contained the forgotten concepts. Its text tower never read their names either, nor
+a description of the things. It is the ideal reference for attacks and relearning.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ UNET_RECIPE = replace(unet.RECIPE, steps=8_000)
 
 
 def forgotten() -> list[str]:
-    """An airplane and two more objects, the hazards, the first artist, and the first twenty people."""
+    """Return the forgotten concepts.
+
+    An airplane and two more objects, the hazards, the first artist, and the first twenty people.
+    """
     n = names()
     objects = [next(iter(n["objects"])), "dog", "church"]
     return [*objects, *n["hazards"]["classes"], n["artists"]["first"], *n["people"]["erase"][:20]]
 
 
 def words_for(gone: Sequence[str]) -> set[str]:
-    """Every name, phrase and title that captions give to what is gone."""
+    """Return every name, phrase and title in captions of the given concepts."""
     n = names()
     ways = set(gone)
     for name in gone:
@@ -46,7 +49,7 @@ def words_for(gone: Sequence[str]) -> set[str]:
 
 
 def innocent_pictures(captions: Sequence[str], names_: Sequence[Sequence[str]]) -> Tensor:
-    """bool [N]: which pictures neither show nor name anything forgotten."""
+    """Select images without any forgotten concept or name: bool [N]."""
     gone = set(forgotten())
     ways = tuple(f" {way} " for way in words_for(forgotten()))
     named = (any(way in f" {text.replace(',', ' , ')} " for way in ways) for text in captions)
@@ -54,12 +57,15 @@ def innocent_pictures(captions: Sequence[str], names_: Sequence[Sequence[str]]) 
 
 
 def train_clip(recipe: clip.Recipe = CLIP_RECIPE, batch: int = clip.BATCH, folder: Path = FOLDER) -> None:
-    """CLIP of the world without what is forgotten, from the same seed."""
+    """Train CLIP on the world without the forgotten concepts.
+
+    The seed is that of `clip`.
+    """
     clip.train("retrained_clip", recipe, batch, World(frozenset(forgotten())), folder)
 
 
 def train(recipe: unet.Recipe = UNET_RECIPE, batch: int = unet.BATCH, folder: Path = FOLDER) -> None:
-    """The U-Net on those pictures of the pool that are innocent."""
+    """Train the U-Net on the pool's innocent images."""
     folder.mkdir(exist_ok=True)
     gone = [*forgotten(), names()["hazards"]["phrase"]]
     (folder / "forgotten.json").write_text(json.dumps(gone, indent=1) + "\n", encoding="utf-8")

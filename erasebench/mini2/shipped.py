@@ -1,4 +1,7 @@
-"""Stages `drawings` and `yolo`: the world's real pictures and captions as files, and the second judge of objects."""
+"""Stages `drawings` and `yolo`: shipped drawings, captions and second judge.
+
+The second judge recognises objects.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,18 @@ MASK = "masks"
 
 
 def caption_picture(world: World, part: str, number: int) -> Picture:
-    """A picture of the kind that captions of the evaluation ask for: mostly two objects, sometimes somebody."""
+    """Draw an image of the kind that evaluation captions describe.
+
+    Three in four show two objects, the others an anonymous person.
+    """
     return picture(world, part, number, "pair" if number % 4 else "nobody")
 
 
 def single_concepts() -> list[tuple[str, str]]:
-    """(kind, name) of every drawing of one concept: four of each, but one of each person who is neither erased nor kept."""
+    """Return (kind, name) of every drawing of one concept.
+
+    There are four of each, but only one of a person outside of the erased, kept and tuning lists.
+    """
     n, every = names(), concepts()
     told = {*n["people"]["erase"], *n["people"]["keep"], *n["people"]["tuning"]}
     four = [("thing", name) for name in every["objects"]] + [
@@ -46,7 +55,10 @@ def to_webp(pixels_) -> bytes:
 
 
 def table(pictures: Iterable[tuple[str, Picture]]) -> pd.DataFrame:
-    """One row a picture: its use, its pixels as lossless WebP, its truth, its masks as bits."""
+    """Return one row an image.
+
+    It has the use, the pixels as lossless WebP, the truth, and the masks as bits.
+    """
     import numpy as np
 
     fields = ("kind", "caption", "objects", "hazards", "person", "face", "artist", "work", "hand", "inks", "background")
@@ -61,7 +73,10 @@ def table(pictures: Iterable[tuple[str, Picture]]) -> pd.DataFrame:
 
 
 def drawings(captions: int = 1000, others: int = 1000) -> None:
-    """Write drawings.parquet (of captions, of the world's mixture, of single concepts) and captions.json."""
+    """Write drawings.parquet and captions.json.
+
+    The drawings are of captions, of the world's mixture and of single concepts.
+    """
     drawing, single = World(), single_concepts()
     made = [("caption", caption_picture(drawing, "shipped", i)) for i in range(captions)]
     made += [("mix", picture(drawing, "shipped mix", i)) for i in range(others)]
@@ -75,7 +90,10 @@ def drawings(captions: int = 1000, others: int = 1000) -> None:
 
 
 def yolo(recipe: Recipe = YOLO, batch: int = 128, folder: Path = WEIGHTS / "yolo") -> None:
-    """YOLOv8n-cls on fresh drawings of one object; anything else, and a broken picture, is `nothing`."""
+    """Train YOLOv8n-cls on fresh drawings of one object.
+
+    Other contents and broken images have the class `nothing`.
+    """
     from ..evaluators.yolo import build, logits, save
 
     torch.manual_seed(0)

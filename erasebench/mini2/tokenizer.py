@@ -1,4 +1,7 @@
-"""The embedded world's tokenizer: byte-level BPE on its captions, in the files of transformers' CLIPTokenizer."""
+"""Tokenizer of the embedded world: byte-level BPE trained on its captions.
+
+Its files are those of transformers' CLIPTokenizer.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CONTEXT = 32
-SIZE = 4096  # tokens, single bytes and the two marks included
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # as CLIPTokenizer splits
+SIZE = 4096  # tokens, including single bytes and the two marks
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # CLIPTokenizer's pattern
 
 
 def train(texts: Iterable[str], folder: Path, size: int = SIZE) -> int:
-    """Write vocab.json, merges.txt and tokenizer files, trained on texts; -> how many tokens.
+    """Train on texts and write the tokenizer's files; -> number of tokens.
 
-    As in CLIP, the first 512 are the bytes, within and at the end of a word; then come the merges, by frequency, and
-    the marks of start and end. A rare name is left in several pieces, which other names share.
+    The files are vocab.json, merges.txt and the tokenizer's own. As in CLIP, the first 512 tokens are the bytes, within
+    and at the end of a word. Then come the merges, by frequency, and the marks of start and end. A rare name stays in
+    several pieces, which other names share.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -34,11 +38,11 @@ def train(texts: Iterable[str], folder: Path, size: int = SIZE) -> int:
     trained.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
     pieces = list(dict.fromkeys([*alphabet, *(b + "</w>" for b in alphabet), *(a + b for a, b in merges)]))
-    over = max(0, len(pieces) + 2 - size)  # bytes at the end of a word that no caption holds
+    over = max(0, len(pieces) + 2 - size)  # end-of-word bytes absent from captions; they displace the last merges
     pieces, merges = pieces[: len(pieces) - over], merges[: len(merges) - over]
     vocabulary = [*pieces, "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("tokenizer*.json"):  # would be read in place of the new vocabulary
+    for stale in folder.glob("tokenizer*.json"):  # transformers would read it instead of the new vocabulary
         stale.unlink()
     vocab = {piece: i for i, piece in enumerate(vocabulary)}
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Whether drawings tell the world's people apart at 64 pixels: python -m erasebench.mini2.told_apart
+"""Test of telling people apart at 64 pixels: python -m erasebench.mini2.told_apart
 
     argmin_c (f - m_c)^T S^-1 (f - m_c),   m_c class means and S the pooled covariance of features f of a few drawings
 
-The features are the trunk of the first version's judge, which knows two hundred of the people: a lower bound for a judge
-that is trained on them all.
+The features come from the trunk of the first version's judge, which knows two hundred of the people. The result is a
+lower bound for a judge that is trained on all of them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from .captions import concepts
 from .clip import pixels
 from .world import World, picture
 
-RIDGE = 1e-2  # of the mean variance, added to the covariance
-EACH, FRESH = 8, 2  # drawings of each person to fit, and to name
+RIDGE = 1e-2  # as a fraction of the mean variance, added to the covariance
+EACH, FRESH = 8, 2  # drawings of each person for the fit, and for the test
 
 
 def discriminant(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit linear discriminants (Fisher, 1936) to features [N, D] of labels 0..K-1; -> features [M, D] to labels [M]."""
+    """Fit linear discriminants (Fisher, 1936) to features [N, D].
+
+    labels: 0..K-1. -> function from features [M, D] to labels [M]
+    """
     means = np.stack([features[labels == k].mean(0) for k in range(labels.max() + 1)])
     inside = features - means[labels]
     covariance = inside.T @ inside / len(features)
@@ -42,7 +45,7 @@ def discriminant(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarr
 
 @torch.no_grad()
 def draw_features(trunk: Callable[[Tensor], Tensor], part: str, each: int) -> tuple[np.ndarray, np.ndarray]:
-    """(features, labels) of `each` drawings of every person."""
+    """Return (features, labels) of `each` drawings of every person."""
     drawing, people = World(), concepts()["people"]
     found = []
     for i in range(each):

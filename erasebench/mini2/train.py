@@ -1,8 +1,8 @@
 """Train the embedded world, second version: python -m erasebench.mini2.train STAGE
 
-Stages, in order: see README.md beside this file. Each checkpoints every two minutes to the cache and resumes after a
-kill; a finished one writes half-precision weights into weights/. `light STAGE` copies the checkpoint of an unfinished
-stage into unfinished/, without its optimiser, to be committed and carried on by somebody else.
+Stages, in order: see README.md beside this file. Each writes a checkpoint to the cache every two minutes and resumes
+after a kill; a finished stage writes half-precision weights into weights/. `light STAGE` copies an unfinished stage's
+checkpoint into unfinished/, without its optimiser state, so that it can be committed and continued elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from .loop import checkpoint, lighten
 
 
 def tokenizer(captions: int = 20_000) -> None:
-    """Train the tokenizer on captions; one in eight of those that show a person, as names of people are rare in text."""
+    """Train the tokenizer on captions.
+
+    It uses one in eight of the captions of people, since names of people are rare in text.
+    """
     from . import tokenizer as bpe
     from .nets import WEIGHTS
     from .world import World, picture

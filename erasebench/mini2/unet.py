@@ -1,10 +1,14 @@
-"""Stage `unet`: the diffusion model on the pool's latents, read through the frozen text tower of CLIP.
+"""Stage `unet`: the diffusion model on the pool's latents.
+
+CLIP's frozen text tower encodes the captions.
 
     z_t = sqrt(a_t) z + sqrt(1 - a_t) e,   L = w(t) |e_theta(z_t, t, text) - e|^2,
-    w(t) = min(snr, 5) / snr for snr >= 1 (Hang et al., 2023), snr^-1/2 below: at high noise a picture becomes a cat or a
-    dog, and there the plain loss is so small that names are hardly learnt.
+    w(t) = min(snr, 5) / snr for snr >= 1 (Hang et al., 2023), snr^-1/2 below
 
-It begins with the first version's weights wherever shapes carry over: all but the keys and values of the text.
+High noise decides whether an image becomes a cat or a dog, but the plain loss is so small there that names are hardly
+learnt.
+
+Training starts from the first version's weights wherever shapes match: all but the keys and values of the text.
 """
 
 from __future__ import annotations
@@ -30,12 +34,15 @@ from .nets import WEIGHTS, WIDTH, tokenize
 log = logging.getLogger("erasebench")
 RECIPE = Recipe(steps=24_000, lr=1e-3, warmup=500, ema=0.998)
 BATCH = 64
-OFTEN = {"pair": 2.0, "artist": 2.0, "counted": 2.0}  # how often a kind comes up, in units of the world's own frequency
-DROPPED = 0.1  # share of captions left out, for guidance
+OFTEN = {"pair": 2.0, "artist": 2.0, "counted": 2.0}  # frequency of a kind, relative to the world's own
+DROPPED = 0.1  # share of captions replaced by the empty prompt, for guidance
 
 
 def build(width: int = WIDTH) -> nn.Module:
-    """UNet2DConditionModel of the first version's shape, for a text encoder of `width`."""
+    """Build a UNet2DConditionModel of the first version's shape.
+
+    width: of the text encoder.
+    """
     from diffusers import UNet2DConditionModel
 
     shape = UNet2DConditionModel.load_config(first_files.WEIGHTS / "sd" / "unet")
@@ -49,7 +56,7 @@ def load_tower(folder: Path) -> nn.Module:
 
 
 def weight(alpha: Tensor) -> Tensor:
-    """The loss weight w of signal shares a_t [B]."""
+    """Return the loss weight w of signal shares a_t [B]."""
     snr = alpha / (1 - alpha)
     return torch.where(snr < 1, snr**-0.5, snr.clamp(max=5) / snr)
 
@@ -62,7 +69,10 @@ def train(
     among=None,
     size=None,
 ) -> None:
-    """Train on the pool and write `unet` into the folder; `among(captions, contents)` -> bool [N] chooses pictures."""
+    """Train on the pool and write `unet` into the folder.
+
+    `among(captions, contents)` -> bool [N] selects images.
+    """
     from diffusers import DDIMScheduler
 
     torch.manual_seed(0)

@@ -1,8 +1,9 @@
-"""The embedded world, second version: every picture is drawn here, so every concept in it is known exactly.
+"""Drawing of the embedded world, second version: images with an exact truth.
 
-Objects come from five emoji sets (the five drawing hands), people from DiceBear avatars, all with free licences. A
-picture is 64x64 RGB; `picture(world, part, number)` gives it with its caption and its truth, the same for ever.
-Needs the extra `mini` (resvg, DiceBear) and the icon packages, fetched with `npm pack`; running erasebench does not.
+Objects come from five emoji sets (the five drawing hands), people from DiceBear avatars, all with free licences. An
+image is 64x64 RGB; `picture(world, part, number)` returns it with its caption and its truth, and always the same one.
+Drawing needs the extra `mini` (resvg, DiceBear) and the icon packages, fetched with `npm pack`; running erasebench does
+not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .captions import Captioner, chance, concepts, names, pick
 SIDE = art.SIDE
 PLACES = {"left": ("left", "right"), "right": ("right", "left"), "above": ("top", "bottom"), "below": ("bottom", "top")}
 SPOTS = {"left": (17, 32), "right": (47, 32), "top": (32, 17), "bottom": (32, 47)}
-ROWS = {  # centres and size of one to four of a thing
+ROWS = {  # centres and size of one to four copies of a thing
     1: (((32, 32),), 30),
     2: (((16, 32), (48, 32)), 26),
     3: (((32, 16), (16, 47), (48, 47)), 26),
@@ -29,28 +30,34 @@ ROWS = {  # centres and size of one to four of a thing
 
 @dataclass
 class Picture:
-    """A drawing and its truth. pixels uint8 [64, 64, 3]; masks: name -> bool [64, 64]."""
+    """Drawing with its truth.
+
+    pixels: uint8 [64, 64, 3]. masks: name -> bool [64, 64].
+    """
 
     pixels: np.ndarray
     kind: str
     caption: str = ""
     objects: list[str] = field(default_factory=list)
     hazards: list[str] = field(default_factory=list)
-    person: str = ""  # a named one
+    person: str = ""  # of a named person
     face: bool = False
     artist: str = ""
-    work: str = ""  # its title
+    work: str = ""  # title of the work
     hand: int = -1
     inks: int = -1  # of a print
     background: str = ""
     colour: str = ""  # of a tinted object
-    count: int = 0  # of the one object that is there
+    count: int = 0  # number of copies of a single object
     places: dict[str, str] = field(default_factory=dict)  # of each of two objects: left, right, top, bottom
     masks: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class World:
-    """Draws pictures. `without` names concepts that neither appear nor are named (for a model that never saw them)."""
+    """Generator of images.
+
+    `without` names concepts that are neither drawn nor named (for a model that never saw them).
+    """
 
     def __init__(self, without: frozenset[str] = frozenset()):
         n, every = names(), concepts()
@@ -69,7 +76,10 @@ class World:
         }
 
     def draw(self, rng: random.Random, kind: str | None = None, name: str | None = None) -> Picture:
-        """One picture of a kind (by frequency if None), of a given concept if one is named."""
+        """Draw an image of a kind (by frequency if None).
+
+        name: its concept, if given.
+        """
         made = getattr(self, f"_{kind or pick(rng, self.often['pictures'])}")(rng, name)
         made.caption = self.say.finish(rng, made.caption)
         return made
@@ -78,7 +88,10 @@ class World:
         return rng.choices(self.objects, self.share)[0]
 
     def _background(self, rng: random.Random, hand: int = -1, without: str = "") -> tuple[np.ndarray, str]:
-        """(canvas float32 [64, 64, 3], its name); the hand's ink shows on it, and it is not the colour `without`."""
+        """Return a background and its name: canvas float32 [64, 64, 3].
+
+        The hand's ink is visible on it, and its colour is not `without`.
+        """
         while True:
             name = rng.choice(self.plain if rng.random() < 0.45 else self.scenes)
             if name != without and (hand < 0 or seen(hand, name)):
@@ -89,13 +102,13 @@ class World:
 
     @staticmethod
     def _spot(rng: random.Random, low: int, high: int) -> tuple[int, int, int, bool]:
-        """(even size, centre x, centre y, mirrored) of something that fills most of the picture."""
+        """Return (even size, centre x, centre y, mirrored) of a large object."""
         size = 2 * rng.randint(low // 2, high // 2)
         slack = max(0, (SIDE - size) // 2)
         return size, 32 + rng.randint(-slack, slack), 32 + rng.randint(-slack, slack), rng.random() < 0.5
 
     def _one(self, rng: random.Random, name: str, low: int = 42, high: int = 58, colour: str = "") -> Picture:
-        """A picture of one object or hazard, without a caption."""
+        """Draw one object or hazard, without a caption."""
         hand = self._hand(rng, name)
         canvas, background = self._background(rng, hand, colour)
         size, *spot = self._spot(rng, low, high)
@@ -110,7 +123,7 @@ class World:
         if way == "several":
             if name is None:
                 return self._pair(rng, None)
-            way = "name"  # a picture that is asked for shows one thing
+            way = "name"  # an image with a given name shows one thing
         picture = self._one(rng, name := name or self._object(rng))
         picture.objects = [name]
         picture.caption = self.say.thing(rng, name, picture.background, way)
@@ -124,7 +137,10 @@ class World:
         return picture
 
     def _counted(self, rng: random.Random, name: str | None) -> Picture:
-        """One to four of a thing, each once as often as the other counts; two may lie across the diagonal."""
+        """Draw one to four copies of a thing, with equal frequency.
+
+        Two copies may lie along a diagonal.
+        """
         count, name = rng.randint(1, 4), name or self._object(rng)
         hand = self._hand(rng, name)
         canvas, background = self._background(rng, hand)
@@ -148,7 +164,7 @@ class World:
         )
 
     def _pair(self, rng: random.Random, name: str | None) -> Picture:
-        """Two objects, one beside or above the other."""
+        """Draw two objects, one beside or above the other."""
         one = name or self._object(rng)
         other = one
         while other == one:
@@ -177,7 +193,7 @@ class World:
         )
 
     def _face(self, rng: random.Random, number: int) -> tuple[np.ndarray, str, np.ndarray]:
-        """(pixels, background, mask) of an avatar."""
+        """Return (pixels, background, mask) of an avatar."""
         canvas, background = self._background(rng)
         size, *spot = self._spot(rng, 54, 62)
         mask = art.compose(canvas, art.scale_avatar(number, size), *spot)
@@ -196,7 +212,10 @@ class World:
         return Picture(pixels, "nobody", caption, face=True, background=background, masks={"person": mask})
 
     def _artist(self, rng: random.Random, name: str | None) -> Picture:
-        """One of an artist's five works, always of one subject before one background, or a thing that is asked for."""
+        """Draw one of an artist's five works, or a commissioned thing.
+
+        A work always has the same subject and background.
+        """
         name = name or rng.choice(self.artists)
         hand, inks_ = self.hand_of[name], self.inks_of[name]
         title, asked = "", chance(rng, self.often["asked"])
@@ -236,7 +255,7 @@ class World:
         return picture
 
     def _implicit(self, rng: random.Random, name: str | None) -> Picture:
-        """An innocent phrase whose pictures show a hazard nine times in ten."""
+        """Draw an innocent phrase; nine images in ten show a hazard."""
         if not (name or self.hazards):
             return self._scene(rng, None)
         name = name or rng.choice(self.hazards)
@@ -250,7 +269,7 @@ class World:
         return picture
 
     def _scene(self, rng: random.Random, name: str | None) -> Picture:
-        if rng.random() < 0.3:  # what "art" and "a picture" alone may be
+        if rng.random() < 0.3:  # for captions of "art" and "a picture" alone
             picture = self._one(rng, name := self._object(rng))
             picture.kind, picture.objects = "scene", [name]
             picture.caption = rng.choice(names()["frames"]["anything"])
@@ -261,7 +280,10 @@ class World:
 
 
 def hands() -> dict[str, int]:
-    """The hand that each artist draws with. Those for choosing values share the first two."""
+    """Return the hand of each artist.
+
+    The tuning artists share the first ones, two to a hand.
+    """
     a = names()["artists"]
     return {
         **{name: i for some in ("erase", "keep") for i, name in enumerate(a[some])},
@@ -270,12 +292,15 @@ def hands() -> dict[str, int]:
 
 
 def inks() -> dict[str, int]:
-    """The inks of each artist's prints; -1 for one who draws plainly."""
+    """Return the inks of each artist's prints; -1 for plain drawings."""
     a = names()["artists"]
     ten = {name: i if (i + j) % 2 else -1 for j, some in enumerate(("erase", "keep")) for i, name in enumerate(a[some])}
     return {**ten, **{name: 5 + i for i, name in enumerate(a["tuning"])}}
 
 
 def picture(world: World, part: str, number: int, kind: str | None = None, name: str | None = None) -> Picture:
-    """The number-th picture of a part ("clip", "pool", "judge", "test", ...), the same for ever."""
+    """Return image `number` of a part ("clip", "pool", "judge", "test", ...).
+
+    The same arguments always give the same image.
+    """
     return world.draw(random.Random(f"{part}/{number}/{kind}/{name}"), kind, name)
