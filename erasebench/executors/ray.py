@@ -27,7 +27,7 @@ from .local import A, B, Work
 
 RETRIES = 3  # of an item whose worker died; an item that kills every worker would never end
 START = -1  # in place of an item: the worker is starting
-INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")  # environment that workers inherit, besides $ERASEBENCH_HOME
+INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")  # by workers, besides $ERASEBENCH_HOME
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class Shown:
 
 
 def any_of(hits: Sequence[float]) -> float:
-    """Return 1 if any hit is 1, NaN if any is NaN, else 0."""
+    """Return 1 if any is 1, NaN if any is, else 0."""
     return 1.0 if 1 in hits else float("nan") if np.isnan(hits).any() else 0.0
 
 

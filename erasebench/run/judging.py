@@ -34,7 +34,8 @@ def on(name: str) -> Iterator[None]:
 def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, where: str | torch.device | None = None) -> Tensor:
     """Apply a network to images [B, ...]; the output is on the CPU.
 
-    A GPU processes TOGETHER images at a time, the CPU all at once. `where`: the network's device, by default the judges'."""
+    A GPU processes TOGETHER images at a time, the CPU all at once. `where`: the network's device; the judges' by
+    default."""
     place = torch.device(device() if where is None else where)
     parts = images.split(TOGETHER) if place.type != "cpu" and len(images) else [images]
     return torch.cat([network(part.to(place)).cpu() for part in parts])

@@ -1,4 +1,4 @@
-"""Production of all shards of a run, by the base and erased models."""
+"""Production of all shards of a run, by base and erased models."""
 
 from __future__ import annotations
 

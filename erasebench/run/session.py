@@ -180,7 +180,7 @@ class Session:
 
 
 def reason_to_skip(plugin: Eraser | Attack, model: Model) -> str:
-    """Return why a plugin does not fit a model, or an empty string."""
+    """Return why a plugin does not fit, or an empty string."""
     return plugin.skip(model) if isinstance(plugin, Skips) else ""
 
 

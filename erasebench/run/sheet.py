@@ -21,7 +21,8 @@ def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Pat
     """Write the sheet of a run, unless its task is explicit.
 
     Each split has a pair of rows, base on top and erased below, with the same prompts and seeds; a run of the base has
-    single rows. The file's EXIF description holds the run, the sides, and for each split the columns' prompts and seeds.
+    single rows. The file's EXIF description holds the run, its sides, and for each split the prompts and seeds of the
+    columns.
     """
     if run.plan.explicit:
         return

@@ -121,8 +121,8 @@ def shown(evaluator: Decider, scored: Scored, refused: float = np.nan) -> np.nda
 def check_varies(judge: Judge, sides: Iterable[Mapping[str, Scored]], *keys: str) -> None:
     """Raise ErasebenchError if a judge gives bit-equal scores for every image.
 
-    One constant array among `keys` is enough; without keys, all arrays must be constant. Equal scores are legitimate for
-    a judge of rare content (`sparse`), which finds nothing in most images."""
+    One constant array among `keys` is enough; without keys, all arrays must be constant. Equal scores are legitimate
+    for a judge of rare content (`sparse`), which finds nothing in most images."""
     every = list({id(scored): scored for side in sides for scored in side.values()}.values())
     for scored in every:
         arrays = {key: scored.arrays[key] for key in keys or scored.arrays if key in scored.arrays}
