@@ -30,7 +30,7 @@ _sizes: WeakKeyDictionary[object, dict[Hashable, int]] = WeakKeyDictionary()
 
 
 def at_once(shape: Sequence[int], times: int = 1) -> int:
-    """Return how many latents [..., h, w] to process at once."""
+    """Return how many latents [..., h, w] to process at once; at least one."""
     return max(1, times * PLACES // (shape[-2] * shape[-1]))
 
 

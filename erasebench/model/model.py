@@ -314,7 +314,8 @@ class Model:
     def teacher(self) -> Iterator[None]:
         """Restore the base model inside the `with`, without a copy.
 
-        It works inside any changes. Use the teacher before the student's forward pass: autograd must not see swapped weights.
+        It works inside any changes. Use the teacher before the student's forward pass: autograd must not see swapped
+        weights.
         """
         current = [slot.get() for slot in self._slots]
         changes, self._slots = self._slots, []
@@ -441,8 +442,8 @@ class Model:
     def predict(self, z: Tensor, t: Tensor | int, context: Context, state: Mapping[str, Any] | None = None) -> Tensor:
         """Return the U-Net's raw prediction [B, C, h, w] at timestep t.
 
-        t is a number or [B]. The prediction is noise, v or clean latents, as its scheduler expects. `state["attention"]`, if
-        set by guidance, reaches the attention processors as keyword arguments.
+        t is a number or [B]. The prediction is noise, v or clean latents, as its scheduler expects.
+        `state["attention"]`, if set by guidance, reaches the attention processors as keyword arguments.
         """
         t = torch.as_tensor(t, device=z.device)
         self._counted.samples = self.unet_samples + len(z)
@@ -461,7 +462,7 @@ class Model:
             return out.clone() if fast and out.dtype == z.dtype else out.to(z.dtype)
 
     def as_noise(self, predicted: Tensor, z: Tensor, t: Tensor | int) -> Tensor:
-        """Convert a U-Net prediction for z at t into noise [B, C, h, w].
+        """Convert a prediction for z at t into noise [B, C, h, w].
 
         t is a number or [B]."""
         if self._prediction == "epsilon":
@@ -608,8 +609,8 @@ class Model:
     ) -> tuple[Tensor, Tensor]:
         """Encode images uint8 [B, H, W, 3] -> posterior of their latents.
 
-        Mean and deviation [B, C, h, w] are scaled. Pixels in [0, 1] are normalised by the channels' `mean` and `deviation`; the VAE expects the defaults. Raises
-        NotFinite for NaN or infinity."""
+        It is given by mean and deviation [B, C, h, w], scaled. Pixels in [0, 1] are normalised by the channels' `mean`
+        and `deviation`; the VAE expects the defaults. Raises NotFinite for NaN or infinity."""
         centre, spread = (
             torch.tensor(v, device=self.device, dtype=self.vae.dtype).view(3, 1, 1) for v in (mean, deviation)
         )

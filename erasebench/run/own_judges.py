@@ -43,7 +43,7 @@ def judged(run: Run, own: Own, clip: Clip | None, reference: References | None) 
     run = replace(run, plan=replace(run.plan, evaluators=dict(evaluators)), second=None, own=identity(own, reference))
     if reference:
         evaluators["references"] = ReferenceShare(reference, own.name, tuple(names))
-    if clip is not None and "target" in names and watcher(run) is None:  # even with references, without a retain set
+    if clip is not None and "target" in names and watcher(run) is None:  # references do not cover the retain set
         share = zero_shot(run.plan, own, names, clip)
         evaluators["zero_shot"] = share
         if len(share.kept) >= Neighbours.parts:

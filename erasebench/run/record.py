@@ -174,7 +174,7 @@ def sampler_text(sampler: Sampler) -> str:
 
 
 def mark(row: Row, outdated: Collection[tuple[str, str]]) -> Row:
-    """Note in a row all plugins changed without a new version."""
+    """Flag a row's plugins with changed source but the same version."""
     of = lambda kind, name, key: {key: True} if (kind, name) in outdated else {}
     notes = of("method", row.method, "source_changed") | of("judge", row.judge, "judge_source_changed")
 

@@ -17,13 +17,15 @@ from .specification import Run, score_identity
 
 
 def watcher(run: Run) -> Decider | None:
-    """Return the first evaluator that decides whether an image shows the concept; or None."""
+    """Return the first evaluator that decides success, or None.
+
+    Such an evaluator decides whether an image shows the concept."""
     every = (e for e in run.plan.evaluators.values() if isinstance(e, DecidesSuccess) and not run.skips(e))
     return next(every, None)
 
 
 def calibrate(session: Session, evaluator: Decider, originals: Sequence[Shard]) -> Decider:
-    """Return the evaluator, calibrated on the base's images if it needs that. Raises Undrawn."""
+    """Calibrate an evaluator on the base's images, if it needs that. Raises Undrawn."""
     if not isinstance(evaluator, Calibrates):
         return evaluator
     return evaluator.calibrated({split: score(session, evaluator, originals, split) for split in evaluator.splits})

@@ -156,7 +156,9 @@ def constant(parts: Iterable[np.ndarray]) -> bool:
 
 
 def check_measures(measures: Iterable[Measure | Metric], scores: Mapping[str, Scored]) -> None:
-    """Raise ErasebenchError if a metric has more or fewer values than images."""
+    """Raise ErasebenchError if a metric's values do not match its images.
+
+    There must be as many values as the split has images."""
     for measure in measures:
         for part in parts_of(measure):
             count = len(scores[part.split].prompts) if part.split in scores else len(part.values)
