@@ -462,9 +462,9 @@ class Model:
             return out.clone() if fast and out.dtype == z.dtype else out.to(z.dtype)
 
     def as_noise(self, predicted: Tensor, z: Tensor, t: Tensor | int) -> Tensor:
-        """Convert a prediction for z at t into noise [B, C, h, w].
+        """Convert a U-Net prediction into noise [B, C, h, w].
 
-        t is a number or [B]."""
+        The prediction is for latents z at timestep t, a number or [B]."""
         if self._prediction == "epsilon":
             return predicted
         alpha = self._signal(torch.as_tensor(t, device=z.device)).to(z.dtype).reshape(-1, 1, 1, 1)

@@ -293,7 +293,7 @@ class Stage:
     def hit(self, sampled: Sampled, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         """Return whether each image shows the concept, and the confidence.
 
-    The confidence is NaN if the judge gives no verdict, 0 if the image is refused."""
+        The confidence is NaN if the judge gives no verdict, 0 if the image is refused."""
         self.queries += len(prompts)
         judge = self.evaluator.judge
         with judging.on(self.run.judges):
