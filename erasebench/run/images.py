@@ -46,8 +46,8 @@ class Shard:
     def meta(self) -> dict:
         """Load the metadata of the shard.
 
-        Entries: refused (list of bool), seconds, unet_samples, batch, peak_memory_mb; and for its origin device, commit,
-        dirty and packages."""
+        Entries: refused (list of bool), seconds, unet_samples, batch, peak_memory_mb; and for its origin device,
+        commit, dirty and packages."""
         return json.loads((self.path / "shard.json").read_text())
 
 
