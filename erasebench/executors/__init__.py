@@ -1,1 +1,1 @@
-"""Places where shards are worked on: this process, or Ray actors."""
+"""Executors that process shards: this process, or Ray actors."""

@@ -1,4 +1,4 @@
-"""Map work over shards: in this process. `cluster.Ray` takes the same call."""
+"""Executor protocol, and the executor in this process. `ray.Ray` has the same interface."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ Work = Callable[["Session", A, int], B]
 
 
 class Executor(Protocol):
-    """Where work is done.
+    """Executor of work items.
 
-    `map` gives work(session, item, beside) of every item, in their order. `session` is the run's as the worker holds it,
-    with the worker's own store: work holds neither a model nor a store, so that it can be sent away. `beside` items are
-    worked on at once by the same process; one where they must be `alone`. What work raises is raised here.
+    `map` returns work(session, item, beside) for every item, in order. `session` is the worker's session of the run,
+    with the worker's own store: work holds neither a model nor a store, so that it can be sent to other processes.
+    `beside` is the number of items that the same process works on concurrently; one if they must run `alone`.
+    Exceptions raised by work are raised here.
     """
 
     def workers(self, device: str) -> int:
-        """How many share the items that are worked on alone."""
+        """Return the number of workers that share the items run `alone`."""
 
     def map(
         self, session: Session, work: Work[A, B], items: Sequence[A], label: str, alone: bool = False
@@ -35,8 +36,10 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """This process. On the CPU items are worked on side by side; on a GPU one after the other, but while the next is sampled
-    up to `ahead` are stored and judged."""
+    """Executor in this process.
+
+    On the CPU, items run concurrently. On a GPU, they are sampled one after the other, but up to `ahead` earlier ones
+    are stored and scored meanwhile."""
 
     ahead: int = 2
 
@@ -55,10 +58,11 @@ class Local:
 def run_all(
     function: Callable[[A], B], items: Sequence[A], label: str, workers: int = 1, threads: int | None = 1
 ) -> list[B]:
-    """Results in the order of items; a progress bar after two seconds if there is a terminal.
+    """Return the results in the order of items.
 
-    Several workers are threads with one thread of torch each, unless told otherwise: small operations are not worth
-    splitting over cores, and a shard's images do not depend on how many are made beside it.
+    A progress bar appears after two seconds if there is a terminal. Several workers are threads with one torch thread
+    each, unless `threads` says otherwise: small operations are not worth splitting over cores, and a shard's images do
+    not depend on the number made concurrently.
     """
     bar = lambda results: tqdm(results, label, len(items), disable=None, delay=2, leave=False)
     if workers == 1 or len(items) < 2:
@@ -71,4 +75,4 @@ def run_all(
             pool.shutdown(cancel_futures=True)
             raise
         finally:
-            torch.set_num_threads(before)  # part of it is the process's, not the thread's
+            torch.set_num_threads(before)  # part of this setting belongs to the process, not to the thread

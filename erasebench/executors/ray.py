@@ -1,5 +1,7 @@
-"""Work on Ray actors. What goes to them is the run and the key of a shard, what comes back is whether it is done: images
-go from and to the store."""
+"""Executor on Ray actors.
+
+Actors receive the run and items of work (the prompts of a shard, say) and return small results (whether it is done);
+images go from and to the store."""
 
 from __future__ import annotations
 
@@ -23,15 +25,17 @@ from ..run.specification import Run
 from ..store.local import Store, home
 from .local import A, B, Work
 
-RETRIES = 3  # of an item whose worker died; one that every worker dies of would never end
-START = -1  # in the place of an item: a worker that starts
+RETRIES = 3  # of an item whose worker died; an item that kills every worker would never end
+START = -1  # in place of an item: the worker is starting
 INHERITED = ("ERASEBENCH_STORE", "HF_HOME", "HF_HUB_OFFLINE")  # by workers, besides $ERASEBENCH_HOME
 
 
 @dataclass(frozen=True)
 class Ray:
-    """An executor on a Ray cluster: what is there (`address`), or one of its own. A worker that dies is replaced, and its items
-    go to whoever is free. Raises ErasebenchError where there is no cluster, or no room in it."""
+    """Executor on a Ray cluster: an existing one (`address`), or a local one of its own.
+
+    A worker that dies is replaced, and its items go to free workers. Raises ErasebenchError if there is no cluster, or
+    no room in it."""
 
     address: str = "local"
     actors: int | None = None
@@ -50,12 +54,12 @@ class Ray:
         env = {"ERASEBENCH_HOME": str(home().absolute())} | {k: os.environ[k] for k in INHERITED if k in os.environ}
         run, sent = ray.put(session.run), ray.put(work)
         waiting, done, deaths = deque(range(len(items))), {}, Counter()
-        # once for each item that they could take; a worker for which the cluster has no room yet is not among them
+        # each worker once per free slot; a worker that the cluster has no room for yet is absent
         idle: list[Any] = []
         doing = {worker.ready.remote(): (START, worker) for worker in there.workers}
         failure: BaseException | None = None
         with tqdm(total=len(items), desc=label, disable=None, delay=2, leave=False) as bar:
-            # after a failure nothing new is begun, but what is begun is waited for: it holds the model
+            # after a failure no item is started, but running ones are awaited, since they hold the model
             while (waiting and not failure) or any(i != START for i, _ in doing.values()):
                 while waiting and idle and not failure:
                     i, worker = waiting.popleft(), idle.pop()
@@ -90,13 +94,13 @@ class Ray:
 
 @dataclass(eq=False)
 class Pool:
-    """Actors, kept from one run to the next of a sweep."""
+    """Pool of actors, kept between the runs of a sweep."""
 
     make: Callable[[], Any]
     workers: list[Any]
 
     def replaced(self, dead: Any) -> Any:
-        """Another worker in the place of a dead one; None if it has been replaced already."""
+        """Replace a dead worker -> the new one; None if it has been replaced already."""
         place = next((i for i, worker in enumerate(self.workers) if worker is dead), None)
         if place is None:
             return None
@@ -105,7 +109,7 @@ class Pool:
 
 
 class Worker:
-    """An actor: a run's model, and a way to the store."""
+    """Actor that holds a run's session: its models and a store."""
 
     def __init__(self, threads: int):
         torch.set_num_threads(threads)
@@ -114,7 +118,7 @@ class Worker:
         self.lock = threading.Lock()
 
     def ready(self) -> None:
-        """Answered as soon as there is room for the actor."""
+        """Return as soon as the cluster has room for the actor."""
 
     def do(self, token: str, env: dict[str, str], run: Run, work: Work, item: Any) -> Any:
         with self.lock:
@@ -128,16 +132,16 @@ class Worker:
 
 
 def connected(executor: Ray) -> Any:
-    """Ray, with the executor's cluster."""
+    """Return the `ray` module, connected to the executor's cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
         raise ErasebenchError("executor=ray needs Ray: pip install 'erasebench[ray]'") from error
     if not ray.is_initialized():
-        # a method of one's own is found by workers where it is found here
+        # so that workers import the user's own methods as this process does
         paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path)}}
-        # nothing large goes through its memory
+        # nothing large passes through the object store
         own = {"include_dashboard": False, "object_store_memory": 2**28} if executor.address == "local" else {}
         try:
             ray.init(executor.address, runtime_env=paths, logging_level=logging.ERROR, **own)
@@ -149,7 +153,7 @@ def connected(executor: Ray) -> Any:
 
 
 def causes(error: BaseException | None) -> list[str]:
-    """The first line of what an error says, and of what it comes from."""
+    """Return the first lines of an error's message and of its causes."""
     said: dict[str, None] = {}
     while error is not None:
         said[(str(error).strip().splitlines() or [type(error).__name__])[0]] = None
@@ -158,11 +162,11 @@ def causes(error: BaseException | None) -> list[str]:
 
 
 def at_once(executor: Ray, device: str) -> int:
-    """Items that an actor has in hand."""
+    """Return the number of items that an actor works on concurrently."""
     return 1 if device == "cpu" else 1 + executor.ahead
 
 
-@lru_cache(maxsize=1)  # others end when nobody holds them
+@lru_cache(maxsize=1)  # actors of other pools end with their last reference
 def pool(executor: Ray, device: str) -> Pool:
     if device not in ("cpu", "cuda"):
         raise ErasebenchError(f"device={device}: Ray chooses the GPU of an actor, say device=cuda")

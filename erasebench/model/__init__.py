@@ -1,4 +1,4 @@
-"""The diffusion model: folders and hub, openings for methods and attacks, sampling, memory."""
+"""Diffusion model: sources, openings for methods and attacks, sampling, memory."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["Model"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Model":  # imported when it is asked for, since torch and diffusers come with it
+    if name == "Model":  # imported lazily, since it imports torch and diffusers
         from .model import Model
 
         return Model

@@ -1,4 +1,7 @@
-"""What a base is, by its configuration: read as diffusers reads it, and refused in one line where it is no base."""
+"""Configuration of a base: interpretation and checks.
+
+It is interpreted as in diffusers; an unusable base is refused with a one-line error.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from ..needs import cached
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 INDEX = "model_index.json"
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}  # whether it is SDXL's
-KINDS = {  # what other classes of a configuration are, by a part of their names; the first that fits
+PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}  # class -> whether it is SDXL's
+KINDS = {  # part of the name of another class -> description; the first match counts
     "Inpaint": "an inpainting model, which does not draw from text alone",
     "ControlNet": "a ControlNet, an addition to a base: give the base that it belongs to",
     "Flux": "a flow transformer: not supported yet",
@@ -47,7 +50,7 @@ KINDS = {  # what other classes of a configuration are, by a part of their names
     "CLIPTextModel": "a text encoder alone: give the whole pipeline's folder",
     "CLIPModel": "a CLIP alone: give the whole pipeline's folder",
 }
-CLASSES = {  # of a base's parts
+CLASSES = {  # part of a base -> classes
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
@@ -55,25 +58,25 @@ CLASSES = {  # of a base's parts
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-INPUTS = {  # of a U-Net beside latents, timestep and prompt
+INPUTS = {  # entry -> input of a U-Net besides latents, timestep and prompt
     "class_embed_type": "a class",
     "num_class_embeds": "a class",
     "encoder_hid_dim": "another encoder's embeddings",
     "encoder_hid_dim_type": "another encoder's embeddings",
     "time_cond_proj_dim": "the guidance scale (a latent consistency model)",
 }
-WHOLE = {  # entries that are counts
+WHOLE = {  # entries that are positive integers
     "unet": ("in_channels", "out_channels"),
     "vae": ("latent_channels",),
     "text_encoder": ("hidden_size", "vocab_size", "max_position_embeddings"),
     "text_encoder_2": ("hidden_size", "vocab_size", "max_position_embeddings", "projection_dim"),
 }
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-VARIANTS = ("fp16", "bf16")  # read first where the weights are there in several
+VARIANTS = ("fp16", "bf16")  # in order of preference, if weights come in several variants
 
 
 def kind_of(name: str) -> str:
-    """What a class is, in words; nothing for one that is not known here."""
+    """Describe a class in words; an unknown class has an empty description."""
     return next((words for part, words in KINDS.items() if part in name), "")
 
 
@@ -96,7 +99,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def describe(folder: Path) -> str:
-    """What a folder without the parts of a base is instead; nothing where that cannot be told."""
+    """Describe a folder without a base's parts; empty if it is unknown."""
     index, own = read_json(folder / "model_index.json"), read_json(folder / "config.json")
     for name in (index.get("_class_name"), own.get("_class_name"), *(own.get("architectures") or ())):
         if isinstance(name, str) and name not in PIPELINES:
@@ -109,7 +112,7 @@ def describe(folder: Path) -> str:
 
 
 def single_file(file: Path) -> str:
-    """What to do with a base in one file."""
+    """Return advice on converting a base in a single file."""
     pipeline = next(name for name, xl in PIPELINES.items() if xl == has_second_encoder(file))
     return (
         f"{file} is a single file; a diffusers folder is needed: python -c \"from diffusers import "
@@ -118,20 +121,23 @@ def single_file(file: Path) -> str:
 
 
 def has_second_encoder(file: Path) -> bool:
-    """Whether a single file is SDXL's; of a pickle that is not asked, as it may run code."""
+    """Return whether a single file is SDXL's.
+
+    False for a pickle, which is not opened, since it may run code."""
     if file.suffix != ".safetensors":
         return False
     try:
         with safe_open(file, "pt") as tensors:
             return any(name.startswith("conditioner.embedders.1.") for name in tensors.keys())  # noqa: SIM118
-    except Exception:  # not one, or damaged: whoever converts it is told
+    except Exception:  # not safetensors, or damaged: the conversion reports it
         return False
 
 
 def variant_of(folder: Path, part: str) -> str | None:
-    """The variant of a part's weights that is read: none where they are there without one (None), else fp16, or the only one.
+    """Return the variant of a part's weights to read; None for plain ones.
 
-    Raises ErasebenchError where there are no weights that can be read."""
+    Plain weights come first, then the preferred variants (VARIANTS), then the only one there is. Raises ErasebenchError
+    if no weights can be read."""
     stem, place = STEMS.get(part, "model"), folder / part
     names = {f.name for f in place.iterdir()} if place.is_dir() else set()
     if {f"{stem}.safetensors", f"{stem}.safetensors.index.json"} & names:
@@ -154,14 +160,16 @@ def variant_of(folder: Path, part: str) -> str | None:
 
 
 def is_read(file: Path, part: str, variant: str | None) -> bool:
-    """Whether a file of a part's folder is among those that are read; without a variant all are taken to be."""
+    """Return whether loading reads a file of a part's folder.
+
+    Without a variant, all files are assumed to be read."""
     if variant is None or not (file.suffix == ".safetensors" or ".safetensors.index." in file.name):
         return True
     return bool(re.search(rf"[.]{re.escape(variant)}[.-]", file.name))
 
 
 def first_absent(repository: str, revision: str | None) -> str:
-    """The first file of a base that the hub's cache on this machine lacks, or nothing."""
+    """Name a base's first file missing from the hub cache, if any."""
     here = lambda name: cached(repository, name, revision)
     if (index := here(INDEX)) is None:
         return INDEX
@@ -181,7 +189,9 @@ def first_absent(repository: str, revision: str | None) -> str:
 
 
 def first_weights_absent(here: Callable[[str], Path | None], stem: str) -> str:
-    """The first file of a part's weights that is not there, whole or in shards, plain or in half precision; or nothing."""
+    """Name the first missing file of a part's weights, if any.
+
+    The weights may be whole or in shards, plain or in half precision."""
     if here(f"{stem}.safetensors") or here(f"{stem}.fp16.safetensors"):
         return ""
     for index in filter(None, (here(f"{stem}.safetensors.index.json"), here(f"{stem}.safetensors.index.fp16.json"))):
@@ -191,7 +201,9 @@ def first_weights_absent(here: Callable[[str], Path | None], stem: str) -> str:
 
 
 def check_pointers(folder: Path, part: str) -> None:
-    """Raises ErasebenchError where weights were not downloaded: Git LFS leaves a line of text in their place."""
+    """Raise ErasebenchError if weights are Git LFS pointers.
+
+    Git LFS leaves such small text files in place of weights that were not downloaded."""
     for file in (folder / part).glob("*.safetensors"):
         if file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
             raise ErasebenchError(f"{file} is a pointer of Git LFS, not the weights: git lfs pull fetches them")
@@ -199,13 +211,15 @@ def check_pointers(folder: Path, part: str) -> None:
 
 @cache
 def defaults(kind: type) -> dict[str, Any]:
-    """What diffusers and transformers take where a configuration does not say it."""
+    """Return the defaults of diffusers and transformers for a class's configuration."""
     parameters = inspect.signature(kind.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def check_index(index: Mapping[str, Any]) -> bool:
-    """Whether model_index.json is SDXL's. Raises ErasebenchError unless the pipeline draws from text alone."""
+    """Return whether model_index.json is SDXL's.
+
+    Raises ErasebenchError unless the pipeline draws from text alone."""
     name = index.get("_class_name")
     if name not in PIPELINES:
         raise ErasebenchError(f"model_index.json names {named(str(name))}: {' or '.join(PIPELINES)} is needed")
@@ -223,7 +237,9 @@ def check_index(index: Mapping[str, Any]) -> bool:
 
 
 def check_parts(unet: Mapping, vae: Mapping, text: Mapping, second: Mapping | None) -> None:
-    """Raises ErasebenchError where U-Net, VAE and text encoders do not fit each other or what the harness draws with."""
+    """Raise ErasebenchError if the parts do not fit together or are unsupported.
+
+    The parts are the U-Net, the VAE and the text encoders."""
     latent, taken, given = vae["latent_channels"], unet["in_channels"], unet["out_channels"]
     if taken != latent:
         beside = {1: "a depth-to-image", latent: "an image-to-image", latent + 1: "an inpainting", 3: "an upscaling"}
@@ -260,7 +276,7 @@ def check_parts(unet: Mapping, vae: Mapping, text: Mapping, second: Mapping | No
 
 
 def check_vae(vae: Mapping[str, Any], xl: bool) -> None:
-    """Raises ErasebenchError for a VAE that the pipeline's class does not decode right."""
+    """Raise ErasebenchError for a VAE that the pipeline would decode wrongly."""
     if (vae["in_channels"], vae["out_channels"]) != (3, 3):
         raise ErasebenchError(f"VAE of {vae['in_channels']} and {vae['out_channels']} channels: pictures have 3")
     scale = vae["scaling_factor"]
@@ -281,7 +297,7 @@ def check_vae(vae: Mapping[str, Any], xl: bool) -> None:
 
 
 def check_scheduler(scheduler: Mapping[str, Any]) -> None:
-    """Raises ErasebenchError where the base was trained for another process than DDPM's."""
+    """Raise ErasebenchError if the base was not trained on DDPM's diffusion process."""
     from diffusers import DDIMScheduler
     from diffusers.schedulers import KarrasDiffusionSchedulers
 
@@ -306,7 +322,7 @@ def check_scheduler(scheduler: Mapping[str, Any]) -> None:
         raise ErasebenchError(f"scheduler with {len(betas)} trained_betas for {steps} training timesteps")
     try:
         alphas = DDIMScheduler.from_config(dict(scheduler)).alphas_cumprod
-    except Exception as error:  # whatever torch makes of entries of a wrong kind
+    except Exception as error:  # torch raises various errors for malformed entries
         raise ErasebenchError(f"scheduler that diffusers cannot build ({str(error).strip()[:120]})") from error
     if not (len(alphas) == steps and bool((alphas > 0).all()) and bool((alphas <= 1).all())):
         raise ErasebenchError("scheduler whose share of signal (alphas_cumprod) is not between 0 and 1 at every timestep")
@@ -317,7 +333,9 @@ def is_number(value: object) -> bool:
 
 
 def side_of(unet: Mapping[str, Any], xl: bool) -> int | None:
-    """Height and width of the base's own latents, as diffusers' pipeline reads them; None where the configuration names none."""
+    """Return the side of the base's own latents, as diffusers' pipeline does.
+
+    None if the configuration names none. Raises ErasebenchError for an invalid or non-square one."""
     side = unet["sample_size"]
     if isinstance(side, list | tuple) and len(side) == 2 and side[0] == side[1]:
         side = side[0]
@@ -330,12 +348,14 @@ def side_of(unet: Mapping[str, Any], xl: bool) -> int | None:
             + ("pictures that are not square are not supported" if square else "a whole number above 0 is needed")
         )
     first = tuple(int(n) for n in re.findall(r"\d+", str(unet.get("_diffusers_version", "1")))[:2])
-    # folders of before 0.9 were written with a wrong one
+    # diffusers before 0.9 wrote a wrong value
     return 64 if not xl and first < (0, 9) and side < 64 else side
 
 
 def check_tokenizer(tokenizer: Any, text: Mapping[str, Any], where: str = "tokenizer") -> None:
-    """Raises ErasebenchError where the text encoder cannot read what the tokenizer writes."""
+    """Raise ErasebenchError if the text encoder cannot read the tokenizer's ids.
+
+    Start, end and padding tokens are required, too."""
     if len(tokenizer) > text["vocab_size"]:
         raise ErasebenchError(f"{where} of {len(tokenizer)} words, and a text encoder of {text['vocab_size']}")
     for entry in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -345,18 +365,18 @@ def check_tokenizer(tokenizer: Any, text: Mapping[str, Any], where: str = "token
 
 @dataclass(frozen=True)
 class Base:
-    """What a base's configuration says, with diffusers' defaults in place of what it does not."""
+    """Configuration of a base, completed by diffusers' defaults."""
 
     xl: bool
     side: int | None  # of its own latents
     parts: dict[str, dict[str, Any]]  # unet, vae, text_encoder, text_encoder_2 (of SDXL), scheduler
-    zeros: bool  # what guidance sees of the empty prompt is all zero
+    zeros: bool  # guidance uses all-zero embeddings for the empty prompt
 
 
 def check(find: Callable[[str], Path]) -> Base:
-    """Read and check the configuration of a base. `find` gives the place of each of its files.
+    """Read and check the configuration of a base. `find` returns the path of each of its files.
 
-    Raises ErasebenchError with what the base is where the harness cannot draw with it as diffusers does."""
+    Raises ErasebenchError, with a description of the base, if the harness cannot draw with it as diffusers does."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig
 
@@ -386,7 +406,7 @@ def check(find: Callable[[str], Path]) -> Base:
 
 
 def read(find: Callable[[str], Path], name: str) -> dict[str, Any]:
-    """A configuration file that must be there."""
+    """Read a required configuration file. Raises ErasebenchError if it is missing or empty."""
     if content := read_json(find(name)):
         return content
     raise ErasebenchError(f"{name} is missing or empty")

@@ -1,4 +1,4 @@
-"""Encoded prompts, as the cross-attention of a U-Net reads them."""
+"""Encoded prompts, in the form that a U-Net's cross-attention reads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 
 class Context(NamedTuple):
-    """Encoded prompts: hidden [B, L, D], ids [B, L], ends [B] (position of the first EOS), and for SDXL the pooled
-    output of its second encoder [B, P]."""
+    """Batch of encoded prompts.
+
+    hidden [B, L, D], ids [B, L], ends [B] (position of the first EOS), and for SDXL pooled [B, P], the pooled output of
+    its second encoder."""
 
     hidden: Tensor
     ids: Tensor
@@ -24,12 +26,12 @@ class Context(NamedTuple):
         return Context(*(x.to(device) if x is not None else None for x in self))
 
     def mean(self) -> Context:
-        """One context [1, ...] whose embeddings are the mean of all; ids and ends are the first's."""
+        """Average the embeddings into one context [1, ...]; ids and ends are the first's."""
         pooled = None if self.pooled is None else self.pooled.mean(0, keepdim=True)
         return Context(self.hidden.mean(0, keepdim=True), self.ids[:1], self.ends[:1], pooled)
 
     def repeat(self, count: int) -> Context:
-        """One prompt, `count` times (without copying)."""
+        """Repeat a single prompt `count` times, without copying."""
         return Context(*(x.expand(count, *x.shape[1:]) if x is not None else None for x in self))
 
 

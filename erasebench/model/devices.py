@@ -1,4 +1,4 @@
-"""Where tensors are: the CPU, a GPU, and a GPU that torch cannot use."""
+"""Devices: selection, checks, and fp32 arithmetic on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ DRIVER = Path("/proc/driver/nvidia")
 
 
 def own_device(shared: bool = False, number: int = 0) -> str:
-    """The CPU, or a GPU. Jobs that share a machine (`shared`) take turns, by their number."""
+    """Return this machine's GPU, or the CPU if there is none.
+
+    Jobs that share a machine (`shared`) are spread over its GPUs by their number."""
     if not torch.cuda.is_available():
         return "cpu"
     there = torch.cuda.device_count()
@@ -22,25 +24,31 @@ def own_device(shared: bool = False, number: int = 0) -> str:
 
 
 def use_exact_arithmetic() -> None:
-    """Switch TF32 off, which torch leaves on for convolutions: what is fp32 is fp32."""
+    """Switch TF32 off, so that fp32 is computed as fp32.
+
+    torch leaves it on for convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
 
 def arithmetic() -> str:
-    """How fp32 is computed on a GPU, in words."""
+    """Describe how fp32 is computed on a GPU."""
     on = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     return f"TF32 {'on' if on else 'off'}"
 
 
 def check_gpu_is_seen() -> None:
-    """Raises ErasebenchError where a GPU is here that torch does not see: on the CPU Stable Diffusion takes days."""
+    """Raise ErasebenchError if torch does not see a GPU of this machine.
+
+    On the CPU, Stable Diffusion takes days."""
     if reason := unseen_gpu():
         raise ErasebenchError(f"{reason}: install a torch that fits its driver, or give device=cpu")
 
 
 def unseen_gpu() -> str:
-    """Why torch does not see a GPU that this machine has; nothing where it has none, or where somebody hides it."""
+    """Explain why torch does not see this machine's GPU.
+
+    The explanation is empty if there is no GPU, or if CUDA_VISIBLE_DEVICES hides it."""
     if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""
     sign = str(DRIVER) if DRIVER.exists() else shutil.which("nvidia-smi")
@@ -58,7 +66,7 @@ def unseen_gpu() -> str:
 
 
 def check_device(name: str) -> None:
-    """Raises ErasebenchError for a device that is not on this machine."""
+    """Raise ErasebenchError for a device that this machine does not have."""
     kind, _, number = str(name).partition(":")
     if kind not in ("cpu", "cuda", "mps") or (
         ":" in str(name) and name != "cpu:0" and not (kind == "cuda" and number.isdecimal())
@@ -72,7 +80,7 @@ def check_device(name: str) -> None:
         raise ErasebenchError(f"device={name}: {count} GPU{'s' * (count > 1)} here, the last is cuda:{count - 1}")
     try:
         torch.zeros(1, device=name)
-    except RuntimeError as error:  # a driver that is too old, a GPU that is taken by somebody alone
+    except RuntimeError as error:  # the driver is too old, or another process holds the GPU exclusively
         raise ErasebenchError(
             f"device={name}: the GPU cannot be used ({str(error).strip().splitlines()[0]})"
         ) from error

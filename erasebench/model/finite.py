@@ -1,4 +1,4 @@
-"""Numbers that are finite, and the error where they are not."""
+"""Checks for finite numbers, and the error raised if they fail."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from ..contracts import ErasebenchError
 
 
 class NotFinite(ErasebenchError):
-    """Weights, embeddings, latents or pictures that hold NaN or infinity."""
+    """Weights, embeddings, latents or images with NaN or infinity."""
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no number of a tensor is NaN or infinite; of whole numbers none is."""
+    """Return whether no number of a tensor is NaN or infinite; integers never are."""
     if not (x.is_floating_point() or x.is_complex()):
         return True
-    return bool(torch.isfinite(x if x.element_size() > 1 else x.float()).all())  # of 8 bits none is compared
+    return bool(torch.isfinite(x if x.element_size() > 1 else x.float()).all())  # torch cannot compare 8-bit floats
 
 
 def check_finite(given: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
-    """Raises NotFinite where weights are not finite as given, or not any more as the model holds them."""
+    """Raise NotFinite if weights are not finite in the model's format.
+
+    `given` are the tensors as passed, `values` the same after conversion, in the same order. The message says whether a
+    weight was not finite as given or does not fit into the format."""
     fine = [torch.isfinite(value).all() for value in values]
     if not fine or torch.stack([flag.to(fine[0].device) for flag in fine]).all():
         return

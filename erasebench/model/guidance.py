@@ -1,4 +1,7 @@
-"""What methods may replace around the U-Net: guidance, by default classifier-free, a guard of prompts, what surrounds each call."""
+"""Replaceable parts around the U-Net: guidance, prompt guard, wrapper of each call.
+
+Guidance is classifier-free by default; by default there is neither guard nor wrapper.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,25 @@ class Guidance(Protocol):
     has_memory: ClassVar[bool]  # whether the noise at one timestep depends on the timesteps before it
 
     def begin(self, model: Model, context: Context, z: Tensor) -> dict[str, Any]:
-        """State of the trajectories that start at z [B, C, h, w]; nothing is kept anywhere else."""
+        """Return the state of new trajectories from z [B, C, h, w].
+
+        No state is kept anywhere else."""
         ...
 
     def __call__(
         self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
     ) -> Tensor:
-        """What the scheduler is handed [B, C, h, w]: predictions of the U-Net (`Model.predict`), composed. scale: one for
-        all, or [B, 1, 1, 1], at least 1."""
+        """Return the guided prediction for the scheduler [B, C, h, w].
+
+        It combines predictions of the U-Net (`Model.predict`). scale: one for all, or [B, 1, 1, 1]; at least 1."""
         ...
 
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """eps(neg) + scale * (eps(prompt) - eps(neg)) (Ho & Salimans, 2022, Eq. 6); neg is the empty prompt by default.
+    """Classifier-free guidance: eps(neg) + scale * (eps(prompt) - eps(neg)) (Ho & Salimans, 2022, Eq. 6).
 
-    eps stands for what the U-Net predicts, be it noise or not: diffusers guides that, too."""
+    neg is the empty prompt by default. eps is the U-Net's prediction, noise or not: diffusers, too, guides it as is."""
 
     negative: Context | None = None
     has_memory: ClassVar[bool] = False
@@ -47,14 +53,16 @@ class ClassifierFree:
     def __call__(
         self, model: Model, z: Tensor, t: Tensor, context: Context, scale: float | Tensor, state: dict
     ) -> Tensor:
-        if isinstance(scale, int | float) and scale == 1:  # diffusers, too, leaves guidance out at 1
+        if isinstance(scale, int | float) and scale == 1:  # diffusers, too, skips guidance at 1
             return model.predict(z, t, context, state)
         free, text = self.predictions(model, z, t, context, state)
         return free + scale * (text - free)
 
     def predictions(self, model: Model, z: Tensor, t: Tensor, context: Context, state: dict) -> tuple[Tensor, ...]:
-        """Predictions of neg and of the prompt, each [B, C, h, w], in one call of the U-Net where both are of one length."""
-        if state["negative"].hidden.shape[1] != context.hidden.shape[1]:  # a mined embedding may have any
+        """Return the predictions for neg and prompt, each [B, C, h, w].
+
+        They take one call of the U-Net if both have the same length."""
+        if state["negative"].hidden.shape[1] != context.hidden.shape[1]:  # a mined embedding may have any length
             return model.predict(z, t, state["negative"], state), model.predict(z, t, context, state)
         joined = once("joined", lambda: join(state["negative"], context), state["negative"].hidden, context.hidden)
         both = torch.cat([t, t]) if t.ndim else t  # one timestep for all, or one for each
@@ -62,7 +70,9 @@ class ClassifierFree:
 
 
 class Guard(Protocol):
-    """Scores prompts; those at or above `threshold` are refused. Differentiable, since attacks see it too."""
+    """Score of prompts; those at or above `threshold` are refused.
+
+    It must be differentiable, since attacks see it too."""
 
     threshold: float
 
@@ -70,7 +80,7 @@ class Guard(Protocol):
 
 
 class Around(Protocol):
-    """What is entered around every call of the U-Net, with the prompts of its rows."""
+    """Context manager around every call of the U-Net, given its rows' prompts."""
 
     def __call__(self, model: Model, context: Context) -> AbstractContextManager[None]: ...
 

@@ -1,8 +1,8 @@
-"""As much at once as a GPU holds: work in slices, halved where memory is short, with the same result.
+"""Work in slices, halved if memory runs out, with the same result.
 
-Sizes are given for Stable Diffusion 1 at 512 pixels in fp32, of which a protocol is to fit into 20 GiB, and follow the number of places
-of a latent, so that nothing of the embedded world is ever cut. A size that proved too large is remembered for as long as the
-model lives.
+Sizes are chosen so that a protocol of Stable Diffusion 1 at 512 pixels in fp32 fits into 20 GiB. They scale with the
+number of positions of a latent, so that work in the embedded world is never cut. A size that proved too large is
+remembered for as long as the model lives.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 T = TypeVar("T")
-PLACES = 8 * 64 * 64  # of latents: eight pictures of 512 pixels, which take 6 GiB to decode and whose predictions' graph takes 12
-UNGRAPHED = 2  # times as many are sampled at once, as sampling keeps no graph
-SHORT = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # what lack of memory is raised as, among other things
+PLACES = 8 * 64 * 64  # of latents: eight 512-pixel images, 6 GiB to decode, 12 GiB of graph
+UNGRAPHED = 2  # times as many are sampled at once, since sampling keeps no graph
+SHORT = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # raised for lack of memory, and for other reasons
 _sizes: WeakKeyDictionary[object, dict[Hashable, int]] = WeakKeyDictionary()
 
 
 def at_once(shape: Sequence[int], times: int = 1) -> int:
-    """How many latents of a shape [..., h, w] are worked on at once, at least one."""
+    """Return how many latents [..., h, w] to process at once; at least one."""
     return max(1, times * PLACES // (shape[-2] * shape[-1]))
 
 
 def size_of(model: Model, kind: Hashable, most: int) -> int:
-    """`most`, or fewer where that proved too many for this kind of work."""
+    """Return `most`, or less if that proved too large for this kind."""
     return min(most, _sizes.get(model, {}).get(kind, most))
 
 
 def halve(model: Model, kind: Hashable, size: int, error: BaseException) -> int:
-    """Half of a size that was too large, for this and all later work of the kind.
+    """Halve a size that was too large.
 
-    Raises the error itself if it is of something else, and ErasebenchError where the size was one."""
+    The new size holds for all later work of the kind. Raises the error itself if it is not about memory, and
+    ErasebenchError if the size was one."""
     if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
         raise error
     if size <= 1:
@@ -53,8 +54,9 @@ def halve(model: Model, kind: Hashable, size: int, error: BaseException) -> int:
 
 
 def in_slices(model: Model, kind: Hashable, work: Callable[[slice], T], count: int, most: int) -> list[T]:
-    """work(rows) of slices of `count` rows, in order. Work must be repeatable: a slice for which memory is short is done again,
-    in halves."""
+    """Return work(rows) for slices of `count` rows, in order.
+
+    Work must be repeatable: a slice that runs out of memory is repeated in halves."""
     done: list[T] = []
     start = 0
     while start < count or not done:
@@ -70,7 +72,7 @@ def in_slices(model: Model, kind: Hashable, work: Callable[[slice], T], count: i
 def sampled(
     model: Model, context: Context, seeds: Sequence[int], sampler: Sampler, trace: list[tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
-    """Latents [N, C, h, w] as `Model.latents` gives them, of as many prompts as there are; `trace` as there."""
+    """Sample latents [N, C, h, w] of any number of prompts; `trace` as in `Model.latents`."""
 
     def work(rows: slice) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         seen: list[tuple[Tensor, Tensor]] = []
@@ -84,7 +86,9 @@ def sampled(
 
 
 def sampled_images(model: Model, texts: Sequence[str], seeds: Sequence[int], sampler: Sampler) -> Tensor:
-    """Images uint8 [N, H, W, 3] as `Model.sample` gives them, of as many prompts as there are."""
+    """Sample images uint8 [N, H, W, 3] of any number of prompts.
+
+    Each slice of prompts goes through `Model.sample`."""
     work = lambda rows: model.sample(texts[rows], seeds[rows], sampler).images
     most = at_once(model.latent_shape(sampler.size), UNGRAPHED)
     return torch.cat(in_slices(model, ("sample", sampler.size), work, len(texts), most))
@@ -94,8 +98,10 @@ def sampled_images(model: Model, texts: Sequence[str], seeds: Sequence[int], sam
 
 
 class Term(NamedTuple):
-    """A summand of a loss: `of(rows)` is what some of `count` rows, a slice, add to it; each has `graphs` predictions with a
-    graph. It must not draw random numbers, so that it can be asked again."""
+    """Summand of a loss.
+
+    `of(rows)` is the contribution of a slice of the `count` rows; each row has `graphs` predictions with a graph. It
+    must not draw random numbers, so that it can be computed again."""
 
     of: Callable[[slice], Tensor]
     count: int
@@ -109,21 +115,22 @@ class Term(NamedTuple):
 
 
 def share(rows: slice, count: int) -> float:
-    """The weight of the mean over some rows in the mean over all."""
+    """Return the weight of a slice's mean in the overall mean."""
     return len(range(count)[rows]) / count
 
 
 def add_gradients(
     model: Model, terms: Sequence[Term], weights: Iterable[Tensor], check: Callable[[Tensor], Tensor], most: int | None = None
 ) -> None:
-    """Set the gradients of the weights to those of the sum of the terms; of none before that is not None.
+    """Set the gradients of the weights to those of the terms' sum.
 
-    At most `most` predictions (None: what fits) have their graph at the same time: of more, the gradients of micro-batches
-    add up. `check` sees each loss before its backward pass."""
+    The gradients must be None before. At most `most` predictions (None: as many as fit) have their graph at the same
+    time; beyond that, the gradients of micro-batches are accumulated. Each loss passes through `check` before its
+    backward pass."""
     weights, every = list(weights), sum(term.count * term.graphs for term in terms)
-    if every > 1:  # a base need not say how large its latents are
+    if every > 1:  # a base's configuration may lack the size of its latents
         fits = at_once(model.latent_shape())
-        if model.unet.is_gradient_checkpointing:  # the weights that are trained leave less room
+        if model.unet.is_gradient_checkpointing:  # trained weights leave less room
             fits = max(1, fits // 2)
         most = fits if most is None else min(most, fits)
     else:

@@ -1,7 +1,7 @@
-"""Model: a Stable Diffusion pipeline with a few declared openings, seen alike by samplers, methods and attacks.
+"""Stable Diffusion pipeline with declared openings, for samplers, methods and attacks alike.
 
-Openings, all through `changed`: weights, attention processors, `guidance`, `guard`, `text_encoder`, `around`. What a
-method changes through them is undone exactly when it leaves, and `teacher` shows the base without a second network.
+Openings, all through `changed`: weights, attention processors, `guidance`, `guard`, `text_encoder`, `around`. Changes
+made through them are undone exactly on exit, and `teacher` gives access to the base without a second network.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from .openings import Slot, attribute_change, processor_change, weight_changes
 from .reuse import ContextLinear
 from .source import Components, Source, quiet
 
-LARGEST = 8  # times a base's own side: what `sampler.size` may be
-COMPILER = {"mode": "reduce-overhead"}  # of torch.compile: with CUDA graphs
-# What does not compile runs as it is; hooks that a method adds later are not overlooked. torch keeps these for each thread.
+LARGEST = 8  # upper limit of `sampler.size`, as a multiple of the base's own side
+COMPILER = {"mode": "reduce-overhead"}  # options of torch.compile: with CUDA graphs
+# Code that does not compile runs uncompiled; hooks that a method adds later are honoured. torch keeps these per thread.
 DYNAMO = {"suppress_errors": True, "skip_nnmodule_hook_guards": False}
 
 
 class _Precision(threading.local):
-    """Whether this thread is inside `Model.fast`."""
+    """Flag of the thread: whether it is inside `Model.fast`."""
 
     fast: bool = False
 
 
 class _Counted(threading.local):
-    """U-Net evaluations of this thread."""
+    """Count of the thread's U-Net evaluations."""
 
     samples: int = 0
 
@@ -56,13 +56,15 @@ class Sampled(NamedTuple):
 
 
 class Model:
-    """A loaded base model. Build with `Model.load`; all weights are frozen and in eval mode. That of an `explicit` task
-    has the safety gate before its text encoders and its sampler, from the beginning and for good."""
+    """Loaded base model; build it with `Model.load`.
+
+    All weights are frozen and in eval mode. The model of an `explicit` task has the safety gate before its text
+    encoders and its sampler, from the beginning and for good."""
 
     def __init__(self, components: Components, device: str = "cpu", explicit: bool = False):
         self.device = torch.device(device)
         self._explicit = explicit
-        self._admitted: set[tuple[int, ...]] = set()  # token ids of texts that the gate has let through
+        self._admitted: set[tuple[int, ...]] = set()  # token ids of texts that the gate has admitted
         self._gated: WeakSet[torch.nn.Module] = WeakSet()
         frozen = lambda part: part.to(self.device).eval().requires_grad_(False)
         second = components.text_encoder_2
@@ -70,7 +72,7 @@ class Model:
         self._second_padding, self._zeros = components.second_padding, components.zeros
         self.unet, self.vae = frozen(components.unet), frozen(components.vae)
         self.text_encoder = frozen(components.text_encoder)
-        self.unet.to(memory_format=torch.channels_last)  # convolutions are faster so
+        self.unet.to(memory_format=torch.channels_last)  # makes convolutions faster
         from diffusers.models.attention_processor import Attention
 
         for attention in self.unet.modules():
@@ -91,27 +93,29 @@ class Model:
         self._side = bases.side_of(self.unet.config, second is not None)
         mean, deviation = self.vae.config.get("latents_mean"), self.vae.config.get("latents_std")
         column = lambda values: torch.tensor(values, device=self.device, dtype=self.dtype).view(-1, 1, 1)
-        # of latents before they are scaled, where the configuration says (SDXL's)
+        # of unscaled latents, if the configuration gives them (SDXL)
         self._normal = None if mean is None or deviation is None else (column(mean), column(deviation))
 
     @classmethod
     def load(cls, source: Source, device: str = "cpu", explicit: bool = False) -> Model:
-        """Load every part strictly; `explicit`: for a task that erases explicit content. Raises ErasebenchError for a missing,
-        truncated or non-finite model, for one that does not draw from text alone, and for a device that is not there."""
+        """Load every part strictly; `explicit`: for a task that erases explicit content.
+
+        Raises ErasebenchError for a missing, truncated or non-finite model, for one that does not draw from text alone,
+        and for a missing device."""
         check_device(device)
         use_exact_arithmetic()
         return cls(Components.load(source), device, explicit)
 
     @property
     def unet_samples(self) -> int:
-        """U-Net evaluations so far, counted in single latents, of the calling thread."""
+        """U-Net evaluations of the calling thread so far, counted in single latents."""
         return self._counted.samples
 
     # -- the safety gate ------------------------------------------------------------------------------------------
 
     @property
     def explicit(self) -> bool:
-        """Whether the safety gate stands before the model; nothing sets it but loading."""
+        """Whether the safety gate guards the model; fixed at loading."""
         return self._explicit
 
     @property
@@ -123,25 +127,30 @@ class Model:
         self._text_encoder = self._behind_gate(encoder)
 
     def _behind_gate(self, encoder: torch.nn.Module) -> torch.nn.Module:
-        """The text encoder, which from now on raises Refused for token ids whose text the gate refuses."""
+        """Put the safety gate before a text encoder -> the same encoder.
+
+        From now on, it raises Refused for token ids whose text the gate refuses."""
         if self.explicit and encoder not in self._gated:
             self._gated.add(encoder)
-            # a function and no method, which a deep copy of the encoder would copy the whole model for
+            # a closure, since a deep copy of an encoder hooked to a bound method would copy the whole model
             check = lambda module, args, inputs: self._admit(inputs["input_ids"] if "input_ids" in inputs else args[0])
             encoder.register_forward_pre_hook(check, with_kwargs=True)
         return encoder
 
     def allows(self, text: str) -> bool:
-        """Whether the gate lets a text through; any, where the task is not explicit."""
+        """Return whether the gate admits a text; always, unless the task is explicit."""
         return not (self.explicit and refuses(text))
 
     def allows_ids(self, ids: Tensor) -> Tensor:
-        """bool [B]: for each row of token ids [B, L] whether the gate lets its text through."""
+        """Return whether the gate admits each text: token ids [B, L] -> bool [B]."""
         allowed = [self._allows_row(row) for row in ids.tolist()] if self.explicit else [True] * len(ids)
         return torch.tensor(allowed, dtype=torch.bool, device=ids.device)
 
     def _allows_row(self, row: Sequence[int]) -> bool:
-        """Token 0 stands where a vector is put in (search.slots): whether it parts words or belongs to none is open."""
+        """Return whether the gate admits the text of one token row.
+
+        Token 0 marks slots of inserted vectors (search.slots). It may or may not separate words, so the text is refused
+        only if the gate refuses it both with and without these tokens."""
         said = self._words(row)
         if not said or said in self._admitted:
             return True
@@ -157,7 +166,9 @@ class Model:
             raise Refused("the safety gate refuses a text of this explicit task (docs/safety.md)")
 
     def _admit_texts(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-        """Note the token ids of texts as let through: cut off, or with digits apart, they may read as something else."""
+        """Admit the token ids of texts; raise Refused unless all pass.
+
+        Decoded ids may read differently from their text: truncated, or with separated digits."""
         if self.explicit:
             if not all(map(self.allows, texts)):
                 raise Refused("the safety gate refuses a text of this explicit task (docs/safety.md)")
@@ -171,21 +182,25 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        """As diffusers pads: by the tokenizer, where it stays within the text encoder's positions."""
+        """Length of padded prompts, as in diffusers.
+
+        It is the tokenizer's maximum, limited to the text encoder's positions."""
         return min(self.text_encoder.config.max_position_embeddings, self.tokenizer.model_max_length)
 
     @property
     def text_width(self) -> int:
-        """Of what the cross-attention reads."""
+        """Width of the embeddings that the cross-attention reads."""
         width = self.unet.config.cross_attention_dim
-        return width if isinstance(width, int) else width[0]  # one for each block, checked to be the same
+        return width if isinstance(width, int) else width[0]  # one entry a block, checked to be equal
 
     @property
     def pixels_per_latent(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
-        """Of latents: of pictures of `size` pixels a side, or of the base's own."""
+        """Return the shape of latents: of images of `size` pixels a side, or of the base's own size.
+
+        Raises ErasebenchError for an unsupported size, and if the base names none."""
         if size is not None:
             largest = LARGEST * self.pixels_per_latent * (self._side or 64)
             if size < 1 or size % self.pixels_per_latent or size > largest:
@@ -202,11 +217,13 @@ class Model:
     # -- openings -------------------------------------------------------------------------------------------------
 
     def names(self, pattern: str) -> list[str]:
-        """Names of parameters ("unet.<name>" or "text_encoder.<name>") that the regular expression finds."""
+        """Return the names of the parameters that match a regular expression.
+
+        They have the form "unet.<name>" or "text_encoder.<name>"."""
         return [name for name in self._parameters() if re.search(pattern, name)]
 
     def weight(self, name: str) -> Tensor:
-        """The current value of a parameter; do not write to it."""
+        """Return the current value of a parameter; do not write to it."""
         return self._parameters()[name].data
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -223,10 +240,10 @@ class Model:
         processors: Mapping[str, Any] | None = None,
         **openings: Any,
     ) -> Iterator[None]:
-        """Change the model inside the `with`, leave it bit-equal after.
+        """Change the model inside the `with`, and restore it bit-equal after.
 
-        weights     name -> tensor that stands in for the parameter (the base's own storage is never written)
-        processors  U-Net attention processors by diffusers' names; those not named stay
+        weights     name -> tensor that replaces the parameter (the base's own storage is never written)
+        processors  U-Net attention processors by diffusers' names; all others stay
         openings    guidance, guard, text_encoder, around
         Raises ErasebenchError for a name that does not exist, for a shape or number format that does not fit, and for
         numbers that are not finite or that the model's format cannot hold.
@@ -251,7 +268,9 @@ class Model:
 
     @contextmanager
     def training(self, names: Sequence[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
-        """Copies of the named weights, trainable, in place of the base's; gone after the `with` (save them inside)."""
+        """Replace the named weights by trainable copies inside the `with`.
+
+        The copies are gone afterwards, so save them inside. Raises ErasebenchError without names."""
         if not names:
             raise ErasebenchError("no weight to train: the pattern matched nothing in this model")
         parameters = {name: parameter for name, parameter in self._parameters().items() if name in set(names)}
@@ -267,8 +286,10 @@ class Model:
 
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
-        """Gradient checkpointing (Chen et al., 2016): inside, a backward pass computes again what the U-Net's blocks would
-        have kept for it. The gradients are the same; the pass must run inside every change that the prediction ran in."""
+        """Use gradient checkpointing (Chen et al., 2016) inside the `with`.
+
+        A backward pass recomputes the activations of the U-Net's blocks. The gradients are the same; the pass must run
+        inside every change that the prediction ran in."""
         self.unet.enable_gradient_checkpointing()
         try:
             yield
@@ -277,7 +298,9 @@ class Model:
 
     @contextmanager
     def without_checkpointing(self) -> Iterator[None]:
-        """Inside, what a backward pass needs is kept: it will run outside a change that the prediction runs in."""
+        """Suspend gradient checkpointing inside the `with`.
+
+        It is for a backward pass that runs outside a change that its prediction runs in."""
         if not self.unet.is_gradient_checkpointing:
             yield
             return
@@ -289,9 +312,10 @@ class Model:
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
-        """The base model, inside any changes, without a copy.
+        """Restore the base model inside the `with`, without a copy.
 
-        Ask the teacher before the student's forward pass: autograd must not see weights swapped under it.
+        It works inside any changes. Use the teacher before the student's forward pass: autograd must not see swapped
+        weights.
         """
         current = [slot.get() for slot in self._slots]
         changes, self._slots = self._slots, []
@@ -307,7 +331,10 @@ class Model:
 
     @contextmanager
     def word(self, text: str, vector: Tensor) -> Iterator[None]:
-        """A further word (lower case) that tokenizer and text encoder know inside the `with`, by its embedding [1, D]."""
+        """Add a lower-case word with an embedding [1, D] inside the `with`.
+
+        Tokenizer and text encoder know it. Raises Refused if the safety gate refuses the word, NotFinite for its
+        embedding, and ErasebenchError if the tokenizer already knows the word."""
         if not self.allows(text):
             raise Refused("the safety gate refuses a word of this explicit task (docs/safety.md)")
         tokenizer, table = self.tokenizer, self.text_encoder.get_input_embeddings()
@@ -333,14 +360,16 @@ class Model:
 
     @property
     def differs(self) -> bool:
-        """Whether anything that was changed is not what it was before."""
+        """Whether any changed part differs from its value before the change."""
         same = lambda a, b: torch.equal(a, b) if isinstance(a, Tensor) else a is b or (isinstance(a, dict) and a == b)
         return not all(same(slot.get(), slot.before) for slot in self._slots)
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """ids [B, L], padded and cut to the context length."""
+        """Tokenize texts -> ids [B, L], of the context length.
+
+        They are padded and truncated."""
         ids = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
         ).input_ids
@@ -348,22 +377,23 @@ class Model:
         return ids.to(self.device)
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of a text, without start, end and padding."""
+        """Return the token ids of a text, without start, end and padding."""
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         self._admit_texts([text], [ids])
         return ids
 
     def encode_distinct(self, texts: Sequence[str]) -> Context:
-        """`encode` of prompts of which many are the same, each of these once."""
+        """Encode prompts, but repeated ones only once."""
         distinct = list(dict.fromkeys(texts))
         return self.encode(distinct).select(torch.tensor([distinct.index(text) for text in texts]))
 
     def encode(
         self, text: Sequence[str] | None = None, *, ids: Tensor | None = None, token_embeds: Tensor | None = None
     ) -> Context:
-        """Encode prompts, token ids [B, L], or token embeddings [B, L, D] standing in for those of `ids`.
+        """Encode prompts, token ids [B, L], or token embeddings [B, L, D].
 
-        Differentiable with respect to token_embeds and to the text encoder's weights.
+        Token embeddings replace those of `ids`. Differentiable with respect to token_embeds and to the text encoder's
+        weights.
         """
         if ids is None:
             ids = self.tokenize(text)
@@ -388,26 +418,32 @@ class Model:
         return Context(hidden, ids, ends, second.text_embeds)
 
     def unconditional(self) -> Context:
-        """The empty prompt as guidance sees it: encoded, but all zero for SDXL where its index says so."""
+        """Return the context of the empty prompt, for guidance.
+
+        It is encoded, but for SDXL all zero if model_index.json says so."""
         context = self.encode([""])
         if self.text_encoder_2 is None or not self._zeros:
             return context
         return context._replace(hidden=torch.zeros_like(context.hidden), pooled=torch.zeros_like(context.pooled))
 
     def begin(self, context: Context, z: Tensor) -> dict[str, Any]:
-        """State of new trajectories from z [B, C, h, w]; pass it to `eps` and `guided_eps`."""
+        """Return the state of new trajectories from z [B, C, h, w].
+
+        Pass it to `eps` and `guided_eps`. Raises Refused if the safety gate refuses a prompt."""
         self._admit(context.ids)
         return self.guidance.begin(self, context, z)
 
     def eps(self, z: Tensor, t: Tensor | int, context: Context, state: Mapping[str, Any] | None = None) -> Tensor:
-        """Predicted noise [B, C, h, w] at timestep t (a number or [B]), whatever the U-Net predicts."""
+        """Return the noise prediction [B, C, h, w] at timestep t.
+
+        t is a number or [B]. The prediction is converted if the U-Net predicts something else."""
         return self.as_noise(self.predict(z, t, context, state), z, t)
 
     def predict(self, z: Tensor, t: Tensor | int, context: Context, state: Mapping[str, Any] | None = None) -> Tensor:
-        """What the U-Net predicts [B, C, h, w] at timestep t (a number or [B]): noise, v or clean latents, as its scheduler
-        expects.
+        """Return the U-Net's raw prediction [B, C, h, w] at timestep t.
 
-        `state["attention"]`, where guidance put one, reaches the attention processors as keyword arguments.
+        t is a number or [B]. The prediction is noise, v or clean latents, as its scheduler expects.
+        `state["attention"]`, if set by guidance, reaches the attention processors as keyword arguments.
         """
         t = torch.as_tensor(t, device=z.device)
         self._counted.samples = self.unet_samples + len(z)
@@ -422,11 +458,13 @@ class Model:
                 added_cond_kwargs=self._added(z, context),
                 return_dict=False,
             )[0]
-            # the next call of a compiled U-Net writes over what this one gave
+            # the next call of a compiled U-Net overwrites the output of this one
             return out.clone() if fast and out.dtype == z.dtype else out.to(z.dtype)
 
     def as_noise(self, predicted: Tensor, z: Tensor, t: Tensor | int) -> Tensor:
-        """The noise [B, C, h, w] that a prediction of the U-Net for z at t (a number or [B]) stands for."""
+        """Convert a U-Net prediction into noise [B, C, h, w].
+
+        The prediction is for latents z at timestep t, a number or [B]."""
         if self._prediction == "epsilon":
             return predicted
         alpha = self._signal(torch.as_tensor(t, device=z.device)).to(z.dtype).reshape(-1, 1, 1, 1)
@@ -435,7 +473,9 @@ class Model:
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * z  # v: Salimans & Ho, 2022, section 4
 
     def _signal(self, t: Tensor) -> Tensor:
-        """alphas_cumprod at t; between two timesteps, where some samplers go, as diffusers interpolates the noise."""
+        """Return alphas_cumprod at t.
+
+        Some samplers use fractional timesteps; these are interpolated as diffusers interpolates the noise."""
         if not t.is_floating_point():
             return self.alphas_cumprod[t]
         sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
@@ -444,7 +484,9 @@ class Model:
         return 1 / (1 + torch.lerp(sigmas[low], sigmas[high], (t - low).to(sigmas)) ** 2)
 
     def _added(self, z: Tensor, context: Context) -> dict[str, Tensor] | None:
-        """SDXL's conditions beside the prompt: size as made, uncropped, and the pooled prompt."""
+        """Return SDXL's additional conditions: size as made, uncropped, and the pooled prompt.
+
+        None for a model with one text encoder."""
         if context.pooled is None:
             return None
         side = z.shape[-1] * self.pixels_per_latent
@@ -452,35 +494,43 @@ class Model:
         return {"text_embeds": context.pooled, "time_ids": times}
 
     def guided(self, z: Tensor, t: Tensor | int, context: Context, scale: float | Tensor, state: dict) -> Tensor:
-        """What the scheduler is handed [B, C, h, w]: guidance composed, whatever the method made of it. diffusers leaves
-        guidance out at 1 and below."""
+        """Return the guided prediction for the scheduler [B, C, h, w].
+
+        Guidance is the method's own if it replaces the default. As in diffusers, a scale of 1 or below means no
+        guidance."""
         least = scale.clamp(min=1) if isinstance(scale, Tensor) else max(scale, 1)
         return self.guidance(self, z, torch.as_tensor(t, device=z.device), context, least, state)
 
     def guided_eps(self, z: Tensor, t: Tensor | int, context: Context, scale: float | Tensor, state: dict) -> Tensor:
-        """The noise that `guided` stands for."""
+        """Return the guided prediction as noise [B, C, h, w]."""
         return self.as_noise(self.guided(z, t, context, scale, state), z, t)
 
     def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
-        """Unit Gaussian latents, one CPU generator an image, so that an image never depends on its neighbours."""
+        """Draw unit Gaussian latents, with one CPU generator an image.
+
+        An image therefore never depends on its neighbours."""
         shape = (1, *self.latent_shape(size))
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=self.dtype) for seed in seeds]
         return torch.cat(draws).to(self.device)
 
     def scheduler(self, sampler: Sampler):
-        """A fresh diffusers scheduler with its timesteps set; set up as StableDiffusionPipeline does."""
+        """Return a fresh diffusers scheduler with its timesteps set.
+
+        It is set up as in StableDiffusionPipeline, or as in SDXL's pipeline."""
         return schedulers.load(self.scheduler_config, sampler, self.device, xl=self.text_encoder_2 is not None)
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Raises ErasebenchError for a sampler or a size that the base cannot be drawn with."""
+        """Raise ErasebenchError for a sampler or size unsupported by the base."""
         scheduler = self.scheduler(sampler)
         self.latent_shape(sampler.size)
         schedulers.check_step(scheduler, sampler.name)
 
     @contextmanager
     def fast(self) -> Iterator[None]:
-        """Within, this thread's U-Net computes in bf16; weights, guidance and scheduler stay in fp32. On a GPU it is compiled
-        too, and its weights are laid out channels last from here on."""
+        """Run this thread's U-Net in bf16 inside the `with`.
+
+        Weights, guidance and scheduler stay in fp32. On a GPU, the U-Net is also compiled, and its weights are laid out
+        channels last from then on."""
         if self.device.type == "cuda" and self._compiled is None:
             self.unet.to(memory_format=torch.channels_last)
             self._compiled = torch.compile(self.unet, **COMPILER)
@@ -501,15 +551,18 @@ class Model:
         scales: Sequence[float] | None = None,
         stop: int | None = None,
     ) -> Tensor:
-        """Sample latents [B, C, h, w]. `trace` receives (t, z) before every step; `scales` are the guidance of each
-        image, where they differ from the sampler's; after `stop` steps the latents are given as they are then."""
+        """Sample latents [B, C, h, w].
+
+        `trace` receives (t, z) before every step; `scales` are the guidance scales of single images, if they differ
+        from the sampler's; `stop` ends sampling after that many steps. Raises NotFinite if latents become NaN or
+        infinite."""
         scheduler = self.scheduler(sampler)
         z = self.noise(seeds, sampler.size) * scheduler.init_noise_sigma
         state = self.begin(context, z)
         scale: float | Tensor = sampler.guidance
         if scales is not None and set(scales) != {sampler.guidance}:
             scale = torch.tensor(scales, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
-        finite: list[Tensor] = []  # read once at the end, as reading makes a GPU wait
+        finite: list[Tensor] = []  # read once at the end, since each read synchronises the GPU
         with reuse.trajectory():
             for t in scheduler.timesteps[:stop]:
                 if trace is not None:
@@ -523,7 +576,9 @@ class Model:
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents -> images uint8 [B, H, W, 3] on the CPU. Raises NotFinite, as NaN would become a picture like any other."""
+        """Decode latents -> images uint8 [B, H, W, 3] on the CPU.
+
+        Raises NotFinite for NaN or infinity, which would otherwise become an ordinary image."""
         if not is_finite(z):
             raise NotFinite("latents are not finite")
         return torch.cat(in_slices(self, "decode", lambda rows: self._decoded(z[rows]), len(z), at_once(z.shape)))
@@ -543,15 +598,19 @@ class Model:
     def encode_images(
         self, images: Tensor, mean: Sequence[float] = (0.5,) * 3, deviation: Sequence[float] = (0.5,) * 3
     ) -> Tensor:
-        """Images uint8 [B, H, W, 3] -> latents (posterior mean, scaled). `mean` and `deviation` as in `posterior`."""
+        """Encode images uint8 [B, H, W, 3] -> latents (posterior mean, scaled).
+
+        `mean` and `deviation` as in `posterior`."""
         return self.posterior(images, mean, deviation)[0]
 
     @torch.no_grad()
     def posterior(
         self, images: Tensor, mean: Sequence[float] = (0.5,) * 3, deviation: Sequence[float] = (0.5,) * 3
     ) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, H, W, 3] -> mean and deviation [B, C, h, w] of their latents, scaled. `mean` and `deviation` of
-        a channel in [0, 1] are subtracted and divided by; the VAE expects the defaults."""
+        """Encode images uint8 [B, H, W, 3] -> posterior of their latents.
+
+        It is given by mean and deviation [B, C, h, w], scaled. Pixels in [0, 1] are normalised by the channels' `mean`
+        and `deviation`; the VAE expects the defaults. Raises NotFinite for NaN or infinity."""
         centre, spread = (
             torch.tensor(v, device=self.device, dtype=self.vae.dtype).view(3, 1, 1) for v in (mean, deviation)
         )
@@ -574,7 +633,7 @@ class Model:
         return made
 
     def refuses(self, context: Context) -> Tensor:
-        """Whether the guard refuses each prompt, bool [B] on the CPU."""
+        """Return whether the guard refuses each prompt, bool [B] on the CPU."""
         if self.guard is None:
             return torch.zeros(len(context.ids), dtype=torch.bool)
         scores = self.guard(self, context)
@@ -590,8 +649,9 @@ class Model:
         sampler: Sampler,
         scales: Sequence[float] | None = None,
     ) -> Sampled:
-        """One image for each prompt and seed, through guidance and guard as they stand now. `scales` gives each image
-        its own guidance."""
+        """Sample one image for each prompt and seed.
+
+        It uses the current guidance and guard. `scales` gives each image its own guidance scale."""
         context = texts if isinstance(texts, Context) else self.encode_distinct(texts)
         if not is_finite(context.hidden):
             raise NotFinite("embeddings of prompts are not finite")

@@ -1,4 +1,4 @@
-"""The places of a model that `Model.changed` sets, and sets back: weights, attention processors, attributes."""
+"""Slots that `Model.changed` sets and restores: weights, attention processors, attributes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from .finite import check_finite
 
 
 class Slot(NamedTuple):
-    """One changed place: how to read it, how to set it, and what was there before."""
+    """Replaceable part of a model: getter, setter, and the value before the change."""
 
     get: Callable[[], Any]
     set: Callable[[Any], None]
     before: Any
 
 
-Change = tuple[Slot, Any]  # a place, and what is to stand there
+Change = tuple[Slot, Any]  # a slot and its new value
 
 
 def weight_changes(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[Change]:
-    """Tensors in the place of parameters, whose own storage is never written. Raises as `Model.changed` does."""
+    """Return changes that put tensors in place of parameters.
+
+    The parameters' own storage is never written. Raises as `Model.changed` does."""
     slots, values = [], []
     for name, value in weights.items():
         if name not in parameters:
@@ -39,22 +41,24 @@ def weight_changes(parameters: Mapping[str, torch.nn.Parameter], weights: Mappin
 
 
 def processor_change(unet: Any, processors: Mapping[str, Any]) -> Change:
-    """Attention processors of the U-Net in the place of those of their names."""
+    """Return a change that replaces attention processors of the U-Net by name.
+
+    Raises ErasebenchError for an unknown name."""
     present = unet.attn_processors
     if absent := set(processors) - set(present):
         raise ErasebenchError(f"the U-Net has no attention processor {sorted(absent)[0]}")
-    # set_attn_processor empties the dictionary it is given
+    # set_attn_processor empties the dictionary that it receives
     put = lambda v: unet.set_attn_processor(dict(v))
     return Slot(lambda: dict(unet.attn_processors), put, dict(present)), {**present, **processors}
 
 
 def attribute_change(holder: object, name: str, value: Any) -> Change:
-    """Something else under one attribute of the model."""
+    """Return a change of one attribute of the model."""
     return Slot(lambda: getattr(holder, name), lambda v: setattr(holder, name, v), getattr(holder, name)), value
 
 
 def check_weight(name: str, parameter: Tensor, value: Any) -> None:
-    """Raises ErasebenchError for what cannot stand in for a parameter."""
+    """Raise ErasebenchError for a value that cannot replace a parameter."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         what = (
             f"a {'meta' if value.is_meta else 'sparse'} tensor" if isinstance(value, Tensor) else type(value).__name__

@@ -1,10 +1,10 @@
-"""Keys and values of the context, computed once in a trajectory.
+"""Cache of cross-attention keys and values within a trajectory.
 
-The invariant: a remembered result is given again only for the very tensors that it was computed from, unwritten since,
-and only as long as nobody has written into the result itself. So what is reused is bit-equal to what would be computed
-anew, whatever processors, guidance or `Model.teacher` do within the trajectory. A tensor is known by its identity, its
-address and torch's count of writes (`_version`); all that a key names is kept alive with it, so that no address is
-used again. A trajectory's memory belongs to one thread and ends with it; where autograd records there is none.
+Invariant: a cached result is returned only for the very tensors that it was computed from, unwritten since, and only as
+long as the result itself is unwritten. A reused result is therefore bit-equal to a fresh one, regardless of processors,
+guidance or `Model.teacher` within the trajectory. A tensor is identified by its identity, its address and torch's count
+of writes (`_version`); all tensors of a key are kept alive with it, so that no address is used again. A trajectory's
+memory belongs to one thread and ends with the trajectory. Nothing is cached while autograd records.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ A = TypeVar("A", bound=Tensor | tuple[Tensor | None, ...])
 
 
 class _Trajectory(threading.local):
-    """The memory of the trajectory that this thread is in, if it is in one."""
+    """Memory of this thread's trajectory; None outside of one."""
 
     memory: dict | None = None
 
@@ -31,7 +31,9 @@ _trajectory = _Trajectory()
 
 @contextmanager
 def trajectory() -> Iterator[None]:
-    """Within, `once` remembers: a new memory, even inside another trajectory."""
+    """Let `once` cache results inside the `with`.
+
+    The memory is new, even inside another trajectory."""
     before, _trajectory.memory = _trajectory.memory, {}
     try:
         yield
@@ -40,13 +42,14 @@ def trajectory() -> Iterator[None]:
 
 
 def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
-    """make(), computed once in a trajectory as long as inputs and result are the same tensors, unwritten.
+    """Return make(), computed once a trajectory.
 
-    Outside `trajectory`, and where autograd records, it is computed anew each time.
+    It is computed again if inputs are other tensors, or if inputs or result have been written to. Outside `trajectory`,
+    and while autograd records, it is computed anew each time.
     """
     if (
         torch.compiler.is_compiling()
-    ):  # it would have to trace addresses; a step more or less of keys costs a GPU nothing
+    ):  # a compiler would have to trace addresses; on a GPU these projections cost next to nothing
         return make()
     memory = _trajectory.memory
     if memory is None or torch.is_grad_enabled():
@@ -55,13 +58,15 @@ def once(what: object, make: Callable[[], A], *inputs: Tensor) -> A:
     key = (what, *((id(x), x.data_ptr(), x._version) for x in inputs))
     if key not in memory or versions(memory[key][0]) != memory[key][1]:
         made = make()
-        # inputs and their storage are kept, so that no address in the key is used again
+        # inputs and their storage are kept alive, so that no address in the key is used again
         memory[key] = made, versions(made), inputs, [x.detach() for x in inputs]
     return memory[key][0]
 
 
 class ContextLinear(torch.nn.Linear):
-    """Keys or values of the context, which is the same in every step of a trajectory: projected in the first."""
+    """Projection of the context to keys or values, cached within a trajectory.
+
+    The context is the same in every step."""
 
     def forward(self, context: Tensor) -> Tensor:
         weights = (p for p in (self.weight, self.bias) if p is not None)

@@ -1,4 +1,4 @@
-"""Where a base model comes from, and its components, loaded strictly."""
+"""Source of a base model, and strict loading of its components."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("erasebench")
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND = ("text_encoder_2", "tokenizer_2")  # of SDXL
-WEIGHTS = {  # the parts that have some -> library and class; neither library is imported before a model is loaded
+WEIGHTS = {  # part -> library and class; neither library is imported before a model is loaded
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -31,7 +31,7 @@ WEIGHTS = {  # the parts that have some -> library and class; neither library is
 
 @cache
 def quiet(library: str) -> Any:
-    """diffusers or transformers, imported, without its progress bars and remarks."""
+    """Import diffusers or transformers, without its progress bars and remarks."""
     module = importlib.import_module(library)
     module.logging.set_verbosity_error()
     importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
@@ -40,7 +40,9 @@ def quiet(library: str) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a base model comes from: a local diffusers folder, or a hub id with a pinned revision."""
+    """Source of a base model: a local diffusers folder, or a hub id.
+
+    A hub id has a pinned revision."""
 
     name: str
     path: Path | None = None
@@ -49,7 +51,9 @@ class Source:
     dtype: str = "float32"
 
     def identity(self) -> dict[str, str]:
-        """Content of a local folder (not its path), or id and revision; and the number format."""
+        """Return the identity of the base, for keys.
+
+        It is the content of a local folder (not its path), or hub id and revision; and the number format."""
         if self.path is None:
             return {"hub": self.hub, "revision": self.revision, "dtype": self.dtype}
         try:
@@ -59,7 +63,9 @@ class Source:
             raise ErasebenchError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def files(self) -> list[Path]:
-        """What a local folder's content is: what is read of it. Raises ErasebenchError if it is not a pipeline."""
+        """Return the files of a local folder that loading reads.
+
+        They define the content of the folder. Raises ErasebenchError if it is not a pipeline."""
         folder = Path(self.path)
         if folder.is_file():
             raise ErasebenchError(bases.single_file(folder))
@@ -71,7 +77,7 @@ class Source:
             raise ErasebenchError(f"{folder} is not a Stable Diffusion pipeline: {what}")
         kinds = (".json", ".safetensors", ".txt", ".model")
         second = [part for part in SECOND if (folder / part).is_dir()]
-        found = [folder / "model_index.json"] if second else []  # it says how SDXL's empty prompt is read
+        found = [folder / "model_index.json"] if second else []  # defines how SDXL encodes the empty prompt
         for part in (*PARTS, *second):
             variant = bases.variant_of(folder, part) if part in WEIGHTS else None
             every = sorted(f for f in (folder / part).rglob("*") if f.suffix in kinds)
@@ -79,14 +85,16 @@ class Source:
         return found
 
     def check(self) -> bases.Base:
-        """Its configuration. Raises ErasebenchError with what it is where it is no base that can be drawn with."""
+        """Read and check the configuration of the base.
+
+        Raises ErasebenchError, with a description of the model, if it is not a usable base."""
         where = str(self.path or self.hub)
         if self.dtype not in bases.DTYPES:
             raise ErasebenchError(f"model.dtype={self.dtype}: choose from {', '.join(bases.DTYPES)}")
         if not where:
             raise ErasebenchError("no base: give a diffusers folder with model.path=")
         if self.path is not None:
-            self.files()  # says what is wrong with the folder
+            self.files()  # raises if the folder is not a pipeline
             for part in (part for part in WEIGHTS if (Path(self.path) / part).is_dir()):
                 bases.check_pointers(Path(self.path), part)
         try:
@@ -95,7 +103,9 @@ class Source:
             raise ErasebenchError(f"{where}: {error}") from error
 
     def _find(self, name: str) -> Path:
-        """A file of the base, from the hub where it is not a folder."""
+        """Return the path of a file of the base.
+
+        It is downloaded from the hub if the base is not a folder."""
         if self.path is not None:
             return Path(self.path) / name
         from huggingface_hub import hf_hub_download
@@ -105,12 +115,14 @@ class Source:
 
 @cache
 def _content(folder: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash of the files, read once in a process as long as sizes and times stay."""
+    """Return a hash of the files.
+
+    A process reads them once, as long as their sizes and modification times stay the same."""
     return digest({str(file.relative_to(folder)): sha256_file(file) for file, *_ in stamps})
 
 
 def weights_digest(*modules: torch.nn.Module) -> str:
-    """Every parameter of the modules, bit by bit."""
+    """Return a hash of every parameter of the modules, bit by bit."""
     raw = lambda p: p.detach().cpu().reshape(-1).view(torch.uint8).numpy()
     hashed = hashlib.sha256()
     for module in modules:
@@ -121,11 +133,11 @@ def weights_digest(*modules: torch.nn.Module) -> str:
 
 
 def unfetched(error: Exception) -> str:
-    """What to do about a base that the hub does not give."""
+    """Return advice about a base that the hub does not provide."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     kinds, cause = [], error
-    while cause is not None:  # diffusers raises an OSError from the hub's own
+    while cause is not None:  # diffusers raises an OSError from the hub's own error
         kinds.append(type(cause))
         cause = cause.__cause__ or cause.__context__
     named = "give another with model.hub=<owner>/<name> model.revision=<commit>, or a folder with model.path="
@@ -139,7 +151,9 @@ def unfetched(error: Exception) -> str:
 
 
 def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
-    """The U-Net, VAE or a text encoder, with every weight in its place. Raises ErasebenchError otherwise."""
+    """Load the U-Net, VAE or a text encoder strictly.
+
+    Raises ErasebenchError unless every weight is in its place and finite."""
     library, name = WEIGHTS[part]
     where, kind = str(source.path or source.hub), getattr(quiet(library), name)
     keywords: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
@@ -154,8 +168,8 @@ def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
             raise
         module, info = kind.from_pretrained(
             where, subfolder=part, variant="fp16", **keywords
-        )  # a repository of one variant
-    # diffusers fills missing weights with noise, leaves out unexpected ones, and only warns
+        )  # a repository with a single variant
+    # diffusers fills missing weights with noise, drops unexpected ones, and only warns
     absent = [k for k in info["missing_keys"] if not k.endswith("position_ids")]
     if absent or info["mismatched_keys"]:
         raise ErasebenchError(
@@ -165,7 +179,7 @@ def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
         line = f"{where}/{part}: {len(left)} weights that {kind.__name__} has no place for, e.g. {left[0]}"
         if part in ("unet", "vae"):
             raise ErasebenchError(f"{line}: another network than its configuration says")
-        log.warning("%s: left out", line)  # text encoders are cut out of whole CLIPs
+        log.warning("%s: left out", line)  # text encoders are extracted from whole CLIP models
     broken = next((n for n, p in module.named_parameters() if not torch.isfinite(p).all()), None)
     if broken:
         raise ErasebenchError(f"{where}/{part}: weight {broken} is not finite (NaN or infinity)")
@@ -176,21 +190,23 @@ def load_part(source: Source, part: str, dtype: torch.dtype) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class Components:
-    """What a pipeline consists of, as diffusers and transformers load it."""
+    """Components of a pipeline, as loaded by diffusers and transformers."""
 
     unet: Any
     vae: Any
     text_encoder: Any
     tokenizer: Any
     scheduler_config: Mapping[str, Any]
-    text_encoder_2: Any = None  # SDXL's; it reads the same tokens, padded with another
+    text_encoder_2: Any = None  # SDXL's; reads the same tokens with another padding token
     second_padding: int = 0
-    zeros: bool = True  # what guidance sees of SDXL's empty prompt is all zero
+    zeros: bool = True  # guidance uses all-zero embeddings for SDXL's empty prompt
 
     @classmethod
     def load(cls, source: Source) -> Components:
-        """Load every part strictly. Raises ErasebenchError for a missing, truncated or non-finite model, and for one
-        that does not draw from text alone."""
+        """Load every part strictly.
+
+        Raises ErasebenchError for a missing, truncated or non-finite model, and for one that does not draw from text
+        alone."""
         try:
             return cls._load(source)
         except ErasebenchError:
@@ -206,7 +222,7 @@ class Components:
         where, base, dtype = str(source.path or source.hub), source.check(), getattr(torch, source.dtype)
         loaded = {part: load_part(source, part, dtype) for part in WEIGHTS if part in base.parts}
         if base.xl and dtype == torch.float16 and base.parts["vae"]["force_upcast"]:
-            loaded["vae"].float()  # as SDXL's pipeline does: in half precision it gives NaN
+            loaded["vae"].float()  # as SDXL's pipeline does: this VAE gives NaN in half precision
         revision = {"revision": source.revision or None} if source.path is None else {}
         tokenizers = {
             part: quiet("transformers").CLIPTokenizer.from_pretrained(where, subfolder=part, **revision)

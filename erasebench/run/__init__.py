@@ -1,1 +1,1 @@
-"""One run: its specification and keys, images, scores, attacks, rows."""
+"""Single run: specification and keys, images, scores, attacks, rows."""

@@ -1,4 +1,4 @@
-"""Shard of prompts -> shard of images, in the store."""
+"""Sampling of shards of prompts into shards of images, in the store."""
 
 from __future__ import annotations
 
@@ -29,27 +29,32 @@ Draw = Callable[[Model, Sequence[Prompt], Sampler], Sampled]
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a shard's images lie, and what making them cost."""
+    """Stored shard of images, with the cost of making them."""
 
     path: Path
     prompts: tuple[Prompt, ...]
 
     def of(self, store: Store) -> Shard:
-        """The same shard as another machine's store has it."""
+        """Return the same shard in another machine's store."""
         return replace(self, path=store.find("images", self.path.name))
 
     def images(self) -> torch.Tensor:
-        """uint8 [B, H, W, 3]"""
+        """Load the images: -> uint8 [B, H, W, 3]."""
         with np.load(self.path / "images.npz", allow_pickle=False) as file:
             return torch.from_numpy(file["images"])
 
     def meta(self) -> dict:
-        """refused (list of bool), seconds, unet_samples, batch, peak_memory_mb, and where it was made"""
+        """Load the metadata of the shard.
+
+        Entries: refused (list of bool), seconds, unet_samples, batch, peak_memory_mb; and for its origin device,
+        commit, dirty and packages."""
         return json.loads((self.path / "shard.json").read_text())
 
 
 def shards(prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
-    """Prompts in their fixed order, cut at every split and every SHARD, so a smaller cap shares whole shards."""
+    """Cut prompts into shards at every split and every SHARD prompts.
+
+    Their order is fixed, so a run with a smaller cap shares whole shards."""
     parts: list[tuple[Prompt, ...]] = []
     for split in dict.fromkeys(prompt.split for prompt in prompts):
         members = [prompt for prompt in prompts if prompt.split == split]
@@ -59,7 +64,7 @@ def shards(prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
 
 @dataclass(frozen=True)
 class ShardRequest:
-    """All that a shard's images depend on; `identity` names the model as erased."""
+    """Everything that a shard's images depend on; `identity` identifies the erased model."""
 
     identity: Mapping[str, Any]
     sampler: Sampler
@@ -70,17 +75,17 @@ class ShardRequest:
         return shard_identity(self.identity, self.sampler, self.prompts)
 
     def shard(self, store: Store) -> Shard | None:
-        """The shard, once it is made."""
+        """Return the shard, or None if it has not been made."""
         path = store.get("images", self.key)
         return Shard(path, self.prompts) if path else None
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a shard may use that is made beside others.
+    """Resources of a shard that is made concurrently with others.
 
-    batch: images at once; 0: as many as there is memory for. beside: shards made at the same time, each of which is
-    counted with its share of the seconds. turn: entered while it samples."""
+    batch: images per batch; 0: as many as fit into memory. beside: number of shards made concurrently; each is charged
+    its share of the seconds. turn: context manager entered while the shard samples."""
 
     batch: int
     beside: int = 1
@@ -95,15 +100,17 @@ def make(
     draw: Draw | None = None,
     wait: bool = True,
 ) -> bool:
-    """Sample one shard into the store; False, if we need not `wait`, where somebody else is at it. `model()` is called
-    only if images are missing. `draw` samples in another way, which the request's identity then names too."""
+    """Sample one shard into the store.
+
+    Returns False if another process holds this shard and `wait` is False. `model()` is called only if images are
+    missing. `draw` replaces the way of sampling; the request's identity must then name it too."""
     sampler = request.sampler
 
     def fill(folder: Path) -> None:
         here = model()
         fast = "speed" in request.identity
         with resources.turn or nullcontext():
-            most = resources.batch or room(here, sampler)  # before anything is compiled, as each batch size would be
+            most = resources.batch or room(here, sampler)  # before compilation, since each batch size is compiled anew
             provenance.reset_peak_memory(str(here.device))
             start, before = time.perf_counter(), here.unet_samples
             with here.fast() if fast else nullcontext():
@@ -130,17 +137,19 @@ def make(
 
 
 def plain(model: Model, prompts: Sequence[Prompt], sampler: Sampler) -> Sampled:
-    """The prompts as they stand."""
+    """Sample the prompts unmodified."""
     return model.sample([p.text for p in prompts], [p.seed for p in prompts], sampler, scales(prompts, sampler))
 
 
 def scales(prompts: Sequence[Prompt], sampler: Sampler) -> list[float]:
-    """Guidance of each image: the prompt's own, or the sampler's."""
+    """Return the guidance scale of each image: the prompt's own, or the sampler's."""
     return [sampler.guidance if p.guidance is None else p.guidance for p in prompts]
 
 
 def room(model: Model, sampler: Sampler, most: int = SHARD) -> int:
-    """How many images a GPU has memory for at once: by what two need beyond one, with a tenth to spare."""
+    """Return the number of images that fit into GPU memory at once.
+
+    It is extrapolated from the memory that a second image adds to the first, with a tenth to spare."""
 
     def peak(count: int) -> int:
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -160,15 +169,17 @@ _rooms: WeakKeyDictionary[Model, dict[Sampler, int]] = WeakKeyDictionary()
 
 
 def fitting(left: int, first: int, next_one: int, most: int) -> int:
-    """How many go into nine tenths of `left` bytes, at least one."""
+    """Return how many images fit into nine tenths of `left` bytes; at least one."""
     return min(most, 1 + max(0, int(0.9 * left - first) // max(1, next_one)))
 
 
 def sample(
     model: Model, prompts: Sequence[Prompt], sampler: Sampler, batch: int, draw: Draw = plain, pad: bool = False
 ) -> tuple[Sampled, int]:
-    """Sample all prompts; on lack of memory halve the batch down to one, for later shards too. Returns the images and the batch
-    used. With `pad` the last batch is filled up, as a compiled model is of one shape."""
+    """Sample all prompts -> images and the batch size used.
+
+    If memory runs out, the batch is halved, down to one, for later shards too. With `pad` the last batch is filled up,
+    since a compiled model accepts only one shape."""
     done: list[Sampled] = []
     kind = "sample", sampler.size
     position, batch = 0, size_of(model, kind, batch)

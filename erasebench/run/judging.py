@@ -1,4 +1,7 @@
-"""Where judges compute: on the CPU, or on the GPU beside the model whose images they see. What they say does not depend on it."""
+"""Device of the judges: the CPU, or the GPU of the model whose images they score.
+
+Their scores do not depend on it.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-TOGETHER = 16  # images that a GPU judges at once
+TOGETHER = 16  # images that a GPU scores at once
 _device: ContextVar[str] = ContextVar("device", default="cpu")
 
 
 def device() -> str:
-    """The device of judges' networks, here and now."""
+    """Return the current device of the judges' networks."""
     return _device.get()
 
 
 @contextmanager
 def on(name: str) -> Iterator[None]:
-    """Judges compute on this device inside."""
+    """Run judges on this device inside the `with`."""
     token = _device.set(name)
     try:
         yield
@@ -29,15 +32,19 @@ def on(name: str) -> Iterator[None]:
 
 
 def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, where: str | torch.device | None = None) -> Tensor:
-    """What a network says of images [B, ...], on the CPU; a GPU sees some at a time, the CPU all of them. `where`: the network's
-    device, if it is not judges' own."""
+    """Apply a network to images [B, ...]; the output is on the CPU.
+
+    A GPU processes TOGETHER images at a time, the CPU all at once. `where`: the network's device; the judges' by
+    default."""
     place = torch.device(device() if where is None else where)
     parts = images.split(TOGETHER) if place.type != "cpu" and len(images) else [images]
     return torch.cat([network(part.to(place)).cpu() for part in parts])
 
 
 def providers() -> list[str]:
-    """Of ONNX runtime: CUDA's too, where judges compute on a GPU and onnxruntime-gpu is installed."""
+    """Return ONNX Runtime's execution providers for judges.
+
+    CUDA's is among them if judges run on a GPU and onnxruntime-gpu is installed."""
     import onnxruntime
 
     wanted = ["CPUExecutionProvider"] if device() == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]

@@ -1,5 +1,7 @@
-"""Judges of a concept of the user's own: those that do not know it are left out; zero-shot CLIP, or a folder of reference
-pictures, take their place under metrics of their own names."""
+"""Judges of a user-defined concept.
+
+Judges that do not know the concept are left out; zero-shot CLIP or a folder of reference images replaces them, under
+metrics with names of their own."""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from ..tasks import OTHER_WORDS
 from .scoring import watcher
 from .specification import Run
 
-LABELS = {  # how zero-shot CLIP reads a name of each kind
+LABELS = {  # kind of concept -> template of zero-shot CLIP
     "object": "a photo of the {c}",
     "person": "a photo of {c}",
     "style": "an image in the style of {c}",
@@ -30,8 +32,10 @@ ELSE = ("a photo of something else", "a photo")
 
 
 def judged(run: Run, own: Own, clip: Clip | None, reference: References | None) -> Run:
-    """The run with judges of the concept: reference pictures where there are some, zero-shot CLIP where no other judge of the
-    task says of an image whether it shows it."""
+    """Return the run with judges of the user-defined concept.
+
+    They use reference images if there are any, and zero-shot CLIP if no other judge of the task decides whether an
+    image shows the concept."""
     names = {split: of for split, of in run.concepts.items() if split in ("target", "retain", "synonym", *OTHER_WORDS)}
     if reference and "target" not in names:
         raise ErasebenchError(f"reference.path: task={run.plan.task} draws no pictures of {own.name!r}")
@@ -39,7 +43,7 @@ def judged(run: Run, own: Own, clip: Clip | None, reference: References | None) 
     run = replace(run, plan=replace(run.plan, evaluators=dict(evaluators)), second=None, own=identity(own, reference))
     if reference:
         evaluators["references"] = ReferenceShare(reference, own.name, tuple(names))
-    if clip is not None and "target" in names and watcher(run) is None:  # beside pictures too, which say nothing of what is kept
+    if clip is not None and "target" in names and watcher(run) is None:  # references do not cover the retain set
         share = zero_shot(run.plan, own, names, clip)
         evaluators["zero_shot"] = share
         if len(share.kept) >= Neighbours.parts:
@@ -52,8 +56,10 @@ def identity(own: Own, reference: References | None) -> dict[str, Any]:
 
 
 def fitted(evaluator: Evaluator | None, own: Own, names: Mapping[str, Sequence[str]]) -> Evaluator | None:
-    """A task's evaluator for the splits that a concept of one's own has; None of those that need a list that it is not on, or
-    as many kept names as it has not."""
+    """Adapt a task's evaluator to the splits of a user-defined concept.
+
+    Returns None for an evaluator that needs more retained names than there are, or whose list of styles lacks the
+    concept."""
     if isinstance(evaluator, Neighbours) and len(names.get("retain", ())) < Neighbours.parts:
         return None
     if isinstance(evaluator, StyleShare) and own.name not in evaluator.styles:
@@ -65,7 +71,7 @@ def fitted(evaluator: Evaluator | None, own: Own, names: Mapping[str, Sequence[s
 
 
 def zero_shot(plan: Plan, own: Own, names: Mapping[str, Sequence[str]], clip: Clip) -> ZeroShotShare:
-    """CLIP among the concept, what is kept, what is drawn in the concept's place, and anything else."""
+    """Return zero-shot CLIP over the concept, retained names, surrogates and anything else."""
     template = LABELS[own.kind]
     kept = tuple(dict.fromkeys([*plan.brief.preserved, *names.get("retain", ())]))
     instead = dict.fromkeys(template.replace("{c}", c.surrogate) for c in plan.brief.concepts if c.surrogate not in kept)
@@ -73,8 +79,10 @@ def zero_shot(plan: Plan, own: Own, names: Mapping[str, Sequence[str]], clip: Cl
 
 
 def reference_of(path: str, by: str, kind: str, clip: Clip, identity: Any) -> References:
-    """The judge by reference pictures: of faces for a person, where the world's judge of identity is here. Raises
-    ErasebenchError for a folder that will not do, and for faces that are asked for and cannot be encoded."""
+    """Return the judge by reference images.
+
+    It compares faces for a person if the world's judge of identity is available, else CLIP embeddings. Raises
+    ErasebenchError for an unsuitable folder, and for `by="face"` if faces cannot be encoded."""
     if by not in ("auto", "clip", "face"):
         raise ErasebenchError(f"reference.by={by}: choose from auto, clip, face")
     if by == "face" or (by == "auto" and kind == "person"):

@@ -1,4 +1,4 @@
-"""Every shard of a run: of the base and of the erased model, wherever they are made."""
+"""Production of all shards of a run, by base and erased models."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ log = logging.getLogger("erasebench")
 
 
 def images(session: Session) -> tuple[list[Shard], list[Shard]]:
-    """Original shards (shared by every method) and erased ones, in the order of the plan."""
+    """Return original and erased shards, in the order of the plan.
+
+    Every method shares the originals. Raises ErasebenchError if erasing changed no image of the concept."""
     run = session.run
     parts = shards(run.plan.prompts)
     base_identity, identity = image_identities(run)
     if not run.is_base:
         start = time.perf_counter()
-        session.fit()  # first, as what is wrong with a method or a checkpoint should be known before hours of sampling
+        session.fit()  # first, so that a faulty method or checkpoint is found before hours of sampling
         log.info("fit: %.1f s", time.perf_counter() - start)
     session.forecast = forecast(session, parts, (base_identity, identity))
     originals = produce(session, parts, "base", base_identity, "originals")
     if run.is_base:
         return originals, originals
-    # what must change comes first: images of the concept, or all where a task shows none
+    # images that must change come first: those of the concept, or all if a task has none
     count = sum(part[0].split == "target" for part in parts) or len(parts)
     target = produce(session, parts[:count], "erased", identity, "erased target")
-    # with another number of threads to a shard the same model rounds otherwise: one grey level, in few places
+    # rounding depends on the number of threads per shard: the same model may differ by one grey level in a few pixels
     gap = lambda a, b: int((a.images().int() - b.images().int()).abs().max())
     if all(gap(a, b) <= 1 for a, b in zip(originals, target, strict=False)):
         raise ErasebenchError(f"method {run.method} changed no image of the concept: nothing was erased")
@@ -51,8 +53,10 @@ def produce(
     label: str,
     draw: Draw | None = None,
 ) -> list[Shard]:
-    """Shards of images in the order of the parts, by the model in the given state (base, erased, unlocked). What another
-    process is making is left to it, and waited for when nothing else is left to do."""
+    """Make shards of images in the order of the parts.
+
+    `state` names the model: base, erased or unlocked. Shards that another process is making are left to it, and awaited
+    once all others are done."""
     start, store, sampler = time.perf_counter(), session.store, session.run.sampler
     judges = ahead(session.run)
 
@@ -69,7 +73,7 @@ def produce(
                 here.forecast.correct(shard.meta())
             for evaluator in judges if made else ():
                 if part[0].split in evaluator.splits:
-                    with suppress(Exception):  # it is judged again when it is summed up, and fails there
+                    with suppress(Exception):  # scoring is repeated in the evaluation, which reports the failure
                         judge(here, evaluator, request.shard(here.store))
             return made
 
@@ -91,7 +95,9 @@ def produce(
 def forecast(
     session: Session, parts: Sequence[tuple[Prompt, ...]], identities: Sequence[dict]
 ) -> rates.Forecast | None:
-    """What is left to sample, told at an assumed rate; nothing where all is in the store."""
+    """Return a forecast of the sampling left, at an assumed rate.
+
+    None if all images are in the store."""
     run, sampler = session.run, session.run.sampler
     asked_for = [(shard_identity(identity, sampler, part), len(part)) for identity in identities for part in parts]
     missing = {digest(k): count for k, count in asked_for if not session.store.has("images", k)}

@@ -1,4 +1,4 @@
-"""A run's record: what was made, what it cost, what became of every measurement; and the rows of it."""
+"""Record of a run: shards, costs, status of every measurement; and its rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("erasebench")
 
 @dataclass(frozen=True)
 class Entry:
-    """What one row is about: a metric, or an evaluator that failed or was skipped, and why."""
+    """Subject of one row: a metric, or a failed or skipped evaluator with the reason."""
 
     name: str = ""
     evaluator: Evaluator | None = None
@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass
 class Record:
-    """What the rows of a run are made of."""
+    """Data from which the rows of a run are made."""
 
     run: Run
     run_id: str
@@ -61,18 +61,20 @@ class Record:
         self.entries.append(Entry(name, status="skipped", reason=reason))
 
     def having(self, status: str) -> list[Entry]:
-        """The entries of a status: ok, failed or skipped."""
+        """Return the entries with a status: ok, failed or skipped."""
         return [entry for entry in self.entries if entry.status == status]
 
     def rows(self, outdated: Collection[tuple[str, str]]) -> list[Row]:
-        """A row for each entry, and those of the attacks; `outdated` as in `Session`."""
+        """Return a row for each entry, and the rows of the attacks; `outdated` as in `Session`."""
         rows = [row(self, entry) for status in ("ok", "failed", "skipped") for entry in self.having(status)]
         rows += [r for outcome in self.attacks for r in attack_rows(self, outcome)]
         return [mark(r, outdated) for r in rows]
 
 
 def explain(error: BaseException) -> str:
-    """One line for the row; the traceback of anything that the user did not cause goes to the log."""
+    """Return an error as one line for the row.
+
+    The traceback of any error that the user did not cause is logged."""
     if not isinstance(error, ErasebenchError):
         log.error("traceback:", exc_info=error)
     lines = redact(str(error)).strip().splitlines()
@@ -84,7 +86,7 @@ def explain(error: BaseException) -> str:
 
 
 def row(record: Record, entry: Entry) -> Row:
-    """One row: of a metric, or of something that failed or was skipped."""
+    """Return the row of an entry: of a metric, of a failure or of a skip."""
     run, metric = record.run, entry.metric
     splits = metric.split.split("+") if metric else []
     refused = sum(sum(shard.meta()["refused"]) for shard in record.made if shard.prompts[0].split in splits)
@@ -132,7 +134,7 @@ def row(record: Record, entry: Entry) -> Row:
 
 
 def no_cost(run: Run) -> dict[str, Any]:
-    """In place of `costs` where nothing was made: this machine and its packages alone."""
+    """Return a substitute for `costs` if nothing was made: machine and packages only."""
     commit, dirty = provenance.git()
     measured = ("batch", "fit_seconds", "sample_seconds", "unet_calls", "peak_memory_mb")
     return {
@@ -147,7 +149,9 @@ def no_cost(run: Run) -> dict[str, Any]:
 
 
 def attack_rows(record: Record, outcome: Outcome) -> list[Row]:
-    """Rows of one attack, with its own cost; one row alone if it failed or was skipped."""
+    """Return the rows of one attack, with its own cost.
+
+    A failed or skipped attack has a single row."""
     run, own = record.run, replace(record, cost=outcome.cost or record.cost)
     prompts = requests([p for p in run.plan.prompts if p.split == "target"][: run.attacked])
     under: dict[str, Any] = {
@@ -170,7 +174,7 @@ def sampler_text(sampler: Sampler) -> str:
 
 
 def mark(row: Row, outdated: Collection[tuple[str, str]]) -> Row:
-    """The row, and that the source of what made it changed since, without another version."""
+    """Flag a row's plugins with changed source but the same version."""
     of = lambda kind, name, key: {key: True} if (kind, name) in outdated else {}
     notes = of("method", row.method, "source_changed") | of("judge", row.judge, "judge_source_changed")
 
@@ -183,7 +187,9 @@ def mark(row: Row, outdated: Collection[tuple[str, str]]) -> Row:
 
 
 def costs(session: Session, made: Sequence[Shard]) -> dict[str, Any]:
-    """What fit and sampling cost when they were done, wherever that was; read from the store, so it repeats."""
+    """Return the measured cost of fit and sampling.
+
+    It is read from the store, noted when and where they were done, so a repeated run reports the same cost."""
     metas = [shard.meta() for shard in made]
     artifact = None if session.run.is_base else session.fitted()
     fit = fitting(artifact)
@@ -206,7 +212,7 @@ def costs(session: Session, made: Sequence[Shard]) -> dict[str, Any]:
 
 
 def fitting(artifact: Path | None) -> dict[str, Any]:
-    """What `Session.artifact` noted of a fit; nothing for the base."""
+    """Return the cost of a fit that `Session.artifact` noted; zeros for the base."""
     if artifact is None:
         return {"seconds": 0.0, "unet_samples": 0, "peak_memory_mb": 0.0}
     return json.loads((artifact / "cost.json").read_text())
@@ -215,8 +221,9 @@ def fitting(artifact: Path | None) -> dict[str, Any]:
 def cost_metrics(
     session: Session, originals: Sequence[Shard], made: Sequence[Shard], cost: dict[str, Any]
 ) -> list[Metric]:
-    """What erasing cost, as rows of its own. slowdown: seconds of sampling over the base's for the same prompts, as they
-    were measured when the images were made."""
+    """Return the cost of erasing as metrics.
+
+    slowdown: seconds of sampling over the base's for the same prompts, as measured when the images were made."""
     artifact = None if session.run.is_base else session.fitted()
     learnt = [f for f in artifact.rglob("*") if f.suffix == ".safetensors"] if artifact else []
     seconds = lambda shards: sum(shard.meta()["seconds"] for shard in shards)

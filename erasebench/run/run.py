@@ -1,4 +1,4 @@
-"""One run, top to bottom: fit once, sample shards, score shards, summarise, write rows."""
+"""Execution of a run: fit once, sample shards, score shards, summarise, write rows."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ log = logging.getLogger("erasebench")
 
 
 def execute(run: Run) -> list[Row]:
-    """Carry out a run and write its rows. Failures become rows; the caller makes them an exit code."""
+    """Execute a run and write its rows.
+
+    Failures become rows; the caller turns them into an exit code."""
     check_writable(run.results / "runs")
-    needs.bring(*run.plugins)  # before a model is loaded, and before the id, which tells what is judged
+    needs.bring(*run.plugins)  # before a model is loaded, and before the id, which depends on the judges
     record, session = Record(run, run.id), Session(run, Store())
     log.info(
         "%s: %s, %d concept(s), %d images on %s",
@@ -59,10 +61,12 @@ def execute(run: Run) -> list[Row]:
 
 
 def sample(session: Session, record: Record) -> None:
-    """Fit, and every image of the run: of both models, of attacks, of the concept given back."""
+    """Fit the method and make every image of the run.
+
+    Images come from both models, from attacks, and from the model with the concept given back."""
     run = session.run
     if isinstance(run.executor, Local):
-        check_device(run.device)  # of others, each worker asks where it is
+        check_device(run.device)  # for other executors, each worker checks its own device
         check_device(run.judges)
     if not run.is_base and session.fitted() is None:
         needs.check(run.eraser)
@@ -76,7 +80,9 @@ def sample(session: Session, record: Record) -> None:
 
 
 def evaluate(session: Session, record: Record) -> None:
-    """Score the images by every evaluator that is not skipped, and what they cost. One that fails does not stop the others."""
+    """Score the images by every evaluator not skipped, and add costs.
+
+    A failed evaluator does not stop the others."""
     run, skipped = session.run, {entry.name for entry in record.having("skipped")}
     concepts = list(dict.fromkeys(prompt.concept for prompt in run.plan.prompts))
     for name, evaluator in run.plan.evaluators.items():
@@ -84,7 +90,7 @@ def evaluate(session: Session, record: Record) -> None:
             continue
         start = time.perf_counter()
         try:
-            with judging.on(run.judges):  # real pictures are looked at, too
+            with judging.on(run.judges):  # evaluators may score real images, too
                 metrics = summarize(*measure(session, evaluator, record.made, record.originals), concepts)
             record.add(metrics, name, evaluator)
         except Undrawn as error:
@@ -98,7 +104,9 @@ def evaluate(session: Session, record: Record) -> None:
 
 
 def draw_sheet(record: Record) -> None:
-    """The sheet of a run, before the rows, which say that the run is done. That of a failed one replaces none."""
+    """Write the sheet of a run.
+
+    It comes before the rows, which mark the run as done. A failed run does not overwrite an existing sheet."""
     path = record.run.results / "runs" / f"{record.run_id}.webp"
     failed = record.having("failed") or any(outcome.status == "failed" for outcome in record.attacks)
     if failed and path.exists():
@@ -110,7 +118,7 @@ def draw_sheet(record: Record) -> None:
 
 
 def write(record: Record, session: Session) -> list[Row]:
-    """Write the rows of a record, and log where, and what failed."""
+    """Write the rows of a record; log their path and all failures."""
     run, rows = record.run, record.rows(session.outdated)
     path = run.results / "runs" / f"{record.run_id}.csv"
     where = write_rows(rows, path)
@@ -125,13 +133,15 @@ def write(record: Record, session: Session) -> list[Row]:
 
 
 def recovery(session: Session, watch: Decider, originals: Sequence[Shard]) -> list[Metric]:
-    """rsr: share of the target images that show the concept again once the method gives it back (KPOP)."""
+    """Measure `rsr`: the share of target images that show the concept again.
+
+    The images are made after the method gives the concept back (KPOP)."""
     parts = [shard.prompts for shard in originals if shard.prompts[0].split == "target"]
     if not parts:
         return []
     try:
         watch = calibrate(session, watch, originals)
-    except Undrawn:  # said where it measures
+    except Undrawn:  # reported where the evaluator itself measures
         return []
     identity = {**image_identities(session.run)[1], "unlocked": True}
     made = produce(session, parts, "unlocked", identity, "unlocked target")

@@ -1,4 +1,4 @@
-"""Shard of images -> raw scores, in the store; raw scores of a split -> measures."""
+"""Scoring of shards into raw scores, in the store; measures of raw scores."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ from .specification import Run, score_identity
 
 
 def watcher(run: Run) -> Decider | None:
-    """The first evaluator that says of an image whether it shows the concept."""
+    """Return the first evaluator that decides success, or None.
+
+    Such an evaluator decides whether an image shows the concept."""
     every = (e for e in run.plan.evaluators.values() if isinstance(e, DecidesSuccess) and not run.skips(e))
     return next(every, None)
 
 
 def calibrate(session: Session, evaluator: Decider, originals: Sequence[Shard]) -> Decider:
-    """The evaluator as the base's pictures set it, where it asks for them. Raises Undrawn."""
+    """Calibrate an evaluator on the base's images, if it needs that. Raises Undrawn."""
     if not isinstance(evaluator, Calibrates):
         return evaluator
     return evaluator.calibrated({split: score(session, evaluator, originals, split) for split in evaluator.splits})
 
 
 def ahead(run: Run) -> list[Evaluator]:
-    """Who judges a shard while a GPU samples the next. The CPU has no time to spare."""
+    """Return the evaluators to run while a GPU samples the next shard.
+
+    There are none on the CPU, which has no time to spare."""
     return [] if run.device == "cpu" else [e for e in run.plan.evaluators.values() if not run.skips(e)]
 
 
 def judge(session: Session, evaluator: Evaluator, shard: Shard) -> None:
-    """Get or make a shard's raw scores. Judges work one at a time, and may keep what they have loaded."""
+    """Get or make a shard's raw scores.
+
+    Judges run one at a time, and may keep loaded networks."""
     own = shard.of(session.store)
 
     def fill(folder: Path) -> None:
@@ -51,7 +57,7 @@ def judge(session: Session, evaluator: Evaluator, shard: Shard) -> None:
 
 
 def score(session: Session, evaluator: Evaluator, made: Sequence[Shard], split: str) -> Scored:
-    """Raw scores of one split, shard by shard through the store."""
+    """Return the raw scores of one split, made or stored by shard."""
     entry = lambda shard: session.store.get("scores", score_identity(evaluator.judge, shard.path.name))
     members = [shard for shard in made if shard.prompts[0].split == split]
     if not members:
@@ -74,7 +80,9 @@ def score(session: Session, evaluator: Evaluator, made: Sequence[Shard], split: 
 
 
 def stored_scores(evaluator: Evaluator, entry: Path, count: int) -> dict[str, np.ndarray]:
-    """Raw scores as the store has them; an older entry may hold what is refused now."""
+    """Load raw scores from the store.
+
+    They are checked again, since an older entry may hold scores that are invalid now."""
     try:
         with np.load(entry / "scores.npz", allow_pickle=False) as file:
             return verdicts.check(evaluator.judge, dict(file), count)
@@ -85,8 +93,9 @@ def stored_scores(evaluator: Evaluator, entry: Path, count: int) -> dict[str, np
 def measure(
     session: Session, evaluator: Evaluator, ours: Sequence[Shard], originals: Sequence[Shard]
 ) -> tuple[list[Measure | Metric], list[Measure | Metric]]:
-    """An evaluator's measures of the erased images and of the base's; where a guard refused some, also what they are if
-    that counts as forgetting."""
+    """Return an evaluator's measures of the erased images and of the base's.
+
+    If a guard refused some images, there are also variants that count refusals as forgetting."""
     scores = {split: score(session, evaluator, ours, split) for split in evaluator.splits}
     base = {split: score(session, evaluator, originals, split) for split in evaluator.splits}
     verdicts.check_varies(evaluator.judge, (scores, base))

@@ -1,4 +1,4 @@
-"""The models of a run: the base, the erased one, and the one to which the method gives the concept back."""
+"""Models of a run: the base, the erased model and the unlocked one."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ log = logging.getLogger("erasebench")
 
 
 class Unfit(Exception):
-    """The method cannot erase from this model; the message says why. A skipped row, no failure."""
+    """Method that cannot erase from this model; the message gives the reason.
+
+    It makes a skipped row, not a failure."""
 
 
 class Session:
-    """The erased model, loaded, fitted and entered only when somebody needs it; `base` is the model before.
+    """Models of a run, loaded, fitted and changed only on demand.
 
-    A run whose images are all in the store never loads a model.
+    `erased` changes the model that `base` returns, so `base` must come first. A run whose images are all in the store
+    never loads a model.
     """
 
     def __init__(self, run: Run, store: Store):
         self.run, self.store, self.stack = run, store, ExitStack()
-        self.token = secrets.token_hex(8)  # by which workers elsewhere know that they still hold the same
+        self.token = secrets.token_hex(8)  # tells remote workers whether they still hold this session
         self._model: Model | None = None
         self._entered = self._unlocked = False
-        self._lock = threading.RLock()  # shards are made side by side; the first that needs the model loads it
+        self._lock = threading.RLock()  # shards are made concurrently; the first that needs the model loads it
         self.turn = None if run.device == "cpu" else threading.Lock()  # a GPU samples one shard at a time
         self.judging = threading.Lock()
-        self.forecast: rates.Forecast | None = None  # of the images that are being made
-        self.outdated: set[tuple[str, str]] = set()  # ("method", "judge" or "attack", its name): another source made it
+        self.forecast: rates.Forecast | None = None  # of the images in progress
+        self.outdated: set[tuple[str, str]] = set()  # ("method", "judge" or "attack", name): changed source
         self._sources: dict[tuple[str, str], dict[str, str]] = {}
 
     def load(self) -> Model:
@@ -54,7 +57,7 @@ class Session:
             if self._model is None:
                 start = time.perf_counter()
                 model = Model.load(self.run.source, self.run.device, self.run.plan.explicit)
-                model.check_sampler(self.run.sampler)  # before a fit of hours
+                model.check_sampler(self.run.sampler)  # before a fit that takes hours
                 log.info("loaded %s in %.1f s", self.run.source.name, time.perf_counter() - start)
                 for concept in self.run.plan.concepts:
                     check_concept(model, concept.name)
@@ -68,7 +71,9 @@ class Session:
         return self.load()
 
     def check_fit(self) -> None:
-        """Raises Unfit before any image is made. What was fitted once fits, so that a repeated run loads no model."""
+        """Raise Unfit before any image is made.
+
+        A method with a stored artifact is not asked, so that a repeated run loads no model."""
         if not isinstance(self.run.eraser, Skips) or self.fitted():
             return
         (reason,) = self.map(lambda here, _, beside: reason_to_skip(here.run.eraser, here.base()), [None], "check")
@@ -76,18 +81,20 @@ class Session:
             raise Unfit(reason)
 
     def fitted(self) -> Path | None:
-        """The artifact, if the method has been fitted."""
+        """Return the artifact, or None if the method has not been fitted."""
         path = self.store.get("artifacts", self.run.fit_identity())
         if path is not None:
             self.compare("method", self.run.method, self.run.eraser, path)
         return path
 
     def compare(self, kind: str, name: str, plugin: Any, entry: Path) -> None:
-        """Say once if a plugin's source is not the one that made an entry, though its version is; the rows say it too."""
+        """Warn once if a plugin's source changed without a new version.
+
+        It is compared with the source that made an entry. The rows note the change, too."""
         which = kind, name
         if which in self.outdated:
             return
-        if which not in self._sources:  # files do not change that often
+        if which not in self._sources:  # hashed once a session, since files rarely change
             self._sources[which] = provenance.sources(plugin)
         if changed := provenance.changed_sources(entry, self._sources[which]):
             self.outdated.add(which)
@@ -101,12 +108,14 @@ class Session:
             )
 
     def fit(self) -> None:
-        """Fit the method, wherever the run is carried out."""
+        """Fit the method through the run's executor, unless it is fitted."""
         if self.fitted() is None:
             self.map(lambda here, _, beside: here.artifact() and None, [None], "fit", alone=True)
 
     def artifact(self) -> Path:
-        """What the method learnt, and `cost.json`: seconds, unet_samples, peak_memory_mb."""
+        """Get or make the method's artifact.
+
+        Its `cost.json` holds seconds, unet_samples and peak_memory_mb."""
 
         def fit(folder: Path) -> None:
             model, made_by = self.base(), provenance.sources(self.run.eraser)
@@ -130,7 +139,9 @@ class Session:
         return self.store.get_or_make("artifacts", self.run.fit_identity(), fit)
 
     def named(self, model: Model) -> AbstractContextManager[None]:
-        """The model that knows what the brief calls the concept: a word learnt of pictures, or its name as it is."""
+        """Teach the model the concept's name in the brief, inside the `with`.
+
+        The name is a word learnt from images; without reference images, it is an ordinary name and nothing changes."""
         if (pictured := self.run.pictured) is None:
             return nullcontext()
         learn = lambda: pictured.learn(model, self.run.plan.brief.templates, self.run.seed)
@@ -148,7 +159,9 @@ class Session:
         return self.load()
 
     def unlocked(self) -> Model:
-        """The erased model to which the method gives the concept back (KPOP), from here on."""
+        """Return the erased model with the concept given back (KPOP).
+
+        It stays so until the session is closed."""
         with self._lock:
             if not self._unlocked:
                 model, eraser = self.erased(), self.run.eraser
@@ -162,17 +175,19 @@ class Session:
         self._entered = self._unlocked = False
 
     def map(self, work: Work, items: Sequence, label: str, alone: bool = False) -> list:
-        """work(session, item, beside) of every item, wherever the run is carried out."""
+        """Return work(session, item, beside) for every item, through the run's executor."""
         return self.run.executor.map(self, work, items, label, alone)
 
 
 def reason_to_skip(plugin: Eraser | Attack, model: Model) -> str:
-    """Why a plugin does not fit a model, or nothing."""
+    """Return why a plugin does not fit, or an empty string."""
     return plugin.skip(model) if isinstance(plugin, Skips) else ""
 
 
 def check_concept(model: Model, name: str) -> None:
-    """A concept must be something, and fit into the context."""
+    """Raise ErasebenchError if a concept's name is empty or too long.
+
+    It must have at least one token and fit into the context."""
     ids = model.tokenizer(name).input_ids
     if len(ids) <= 2:
         raise ErasebenchError(f"concept {name!r} tokenises to nothing: name something that the text encoder can read")
@@ -189,7 +204,7 @@ def check_artifact(folder: Path) -> None:
 
 
 def not_finite_in(folder: Path) -> str:
-    """The first file and tensor of an artifact that holds NaN or infinity, or nothing."""
+    """Name an artifact's first tensor with NaN or infinity, if any."""
     for file in sorted(folder.rglob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""A run's sheet: pictures of the base and of the erased model, side by side in one file."""
+"""Sheet of a run: images of the base and of the erased model in one file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from ..rows import replace_file
 from .images import Shard
 from .specification import Run
 
-SHEET = 96  # pixels of a picture on a sheet, at most
+SHEET = 96  # largest side of an image on a sheet, in pixels
 
 
 def sheet(run: Run, originals: Sequence[Shard], made: Sequence[Shard], path: Path, columns: int = 8) -> None:
-    """Base on top, erased below, same prompts and seeds: a pair of rows for each split. Never for explicit tasks.
+    """Write the sheet of a run, unless its task is explicit.
 
-    The file says what it shows (EXIF): the run, its rows of each split, and the columns' prompts and seeds.
+    Each split has a pair of rows, base on top and erased below, with the same prompts and seeds; a run of the base has
+    single rows. The file's EXIF description holds the run, its sides, and for each split the prompts and seeds of the
+    columns.
     """
     if run.plan.explicit:
         return

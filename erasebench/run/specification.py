@@ -1,7 +1,7 @@
-"""A fully specified run, and every key under which something of it is stored.
+"""Fully specified runs and the keys under which their results are stored.
 
-Keys are plain values of which `store.digest` takes the sha256: of a fit, of a shard of images, of raw scores, of an attack's
-search, of a run's file of rows. The schedule and the forecast of a run take theirs from here too.
+Keys are plain values that `store.digest` hashes (sha256): of a fit, of a shard of images, of raw scores, of an attack's
+search, of a run's file of rows. The schedule and the forecast of a run use the same keys.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from ..toolbox.inversion import Pictured
 
 SAMPLING = 2  # version of the sampling code: raise it when images change
-SAMPLERS = {"pndm": 3}  # of single samplers: 3 combines v as the network predicts it, and not its noise
-TRANSPORT = {  # fields that no key depends on -> why not
+SAMPLERS = {"pndm": 3}  # overrides for single samplers: 3 combines the predicted v, not its noise
+TRANSPORT = {  # field that no key depends on -> reason
     "Run.method": "a name; the eraser is the method",
     "Run.world": "a name; its prompts and judges are the world",
     "Run.target": "a name for files; the brief has the concepts",
@@ -65,7 +65,9 @@ TRANSPORT = {  # fields that no key depends on -> why not
 
 @dataclass(frozen=True)
 class Run:
-    """A fully specified run; `identity` selects what is hashed, and TRANSPORT says why the rest is not."""
+    """Fully specified run; `identity` selects the fields that are hashed.
+
+    TRANSPORT gives the reason for each field that is not."""
 
     method: str
     eraser: Eraser
@@ -74,21 +76,21 @@ class Run:
     plan: Plan
     sampler: Sampler
     seed: int = 0
-    target: str = ""  # the concept's name where there is one alone
-    batch: int = 32  # images at once; 0: as many as the GPU has memory for
-    speed: Literal["exact", "fast"] = "exact"  # of sampling; fits and attacks are always exact
+    target: str = ""  # the concept's name if there is only one
+    batch: int = 32  # images per batch; 0: as many as fit into GPU memory
+    speed: Literal["exact", "fast"] = "exact"  # applies to sampling; fits and attacks are always exact
     device: str = "cpu"
-    judges: str = "cpu"  # the device of their networks
+    judges: str = "cpu"  # device of the judges' networks
     results: Path = Path("results")
-    second: SecondOpinion | None = None  # another judge's opinion on the target images, for audits
-    given: tuple[str, ...] = ()  # hyperparameters that the config names, for the conformance check
+    second: SecondOpinion | None = None  # second judge of the target images, for audits
+    given: tuple[str, ...] = ()  # hyperparameters set in the config, for the conformance check
     attacks: Mapping[str, Attack] = field(default_factory=dict)
-    attacked: int = 20  # prompts under attack: the first of the target split
-    together: int = 32  # of them at once
+    attacked: int = 20  # number of prompts under attack: the first of the target split
+    together: int = 32  # prompts attacked together
     executor: Executor = Local()
-    pictured: Pictured | None = None  # what the method is given in place of the concept's name
-    overrides: tuple[str, ...] = ()  # what the command line said of it, for the rows alone
-    own: Mapping[str, Any] | None = None  # of a concept of the user's own: name, kind, keep, synonyms, reference pictures
+    pictured: Pictured | None = None  # reference images given to the method in place of the concept's name
+    overrides: tuple[str, ...] = ()  # command-line overrides, recorded in the rows only
+    own: Mapping[str, Any] | None = None  # user-defined concept: name, kind, keep, synonyms, reference images
 
     @property
     def is_base(self) -> bool:
@@ -96,14 +98,14 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The name of its files."""
+        """Name of the run's files."""
         which = self.target or f"n{len(self.plan.concepts)}"
         return "-".join(
             [*map(slug, (self.method, self.plan.task, which, self.source.name)), digest(self.identity())[:10]]
         )
 
     def identity(self) -> dict[str, Any]:
-        """What its rows depend on."""
+        """Return everything that the run's rows depend on."""
         under = {"attacks": [(n, a, type(a).version) for n, a in self.attacks.items()], "attacked": self.attacked}
         prompts = zip(self.plan.prompts, requests(self.plan.prompts), strict=True)
         return {
@@ -121,9 +123,9 @@ class Run:
         }
 
     def fit_identity(self) -> dict[str, Any]:
-        """What a method's artifact depends on."""
+        """Return everything that the method's artifact depends on."""
         judges = {name: judge for name, judge in vars(self.eraser).items() if isinstance(judge, HasWeights)}
-        # where they lie says nothing of what they are; those of the package go with its models
+        # weights are identified by content, not by path; embedded ones belong to the package's own models
         embedded = lambda judge: isinstance(judge, IsPretrained) and judge.pretrained == "embedded"
         outside = {name: judge.weights() for name, judge in judges.items() if not embedded(judge)}
         return {
@@ -139,12 +141,12 @@ class Run:
 
     @property
     def plugins(self) -> list[Any]:
-        """Whatever may need files that are not its own."""
+        """Plugins of the run, any of which may need external files."""
         judges = [e.judge for e in self.plan.evaluators.values() if e is not None]
         return [self.eraser, *self.plan.evaluators.values(), *judges, *self.attacks.values(), self.second]
 
     def skips(self, evaluator: Evaluator | None) -> str:
-        """Why an evaluator cannot be part of this run, or nothing."""
+        """Return the reason to skip an evaluator, or an empty string."""
         if evaluator is None or evaluator.judge is None:
             return f"world {self.world} has no judge for it"
         try:
@@ -161,14 +163,14 @@ class Run:
 
     @cached_property
     def concepts(self) -> dict[str, list[str]]:
-        """Split -> the names that its prompts are judged by."""
+        """Concept names by which prompts are judged, by split."""
         found: dict[str, dict[str, None]] = {}
         for prompt in self.plan.prompts:
             found.setdefault(prompt.split, {})[prompt.concept] = None
         return {split: list(filter(None, names)) for split, names in found.items()}
 
     def unknown_to(self, evaluator: Evaluator) -> str:
-        """Why an evaluator has no verdict on some of the concepts, or nothing."""
+        """Name the concepts unknown to an evaluator, or return an empty string."""
         if not isinstance(evaluator, Recognises):
             return ""
         asked_for = dict.fromkeys(name for split in evaluator.splits for name in self.concepts.get(split, ()))
@@ -178,58 +180,66 @@ class Run:
 
 
 def slug(text: str) -> str:
-    """Safe in any file name: hostile names neither leave the folder nor collide with the run's hash beside them."""
+    """Return the text in a form safe for file names.
+
+    Hostile names cannot leave the folder, and the run's hash, appended to them, prevents collisions."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "x"
 
 
 def sampling() -> dict[str, Any]:
-    """The sampling code's versions, for keys of what samples without being an image: fits and attacks."""
+    """Return the versions of the sampling code.
+
+    They are for the keys of fits and attacks, which sample but are not images."""
     return {"sampling": [SAMPLING, SAMPLERS]}
 
 
 def requests(prompts: Sequence[Prompt]) -> list[tuple]:
-    """What makes one image differ from another of the same model and sampler: text, seed, a guidance of its own."""
+    """Return text, seed and (if set) guidance scale of each prompt.
+
+    They distinguish the images of one model and sampler."""
     return [(p.text, p.seed) if p.guidance is None else (p.text, p.seed, guidance_of(p.guidance)) for p in prompts]
 
 
 def guidance_of(scale: float) -> float:
-    """The guidance that a scale stands for: below 1 it is left out, as at 1 (see Model.guided)."""
+    """Return the effective guidance scale: below 1, as at 1, guidance is off (see Model.guided)."""
     return scale if scale >= 1 else 1.0
 
 
 def model_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The base, and the erased model."""
+    """Return the identities of the base and of the erased model."""
     base = {"base": run.source.identity()}
     return base, base if run.is_base else {**base, "artifact": digest(run.fit_identity())}
 
 
 def image_identities(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the originals depend on besides prompts and sampler, and what the erased images do."""
+    """Return the identities of original and erased images, prompts and sampler aside."""
     how = {} if run.speed == "exact" else {"speed": run.speed}
     base, ours = model_identities(run)
     return {**base, **how}, {**ours, **how}
 
 
 def shard_identity(identity: Mapping[str, Any], sampler: Sampler, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What a shard's images depend on; `identity` is one of `image_identities`."""
+    """Return everything that a shard's images depend on; `identity` is one of `image_identities`."""
     version = SAMPLERS.get(sampler.name, SAMPLING)
     sampler = replace(sampler, guidance=guidance_of(sampler.guidance))
     return {"sampling": version, **identity, "sampler": sampler, "prompts": requests(prompts)}
 
 
 def score_identity(judge: Judge, shard: str) -> dict[str, Any]:
-    """What the raw scores of a stored shard depend on; `shard` is its key."""
+    """Return everything that a stored shard's raw scores depend on; `shard` is its key."""
     return {"judge": judge, "version": type(judge).version, "weights": judge.weights(), "images": shard}
 
 
 def word_identity(run: Run) -> dict[str, Any]:
-    """What the word that is learnt of pictures depends on."""
+    """Return everything that a word learnt from images depends on."""
     assert run.pictured is not None
     return {"word": [run.pictured.identity(), run.plan.brief.templates, run.seed, run.source.identity()]}
 
 
 def search_identity(run: Run, attack: Attack, evaluator: Decider, pictures: Sequence[str]) -> dict[str, Any]:
-    """What a search depends on besides its prompt; `pictures` are the keys of the original target images' shards."""
+    """Return everything that a search depends on besides its prompt.
+
+    `pictures` are the keys of the shards of original target images."""
     base, ours = model_identities(run)
     shared = {
         "attack": attack,
@@ -257,6 +267,8 @@ def search_identity(run: Run, attack: Attack, evaluator: Decider, pictures: Sequ
 
 
 def found_identity(search: Mapping[str, Any], attack: Attack, prompt: Prompt, before: bool) -> dict[str, Any]:
-    """What a finding for one prompt depends on; `before`: whether the erased model shows the concept without an attack."""
+    """Return everything that the result for one prompt depends on.
+
+    `before`: whether the erased model shows the concept without an attack."""
     known = {} if attack.shared else {"before": before}
     return {**search, "prompt": [prompt.text, prompt.seed, prompt.concept, prompt.guidance], **known}

@@ -1,7 +1,7 @@
-"""Raw scores of judges: which are refused, and where a judge gives no verdict.
+"""Validation of judges' raw scores, and verdicts derived from them.
 
-NaN is the contract's way to give no verdict on an image. Anything else that is no score (infinity, another number of
-images or classes, text, probabilities that are none, the same scores for every image) is an error that names the judge.
+In the contract, NaN means no verdict on an image. Any other invalid score (infinity, a wrong number of images or
+classes, text, invalid probabilities, the same scores for every image) raises an error that names the judge.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..contracts import Decider, ErasebenchError, IsSparse, Judge, Metric, Score
 if TYPE_CHECKING:
     from ..stats import Measure, Part
 
-TOLERANCE = 1e-3  # of bounds and sums, as judges may compute in half precision
-FEWEST = 4  # different images of which a judge that tells any apart may say bit-equally the same
-ANY = range(1, 2**31)  # number of columns that the evaluator does not know
+TOLERANCE = 1e-3  # for bounds and sums, since judges may compute in half precision
+FEWEST = 4  # from this many different images on, bit-equal scores mean that a judge does not discriminate
+ANY = range(1, 2**31)  # any number of columns, for an evaluator that does not know it
 COSINE, PROBABILITY = (-1.0, 1.0), (0.0, 1.0)
 
 
 def check(judge: Judge, scores: Any, count: int) -> dict[str, np.ndarray]:
-    """What a judge gave for `count` images, as arrays. Raises ErasebenchError for what no judge may give."""
+    """Return a judge's scores of `count` images as arrays. Raises ErasebenchError if they are invalid."""
     who = f"judge {judge.name}"
     if not isinstance(scores, Mapping) or not scores:
         raise ErasebenchError(f"{who} gives no named arrays of scores (its score() returned {type(scores).__name__})")
@@ -45,7 +45,7 @@ def check(judge: Judge, scores: Any, count: int) -> dict[str, np.ndarray]:
 
 
 def by_image(flags: np.ndarray) -> np.ndarray:
-    """Where any of an image's flags [N, ...] is set [N]."""
+    """Return whether any of an image's flags is set: flags [N, ...] -> bool [N]."""
     return np.asarray(flags.reshape(len(flags), -1).any(1))
 
 
@@ -57,9 +57,10 @@ def rows(
     bounds: tuple[float, float] | None = None,
     total: float | None = None,
 ) -> np.ndarray:
-    """One array of raw scores as floats [N] or [N, columns], NaN throughout an image that has any.
+    """Return one array of raw scores as floats [N] or [N, columns].
 
-    `bounds`: what all numbers lie between; `total`: what the columns of an image add up to."""
+    If any score of an image is NaN, all of them become NaN. `bounds`: range of all numbers; `total`: sum of the columns
+    of each image. Raises ErasebenchError if the array is missing or invalid."""
     who, count = f"judge {judge.name}", len(scored.prompts)
     if key not in scored.arrays:
         raise ErasebenchError(f"{who} gives no {key!r}, only {', '.join(map(repr, scored.arrays)) or 'nothing'}")
@@ -82,7 +83,9 @@ def rows(
 
 
 def top1(choices: np.ndarray) -> np.ndarray:
-    """The column [N] that is highest for each image of [N, C]; -1 where there is no verdict, or all are equal."""
+    """Return the highest column for each image: [N, C] -> [N].
+
+    -1 if there is no verdict or if all columns are equal."""
     none = np.isnan(choices).any(1)
     if choices.shape[1] > 1:
         none |= choices.max(1) == choices.min(1)
@@ -90,24 +93,25 @@ def top1(choices: np.ndarray) -> np.ndarray:
 
 
 def equals(found: np.ndarray, wanted: Any) -> np.ndarray:
-    """1 where what was found [N] is what was wanted, 0 where it is something else, NaN where nothing was (-1)."""
+    """Compare classes found [N] with those wanted: 1 if equal, 0 if not, NaN if none (-1)."""
     return np.where(found < 0, np.nan, (found == np.asarray(wanted)) * 1.0)
 
 
 def exceeds(surely: np.ndarray, threshold: float, strictly: bool = False) -> np.ndarray:
-    """1 where a score [N, ...] reaches the threshold, 0 where it does not, NaN where it is NaN."""
+    """Return 1 if a score [N, ...] reaches the threshold, else 0; NaN stays NaN."""
     there = surely > threshold if strictly else surely >= threshold
     return np.where(np.isnan(surely), np.nan, there * 1.0)
 
 
 def without(values: np.ndarray, refused: np.ndarray, instead: float = np.nan) -> np.ndarray:
-    """Values [N] with no verdict, or `instead`, where a guard refused the image."""
+    """Replace the values [N] of refused images by `instead` (NaN: no verdict)."""
     return np.where(refused, instead, values)
 
 
 def shown(evaluator: Decider, scored: Scored, refused: float = np.nan) -> np.ndarray:
-    """1 where an evaluator that decides success sees the concept, 0 where it does not, NaN where there is no verdict [N];
-    `refused` stands for an image that a guard refused."""
+    """Return whether a deciding evaluator sees the concept [N]: 1, 0, or NaN without a verdict.
+
+    `refused` is the value of an image that a guard refused."""
     surely = np.asarray(evaluator.confidence(scored), float)
     if surely.shape != (len(scored.prompts),) or np.isinf(surely).any():
         raise ErasebenchError(f"judge {evaluator.judge.name}: {len(scored.prompts)} finite scores were expected")
@@ -115,13 +119,14 @@ def shown(evaluator: Decider, scored: Scored, refused: float = np.nan) -> np.nda
 
 
 def check_varies(judge: Judge, sides: Iterable[Mapping[str, Scored]], *keys: str) -> None:
-    """Raises ErasebenchError where the judge says bit-equally the same of every image, in any of `keys` or in all arrays.
+    """Raise ErasebenchError if a judge gives bit-equal scores for every image.
 
-    Scores that images have in common are legitimate for a judge of what is rare: one that finds nothing (`sparse`)."""
+    One constant array among `keys` is enough; without keys, all arrays must be constant. Equal scores are legitimate
+    for a judge of rare content (`sparse`), which finds nothing in most images."""
     every = list({id(scored): scored for side in sides for scored in side.values()}.values())
     for scored in every:
         arrays = {key: scored.arrays[key] for key in keys or scored.arrays if key in scored.arrays}
-        if arrays or not keys:  # splits of other judges have other arrays
+        if arrays or not keys:  # splits scored by other judges have other arrays
             check(judge, arrays, len(scored.prompts))
     drawn = {(p.text, p.seed) for s in every for p, gone in zip(s.prompts, s.refused, strict=True) if not gone}
     if len(drawn) < FEWEST or (isinstance(judge, IsSparse) and judge.sparse):
@@ -136,7 +141,9 @@ def check_varies(judge: Judge, sides: Iterable[Mapping[str, Scored]], *keys: str
 
 
 def constant(parts: Iterable[np.ndarray]) -> bool:
-    """Whether all rows of the arrays that hold a number are bit-equal, and several."""
+    """Return whether the rows are bit-equal; rows of NaN only are ignored.
+
+    False if fewer than FEWEST rows remain."""
     flat = [np.asarray(part).reshape(len(part), -1) for part in parts if len(part)]
     if not flat or len({part.shape[1] for part in flat}) > 1:
         return False
@@ -149,7 +156,9 @@ def constant(parts: Iterable[np.ndarray]) -> bool:
 
 
 def check_measures(measures: Iterable[Measure | Metric], scores: Mapping[str, Scored]) -> None:
-    """Raises ErasebenchError where a metric's values are of another number of images than its split has."""
+    """Raise ErasebenchError if a metric's values do not match its images.
+
+    There must be as many values as the split has images."""
     for measure in measures:
         for part in parts_of(measure):
             count = len(scores[part.split].prompts) if part.split in scores else len(part.values)
@@ -158,15 +167,16 @@ def check_measures(measures: Iterable[Measure | Metric], scores: Mapping[str, Sc
 
 
 def with_refusals(measures: Iterable[Measure | Metric], scores: Mapping[str, Scored], also: bool) -> list[Measure | Metric]:
-    """The measures, and `also` each as `<name>_refused_as_forgotten`, in which a refused image counts as the evaluator says
-    an image without the concept does."""
+    """Return the measures and, if `also`, their `<name>_refused_as_forgotten` variants.
+
+    In these, a refused image counts as an image without the concept, by the evaluator's own value for it."""
     made = list(measures)
     measures_alone = [m for m in made if also and not isinstance(m, Metric)]
     return made + [leniently(m, scores) for m in measures_alone if any(p.forgotten is not None for p in m.parts)]
 
 
 def parts_of(measure: Measure | Metric) -> tuple[Part, ...]:
-    """What a measure is a mean of; a finished metric is none."""
+    """Return the parts that a measure averages; a finished metric has none."""
     return () if isinstance(measure, Metric) else measure.parts
 
 
