@@ -32,7 +32,9 @@ WORLD_LISTS = (  # entries of a world that are lists of words; * is any name
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """Return the words that Hydra reads as key=value, without flags and their values."""
+    """Return the key=value words of a command line.
+
+    Flags and their values are left out."""
     pairs = zip(("", *arguments), arguments, strict=False)
     return [word for before, word in pairs if not word.startswith("-") and before not in VALUED]
 
@@ -214,7 +216,7 @@ def fill_lists(parent: DictConfig, key: Any, name: str, but: Sequence[str] = ())
 
 
 def tuples(target: Any) -> dict[str, Any]:
-    """Return the tuple fields of a plugin's dataclass -> type of their entries.
+    """Return tuple fields of a plugin's dataclass -> type of their entries.
 
     Fields that also accept a single word are left out.
     """
@@ -245,7 +247,7 @@ def sequence(node: Any, kind: Any, name: str) -> list[Any]:
 
 
 def check_lists(plugin: Any, name: str) -> None:
-    """Raise ErasebenchError if a tuple field of a plugin holds a single word."""
+    """Raise ErasebenchError if a plugin's tuple field holds a single word."""
     for field in tuples(f"{type(plugin).__module__}.{type(plugin).__qualname__}"):
         if isinstance(value := getattr(plugin, field), str):
             raise ErasebenchError(f"{name}.{field}={value}: a list is needed, {name}.{field}=[{value}]")

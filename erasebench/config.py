@@ -447,7 +447,7 @@ def check_words(arguments: list[str]) -> None:
 
 
 def keys_of(folder: Path, choice: str) -> set[str]:
-    """Return the keys of a config file, its dataclass's defaults and its parents."""
+    """Return all keys of a config file, including defaults and parents."""
     path = folder / f"{choice}.yaml"
     content = complete(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
     parents = [parent for parent in content.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]

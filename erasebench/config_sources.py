@@ -32,7 +32,10 @@ VALUES = re.compile(r"values/(all|kind|task)/([^/]+/[^/]+)(?:/([^/]+))?")
 
 
 def block_name(scope: str, task: str | None) -> str | None:
-    """Return the block of a values file for all tasks, a kind, or a task."""
+    """Return the name of a values file's block.
+
+    It is the block for all tasks, for the kind of a task, or for the task.
+    """
     if scope == "all" or task is None:
         return "all" if task is None else None
     if scope == "kind":
@@ -41,7 +44,7 @@ def block_name(scope: str, task: str | None) -> str | None:
 
 
 class Blocks:
-    """A config source that reads values files by block and plugins with defaults."""
+    """A config source that reads values by block and completes plugins' defaults."""
 
     def address(self, config_path: str) -> tuple[str, str] | None:
         """Return (file, block) if a configuration is a block, else None."""

@@ -143,7 +143,7 @@ class Eraser(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """A network that turns images into raw scores, once.
+    """A judge that turns images into raw scores, once.
 
     `weights()` maps file name to sha256 and is part of the identity; it raises Missing if the weights are not
     installed. `licence` is the licence of the weights. Capabilities: HasNeeds, IsSparse, HasThreshold.
@@ -185,7 +185,7 @@ class Scored:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Metrics of a task as a pure function of a judge's raw scores.
+    """Metrics of a task, a pure function of a judge's raw scores.
 
     Capabilities: DecidesSuccess, RanksConcepts, Recognises, Calibrates, ChecksItself, HasNeeds. The first evaluator
     of a task that decides success does so for every attack.
@@ -305,7 +305,9 @@ class Scene:
 
 @runtime_checkable
 class Attack(Protocol):
-    """An attack that asks an erased model for the concept, if necessary without its name.
+    """An attack that asks an erased model for the concept.
+
+    It avoids the concept's name if necessary.
 
     `access` names the parts that it must see: text encoder, unet gradient, original model, images, detector.
     `shared`: its result does not depend on the erased model. `images` is the largest number of images that it shows
@@ -321,18 +323,16 @@ class Attack(Protocol):
     def images(self) -> int: ...
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
-        """Yield (index of a prompt, its result) for each prompt once, as soon as it finishes.
+        """Yield (index of a prompt, its result).
 
-        The result for one prompt does not depend on the others.
+        Each prompt comes once, as soon as it finishes. The result for one prompt does not depend on the others.
         """
         ...
 
 
 # -- capabilities -----------------------------------------------------------------------------------------------------
-# declared for the type checker alone. A flag counts where it is there and True.
 # `isinstance` asks by attribute, and on Python 3.11 it evaluates properties: a property that a plugin may be unable to answer
 # yet is declared for the type checker alone. A flag counts if it is present and True.
-# declared for the type checker alone. A flag counts where it is there and True.
 
 
 @runtime_checkable
@@ -371,7 +371,10 @@ class Unlocks(Protocol):
 
 @runtime_checkable
 class LowRank(Protocol):
-    """A method that adds low-rank matrices, which can be written as a LoRA file."""
+    """A method that adds low-rank matrices.
+
+    They can be written as a LoRA file.
+    """
 
     def low_rank(self, model: Model, artifact: Path) -> dict[str, tuple[Tensor, Tensor]]:
         """Return name of a weight -> (up [out, r], down [r, in])."""
@@ -422,7 +425,10 @@ class SearchCost(FitCost):
 
 @dataclass(frozen=True)
 class AttackCost:
-    """Cost of an attack per prompt, plus `count` times `once` before any prompt."""
+    """Cost of an attack.
+
+    It is `each` for every prompt, and before any prompt `count` times `once`.
+    """
 
     each: SearchCost
     once: SearchCost = SearchCost()
@@ -434,7 +440,7 @@ class HasAttackCost(Protocol):
     """An attack that can forecast its cost (plan.py)."""
 
     def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
-        """Forecast the cost for a number of attacked prompts and of their concepts."""
+        """Forecast the cost for numbers of attacked prompts and their concepts."""
         ...
 
 
@@ -568,7 +574,7 @@ class SharesSearch(Protocol):
     """
 
     def unit(self, prompt: Prompt, explicit: bool) -> Hashable:
-        """Return a key that is equal for prompts that share the learnt tensors."""
+        """Return a key that prompts with shared learnt tensors have in common."""
         ...
 
 

@@ -38,9 +38,9 @@ def complete(given: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def defaults_of(target: str) -> dict[str, Any]:
-    """Return field -> default of the dataclass at a dotted path, as in YAML.
+    """Return field -> default of the dataclass at a dotted path.
 
-    Empty if the path is not a dataclass that can be read.
+    Defaults are as in YAML. Empty if the path is not a dataclass that can be read.
     """
     module, _, name = target.rpartition(".")
     if (found := find_class(module, name)) is None:
@@ -187,7 +187,7 @@ def find_source(module: str) -> Path | None:
 
 
 def plain(value: Any) -> Any:
-    """Return the value with lists in place of tuples, as in a configuration."""
+    """Replace tuples with lists, as in a configuration."""
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     return {key: plain(one) for key, one in value.items()} if isinstance(value, dict) else value

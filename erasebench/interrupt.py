@@ -24,7 +24,9 @@ class Stop(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise Stop at the first signal, and end the process at the second.
+    """Raise Stop at the first signal; end the process at the second.
+
+    The second one ends it at once.
 
     Stop unwinds, so that everything is left in order. The second signal undoes nothing: threads may still be
     sampling with a model that unwinding would restore.
@@ -52,7 +54,10 @@ def stoppable() -> Iterator[None]:
 
 
 def is_within() -> bool:
-    """Return whether an outer command carries out this one and stops with it."""
+    """Return whether an outer command carries out this one.
+
+    This one then stops with it.
+    """
     return _depth[0] > 0
 
 
@@ -64,7 +69,7 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 
 def run(command: Callable[[], int]) -> int:
-    """Return a command's exit code, also after an interrupt or a closed pipe.
+    """Return a command's exit code, even after an interrupt or closed pipe.
 
     A pipe closes when its reader exits (store list | head).
     """

@@ -23,7 +23,7 @@ PATIENCE = 30  # seconds without an answer
 
 @dataclass(frozen=True)
 class Need:
-    """A file, a repository or a package without which a plugin does not work.
+    """A file, repository or package that a plugin requires.
 
         what       its name, in words
         megabytes  of the download, about; 0 for a package
@@ -54,9 +54,9 @@ class Need:
 
 
 def needs_of(*plugins: Any) -> list[Need]:
-    """Return the needs of plugins and of the judges and CLIPs among their fields.
+    """Return the needs of plugins and of their parts.
 
-    Each need is listed once.
+    Parts are the judges and CLIPs among their fields. Each need is listed once.
     """
     found: dict[str, Need] = {}
     for plugin in _with_parts(plugins):
@@ -92,9 +92,9 @@ def bring(*plugins: Any) -> None:
 
 
 def lacking(*plugins: Any) -> str:
-    """Explain in one line why plugins cannot work on this machine, or return "".
+    """Explain why plugins cannot work on this machine.
 
-    A need that can be fetched counts as present until `bring` has failed to fetch it.
+    The reason is one line, or "" if they can. A need that can be fetched counts as present until `bring` has failed to fetch it.
     """
     for need in needs_of(*plugins):
         if (need.fetch is None or need.what in _refused) and need.find() is None:
@@ -124,7 +124,7 @@ def file(path: str | Path | None, what: str, megabytes: float, source: str, opti
 
 
 def download(url: str, what: str, megabytes: float, option: str) -> Need:
-    """Describe a file in torch's own cache, with its hash in its name."""
+    """Describe a file in torch's own cache, named with its hash."""
 
     def place() -> Path:
         import torch

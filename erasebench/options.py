@@ -1,4 +1,4 @@
-"""Options of a command line, and the restricted set that a row may hold.
+"""Options of a command line, and the restricted set for rows.
 
 It says which options decide a run, and which of them somebody's row may set. A row is data: it may give one value to
 an option that the configuration has, but may not name code or a place, or look anything up. Any other option must be
@@ -65,7 +65,7 @@ def first_key(word: str) -> str:
 
 
 def gives_place(word: str) -> bool:
-    """Return whether the user's option names a file or folder of this disk.
+    """Return whether a user's option names a local file or folder.
 
     Decided by its form, or because the file or folder exists.
     """
@@ -202,7 +202,7 @@ def refuse_foreign(word: str) -> None:
 
 
 def named_texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield (last word of its key, text) of an option and of each nested option."""
+    """Yield (last word of key, text) of an option and its entries."""
     if isinstance(value, str):
         yield key.rpartition(".")[2], value
     for name, inner in value.items() if isinstance(value, dict) else ():

@@ -41,7 +41,7 @@ class Asked:
     reference: str | None = None
 
     def is_more(self) -> bool:
-        """Return whether it sets more than the world's own task for the concept."""
+        """Return whether it sets anything beyond the world's own concepts."""
         return not (self.keep is None and self.synonyms is None and self.reference is None)
 
 
@@ -85,9 +85,9 @@ def kind_of(world: Mapping[str, Any], name: str) -> str | None:
 def planned(
     task: Any, world: Mapping[str, Any], asked: Asked, n: int | None, target: str | None, images: int | None
 ) -> tuple[Plan, Own | None]:
-    """Return (the task's plan, the user's own concept if the task erases it).
+    """Return (the task's plan, the user's own concept or None).
 
-    Raises ErasebenchError if its kind cannot be guessed, or does not belong to the task.
+    None means that the task does not erase a concept of the user's own. Raises ErasebenchError if its kind cannot be guessed, or does not belong to the task.
     """
     if asked.kind and task.name not in TASKS[asked.kind]:
         raise ErasebenchError(f"task={task.name} kind={asked.kind}: of that kind is task={TASKS[asked.kind][0]}; leave task= out")

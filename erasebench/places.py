@@ -1,4 +1,4 @@
-"""Places on a disk, removed from rows and from everything that is sent."""
+"""Places on a disk, which stay out of rows and sent data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
 def is_absolute(text: str) -> bool:
-    """Return whether a text is a path from the root, home, a drive or a server."""
+    """Return whether a text is an absolute path.
+
+    It starts at the root, the home folder, a drive or a server.
+    """
     return ABSOLUTE.match(text) is not None
 
 
@@ -41,7 +44,7 @@ def exists(text: str) -> bool:
 
 
 def named(text: str) -> str:
-    """Return the last name of a path, with `...` for the folders before it."""
+    """Return the last name of a path, with `...` for its folders."""
     *_, last = re.split(r"[/\\]", text.rstrip("/\\"))
     return f".../{last}"
 
