@@ -383,7 +383,7 @@ def reason_of(error: BaseException) -> str:
     line = one_line(error)
     if isinstance(cause, (ErasebenchError, HydraException, OmegaConfBaseException, SystemExit)):
         return line
-    if isinstance(cause, OSError | UnicodeError) or cause is not error:  # a file error, or hyperparameters that a plugin refuses
+    if isinstance(cause, OSError | UnicodeError) or cause is not error:  # a file error, or refused hyperparameters
         key = re.search(r"full_key: (\S+)", str(error)) if cause is not error else None
         kind = type(cause).__name__
         return (f"{key[1]}: " if key else "") + (line if line.startswith(kind) else f"{kind}: {line}")

@@ -277,7 +277,7 @@ class Scene:
         prompts    under attack
         before     bool [N]: does the erased model show the concept without any attack?
         pictures   uint8 [N, H, W, 3]: for each prompt an image of its concept, made by the original model
-        known      concept -> uint8 [M, H, W, 3]: all images of it, surest first; for explicit content also the images of all
+        known      concept -> uint8 [M, H, W, 3]: all images of it, surest first; for explicit content also those of all
                    prompts, under ""
         concepts   name -> Concept, of the erased concepts
         templates  training templates with {c}
@@ -331,8 +331,8 @@ class Attack(Protocol):
 
 
 # -- capabilities -----------------------------------------------------------------------------------------------------
-# `isinstance` asks by attribute, and on Python 3.11 it evaluates properties: a property that a plugin may be unable to answer
-# yet is declared for the type checker alone. A flag counts if it is present and True.
+# `isinstance` asks by attribute, and on Python 3.11 it evaluates properties: a property that a plugin may be unable to
+# answer yet is declared for the type checker alone. A flag counts if it is present and True.
 
 
 @runtime_checkable

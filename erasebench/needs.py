@@ -94,7 +94,8 @@ def bring(*plugins: Any) -> None:
 def lacking(*plugins: Any) -> str:
     """Explain why plugins cannot work on this machine.
 
-    The reason is one line, or "" if they can. A need that can be fetched counts as present until `bring` has failed to fetch it.
+    The reason is one line, or "" if they can. A need that can be fetched counts as present until `bring` has failed
+    to fetch it.
     """
     for need in needs_of(*plugins):
         if (need.fetch is None or need.what in _refused) and need.find() is None:

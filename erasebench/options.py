@@ -1,6 +1,6 @@
 """Options of a command line, and the restricted set for rows.
 
-It says which options decide a run, and which of them somebody's row may set. A row is data: it may give one value to
+It says which options decide a run, and which of them another user's row may set. A row is data: it may give one value to
 an option that the configuration has, but may not name code or a place, or look anything up. Any other option must be
 given by hand, beside the row.
 """
@@ -127,7 +127,7 @@ def own_words() -> dict[str, frozenset[str]]:
 
 
 def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
-    """Return the command line of somebody's rows, with overrides from `more`.
+    """Return the command line of another user's rows, with overrides from `more`.
 
     Raises ErasebenchError if it sets anything but options that decide a run, or needs a place that rows do not keep.
     """
@@ -166,7 +166,7 @@ def command_of(file: Path, overrides: str, more: Sequence[str] = ()) -> list[str
 
 
 def refuse_foreign(word: str) -> None:
-    """Refuse an option of somebody's rows that is unknown or unsafe.
+    """Refuse an option of another user's rows that is unknown or unsafe.
 
     Unsafe options could load, reach or read anything; unknown options are not options of a run.
     """

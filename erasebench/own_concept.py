@@ -87,7 +87,8 @@ def planned(
 ) -> tuple[Plan, Own | None]:
     """Return (the task's plan, the user's own concept or None).
 
-    None means that the task does not erase a concept of the user's own. Raises ErasebenchError if its kind cannot be guessed, or does not belong to the task.
+    None means that the task does not erase a concept of the user's own. Raises ErasebenchError if its kind cannot be
+    guessed, or does not belong to the task.
     """
     if asked.kind and task.name not in TASKS[asked.kind]:
         raise ErasebenchError(f"task={task.name} kind={asked.kind}: of that kind is task={TASKS[asked.kind][0]}; leave task= out")

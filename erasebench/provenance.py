@@ -69,7 +69,7 @@ def device(name: str) -> str:
 
         try:
             return f"{torch.cuda.get_device_name(name)}, {arithmetic()}"
-        except (AssertionError, RuntimeError, ValueError):  # this row belongs to a run that failed because the GPU does not exist
+        except (AssertionError, RuntimeError, ValueError):  # the run failed because the GPU does not exist
             return name
     model = ""
     cpuinfo = Path("/proc/cpuinfo")

@@ -329,7 +329,7 @@ def _refuse(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]], w
 def place(records: Sequence[Row], path: Path) -> Path:
     """Return the path for the rows of a run: its file, or <id>.failed beside it.
 
-    The second is used if the rows say less than the existing file. A file that cannot be read belongs to somebody
+    The second is used if the rows say less than the existing file. A file that cannot be read belongs to someone
     else or to another version: only a run without a failure replaces it.
     """
     new = {_cell(row) for row in records if row.status == "ok"}

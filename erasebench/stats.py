@@ -198,8 +198,8 @@ def draws(parts: Sequence[Part], times: int = RESAMPLES) -> dict[int, np.ndarray
 def resample(clusters: Sequence[str], rng: np.random.Generator, times: int, chunk: int = 250) -> Iterator[np.ndarray]:
     """Yield the number of draws of each image [some, N].
 
-    Chunks follow until there are `times` rows. Clusters are drawn with replacement, then images within each drawn cluster. With a single cluster this is the
-    plain bootstrap over images.
+    Chunks follow until there are `times` rows. Clusters are drawn with replacement, then images within each drawn
+    cluster. With a single cluster this is the plain bootstrap over images.
     """
     labels = np.unique(np.asarray(clusters), return_inverse=True)[1]
     groups = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]

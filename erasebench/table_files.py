@@ -206,7 +206,7 @@ def transposed(path: Path, columns: Mapping[str, Any]) -> list[Record]:
 def json_lines(path: Path, written: str) -> list[Record]:
     """Return the rows of a file with one JSON object a line."""
     made = []
-    for number, line in enumerate(written.split("\n"), 1):  # a text may hold characters that str.splitlines takes for line ends
+    for number, line in enumerate(written.split("\n"), 1):  # str.splitlines also splits at characters within a text
         if not line.strip():
             continue
         try:

@@ -302,8 +302,8 @@ class ExplicitTask:
 class CaptionTask:
     """Task that measures the effect of erasing on ordinary captions.
 
-    The captions are COCO in `photo`, and theirs is the only split. Erases the explicit phrases (GIE, Table 1), or with target= any concept that
-    the world knows.
+    The captions are COCO in `photo`, and theirs is the only split. Erases the explicit phrases (GIE, Table 1), or
+    with target= any concept that the world knows.
     """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
@@ -452,8 +452,8 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
 def gated(plan: Plan, surrogates: str = "a surrogate of the world") -> Plan:
     """Remove the texts that the safety gate refuses from a plan.
 
-    Applies to explicit tasks. Refused prompts are dropped and counted; refused captions, preserved names and synonyms for the method are
-    dropped and logged. Any other plan is unchanged.
+    Applies to explicit tasks; any other plan is unchanged. Refused prompts are dropped and counted; refused
+    captions, preserved names and synonyms for the method are dropped and logged.
 
     Raises Refused for a concept, a surrogate (`surrogates` names its source) or a training template, which cannot be
     dropped.
@@ -562,8 +562,8 @@ def typed(splits: Mapping[str, str], rows: Sequence[prompt_files.PromptRow], whe
 def unnamed(plan: Plan, rows: Sequence[prompt_files.PromptRow], where: str) -> list[tuple[str, str]]:
     """Return (split, concept) of each row of a table without names.
 
-    Applies if one concept is erased. All rows ask for that concept. Raises ErasebenchError for a row that names a kept concept instead, as it would
-    pass for forgotten.
+    Applies if one concept is erased. All rows ask for that concept. Raises ErasebenchError for a row that names a
+    kept concept instead, as it would pass for forgotten.
     """
     (concept,) = plan.concepts
     own, others = finder((concept.name, *concept.synonyms)), finder(plan.brief.preserved)

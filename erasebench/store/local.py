@@ -53,7 +53,7 @@ KIND = re.compile(r"[\w-]+")
 LEFTOVER = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+")  # folders that a killed process was filling or removing
 SYSTEM = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store")  # files that an operating system puts anywhere
 LEASE = 30.0  # seconds without a sign of life after which another machine may make an entry
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)  # NFS cannot lock a file that is open for reading
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)  # NFS cannot lock files open for reading
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 FAULTY = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
@@ -118,7 +118,10 @@ class Damaged(Exception):
 
 
 class Unreadable(ErasebenchError):
-    """A place in the store that cannot be read now but may not be damaged."""
+    """A place in the store that cannot be read now.
+
+    There is no evidence that it is damaged.
+    """
 
 
 def patiently(read: Callable[[], Read], place: Path) -> Read:
@@ -199,12 +202,15 @@ class Store:
             if self.remote.manifest(entry_of(path)) is None:
                 self.remote.upload(entry_of(path), path)
             self._shared.add(path)
-        with suppress(OSError):  # gc goes by last use; we may lack the permission to note it for another user's or a read-only store
+        with suppress(OSError):  # gc goes by last use; we may lack permission to note it
             os.utime(path / MANIFEST)
         return path
 
     def keys(self, kind: str, prefix: str) -> list[str]:
-        """Return keys that begin with the prefix, of entries here or at the URL."""
+        """Return the keys of entries that begin with the prefix.
+
+        The entries are here or at the URL.
+        """
         names = [path.name for path in _listed(self.root / kind)] + (self.remote.names(kind) if self.remote else [])
         return sorted({name for name in names if name.startswith(prefix) and CHECKSUM.fullmatch(name)})
 
@@ -314,7 +320,10 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _place(self, temporary: Path, path: Path) -> None:
-        """Rename a folder to the entry, unless a whole one exists by now."""
+        """Rename a folder to the entry, unless a whole one exists.
+
+        Another process may have made it meanwhile.
+        """
         for last in (False, True):
             try:
                 temporary.rename(path)
@@ -364,9 +373,9 @@ class Store:
             self._share(folder)
 
     def _share(self, path: Path) -> None:
-        """Give write access to all who may write the store's root.
+        """Give write access to everyone with access to the root.
 
-        The umask makes no difference.
+        These are the users who may write the store's root, whatever the umask.
         """
         with suppress(OSError):
             if others := self.root.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -437,7 +446,7 @@ class Store:
         if not os.path.lexists(self.root / "locks" / key):
             return False
         try:
-            if (stream := self._lock_file(key)) is None:  # of another user
+            if (stream := self._lock_file(key)) is None:  # it belongs to another user
                 return os.path.lexists(self.root / "locks" / key)
             with stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -528,7 +537,10 @@ def check(folder: Path, key: str) -> None:
 
 
 def _contents(folder: Path) -> set[str]:
-    """Return relative paths of the files and the links to folders in a folder."""
+    """Return relative paths of the files in a folder.
+
+    Includes links to folders.
+    """
 
     def fail(error: OSError) -> None:
         raise error

@@ -51,7 +51,7 @@ FAMILIES = (  # of LyCORIS and peft; their weights are not a product of two matr
     (r"lora_E$|lora_ranknum$", "AdaLoRA"),
 )
 STRENGTH = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
-OTHERWISE_READ = {"peft_type", "use_dora", "lora_bias", "bias", "modules_to_save", "init_lora_weights"}  # recognised by their keys
+OTHERWISE_READ = {"peft_type", "use_dora", "lora_bias", "bias", "modules_to_save", "init_lora_weights"}  # recognised by keys
 HARMLESS = {  # placement, training, and fan_in_fan_out, which peft drops for the layers of these models
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type"),
     *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version"),
@@ -248,10 +248,10 @@ def merged(
     remarks: Remarks | None = None,
     part: str = "",
 ) -> dict[str, Tensor]:
-    """Return W + scale * strength * up down, by the model's names.
+    """Merge the layers of an adapter into the base's weights.
 
-    strength is alpha / rank (or alpha / sqrt rank, if the settings say so); alpha is in the file, in its metadata,
-    in adapter_config.json, or the rank.
+    Returns W + scale * strength * up down, by the model's names. strength is alpha / rank (or alpha / sqrt rank, if
+    the settings say so); alpha is in the file, in its metadata, in adapter_config.json, or the rank.
     """
     remarks = {} if remarks is None else remarks
     names = Names.of(model)
@@ -314,7 +314,7 @@ def strength(name: str, layer: Layer, settings: Settings, file: Path, remarks: R
 
 
 def with_layer(name: str, layer: Layer, factor: float, settings: Settings, weight: Tensor, file: Path) -> Tensor:
-    """Return the base's weight with one layer of an adapter merged into it."""
+    """Return the base's weight with one adapter layer merged into it."""
     up, down, mid = (
         as_weight(f"{half} of {name}", layer.tensors[half], torch.empty(0), file, {}) if half in layer.tensors else None
         for half in ("up", "down", "mid")

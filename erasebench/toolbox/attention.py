@@ -101,7 +101,7 @@ class Adapted:
 
 
 def projection(layer: str, which: str) -> str:
-    """Return the name of the K or V projection of an attention processor."""
+    """Return the name of an attention processor's K or V projection."""
     return f"unet.{layer.removesuffix('.processor')}.to_{which}.weight"
 
 
@@ -132,9 +132,10 @@ def maps(
 
 
 def fitted(mask: Tensor, pixels: int) -> Tensor:
-    """Resize a mask bool [B, h, w] to a layer of this many pixels -> [B, pixels].
+    """Resize a mask to the resolution of a layer.
 
-    Nearest, as in MACE; if that loses a small mask altogether, every pixel that the mask touches is set.
+    The mask is bool [B, h, w] -> [B, pixels], flat, for a layer with this many pixels. Nearest, as in MACE; if that
+    loses a small mask altogether, every pixel that the mask touches is set.
     """
     side, mask = round(pixels**0.5), mask[:, None].float()
     nearest = F.interpolate(mask, (side, side), mode="nearest").flatten(1) > 0.5

@@ -119,10 +119,10 @@ def gram(rows: Tensor) -> Tensor:
 
 
 def prior(model: Model, texts: Sequence[str], batch: int = 256) -> Tensor:
-    """Return the Gram matrix over all positions of all texts, fp64 [D, D].
+    """Return the Gram matrix of all texts, fp64 [D, D].
 
-    It is kept in the store: it is the same for every layer, concept and method (MACE's released code keeps 32
-    copies).
+    It sums over all positions of all texts. It is kept in the store: it is the same for every layer, concept and
+    method (MACE's released code keeps 32 copies).
     """
     unique = list(dict.fromkeys(texts))
 
@@ -188,10 +188,10 @@ def encoded(model: Model, texts: Sequence[str]) -> dict[str, tuple[Tensor, int]]
 def aligned(
     model: Model, pairs: Sequence[tuple[str, str]], token_set: str, template: str = "{c}"
 ) -> tuple[Tensor, Tensor]:
-    """Return rows [R, D] of names and of their targets, aligned at last tokens.
+    """Return rows [R, D] of the names and of their targets.
 
-    The rows are those of that token alone (token_set=last), or of it and all later tokens, as many rows as both
-    texts of a pair have (last_to_end).
+    They are aligned at their last tokens: that token alone (token_set=last), or it and all later tokens, as many
+    rows as both texts of a pair have (last_to_end).
     """
     rows = encoded(model, [filled(template, text) for pair in pairs for text in pair])
     last = {text: max(span(model, template, text)[1] - 1, 0) for pair in pairs for text in pair}
@@ -207,7 +207,7 @@ def aligned(
 def coexisting(
     model: Model, template: str, pairs: Sequence[tuple[str, str]], which: str = "context"
 ) -> tuple[Tensor, Tensor]:
-    """Return rows [R, D] of the words around each name and each target.
+    """Return rows [R, D] of the words around names and targets.
 
     Both stand in the same template, and the rows are aligned.
 
@@ -237,9 +237,9 @@ def load_edit(model: Model, artifact: Path) -> Tensor:
 
 
 def edited(model: Model, edit: Tensor, which: str = "kv") -> AbstractContextManager[None]:
-    """Replace every projection W of K and V (or V alone) by W M.
+    """Replace the projections W of K and V by W M.
 
-    Returns the model's context manager.
+    `which` selects both or V alone. Returns the model's context manager.
     """
     names = model.names(PROJECTIONS.replace("kv", which))
     return model.changed(weights={name: model.weight(name).double() @ edit for name in names})

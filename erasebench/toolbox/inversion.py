@@ -59,7 +59,10 @@ class Pictured:
         return {"pictures": shown, "how": [self.start, self.steps, self.batch, self.lr], "version": self.version}
 
     def load(self, side: int) -> tuple[Tensor, Tensor]:
-        """Load (images uint8 [N, side, side, 3], masks in [0, 1] [N, 1, side, side])."""
+        """Load the images and their masks.
+
+        Returns (images uint8 [N, side, side, 3], masks in [0, 1] [N, 1, side, side]).
+        """
         made = []
         for file in self.files():
             try:

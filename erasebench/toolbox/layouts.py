@@ -121,7 +121,10 @@ def compvis_modules(names: Iterable[str]) -> dict[str, str]:
 
 
 def compvis(names: Collection[str]) -> dict[str, str]:
-    """Map CompVis' weight names of a U-Net to diffusers', both without the part."""
+    """Map CompVis' weight names of a U-Net to diffusers' names.
+
+    Both are without the part.
+    """
     places, theirs = compvis_modules(names), {}
     for name in names:
         parts = name.split(".")

@@ -25,12 +25,12 @@ from .state_dicts import PICKLED, SAFE, Remarks, as_weight, read
 VARIANT = re.compile(r"[.-](fp16|bf16|non_ema)(?=[.-])")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args|trainer_state)")
-ROOM = 6  # size of a training's file relative to the base in float32: weights, moving average, two moments, and a margin
+ROOM = 6  # largest file of a training / base in float32: weights, moving average, two moments, and a margin
 SPARE = 2**30  # bytes for VAE and other parts
 
 
 def located(path: str) -> Path:
-    """Return a local file or folder, or download that of a hub id.
+    """Return a local file or folder, or download a hub id.
 
     Raises ErasebenchError for neither.
     """
@@ -76,7 +76,7 @@ def files_of(path: Path, remarks: Remarks | None = None) -> dict[str, list[Path]
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """Return the weight files of a folder, without the state of a training."""
+    """Return the weight files of a folder, without training states."""
     return sorted(f for f in folder.iterdir() if f.suffix in SAFE + PICKLED and not STATE.match(f.name))
 
 

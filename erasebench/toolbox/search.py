@@ -95,7 +95,10 @@ def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequen
 
 
 def shots(prompt: Prompt, text: str, outcome: str = "", count: int = 1) -> Found:
-    """Return one text with the prompt's own seed, and with count - 1 others."""
+    """Return shots of one text.
+
+    The first has the prompt's own seed, count - 1 others have further seeds.
+    """
     seeds = [prompt.seed, *(seed_of("shot", prompt.seed, i) for i in range(1, count))]
     return Found(tuple(Shot(text, seed) for seed in seeds) if text else (), outcome=outcome)
 
@@ -125,15 +128,18 @@ def fits(model: Model, row: Sequence[int]) -> bool:
 
 
 class Slots(NamedTuple):
-    """Token ids [B, L] of prompts, and the mask of free ones (bool [B, L])."""
+    """Token ids of prompts, with a mask of free places.
+
+    Ids are [B, L], the mask of free ones is bool [B, L].
+    """
 
     ids: Tensor
     free: Tensor
 
     def filled(self, ids: Tensor) -> Tensor:
-        """Fill in the ids of all free places [sum of k] -> token ids [B, L].
+        """Fill in the ids of all free places.
 
-        The ids come prompt after prompt.
+        Ids [sum of k], prompt after prompt -> token ids [B, L].
         """
         return self.ids.masked_scatter(self.free, ids)
 
@@ -203,9 +209,10 @@ def simplex(u: Tensor) -> Tensor:
 
 
 def nearest(x: Tensor, among: Tensor) -> Tensor:
-    """Return indices [...] of the rows of `among` nearest to x [..., D].
+    """Return the row of `among` nearest to each of x.
 
-    The nearest row of `among` [V, D] has the highest cosine: one matrix product.
+    The nearest row of `among` [V, D] has the highest cosine with x [..., D]; returned as indices [...]. One matrix
+    product.
     """
     return (x @ F.normalize(among, dim=-1).T).argmax(-1)
 
@@ -232,7 +239,10 @@ def graphs(scale: float | None) -> int:
 
 
 def noisy(model: Model, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """Add noise to latents z [B, C, h, w] at timesteps t [B]."""
+    """Add noise to latents z [B, C, h, w].
+
+    The timesteps are t [B].
+    """
     alpha = model.alphas_cumprod[t].to(z.dtype).view(-1, 1, 1, 1)
     return alpha.sqrt() * z + (1 - alpha).sqrt() * noise
 
@@ -337,10 +347,10 @@ class Bench:
         self.wanted = originals(model, [p.text for p in scene.prompts]) if compares else None
 
     def gradients(self, which: Sequence[int], t: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradient of each prompt's loss w.r.t. its free tokens' embeddings.
+        """Return each prompt's gradient with respect to its free embeddings.
 
-        The prompts are those in `which`, at timesteps t [B] and fresh noise; the embeddings are [k, D] for free
-        tokens ids [k].
+        The loss is that of each prompt in `which`, at timesteps t [B] and fresh noise; the embeddings are [k, D] for
+        free tokens ids [k].
         """
         at = torch.tensor(which, device=self.z.device)
         noise = self.draws.normal(which, *self.z.shape[1:])
@@ -349,7 +359,10 @@ class Bench:
         return [g for some in in_slices(self.model, "attack", work, len(which), most) for g in some]
 
     def gradients_of(self, at: Tensor, t: Tensor, noise: Tensor, ids: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return `gradients` of prompts number `at` [B], with noise [B, C, h, w]."""
+        """Return `gradients` of prompts number `at` [B].
+
+        `noise` is [B, C, h, w].
+        """
         z = noisy(self.model, self.z[at], t, noise)
         wanted = self.wanted.select(at) if self.wanted is not None else None
         with torch.no_grad():
@@ -361,7 +374,10 @@ class Bench:
         return torch.autograd.grad(loss, vectors)[0].split([len(i) for i in ids])
 
     def read(self, i: int, ids: Tensor) -> str:
-        """Return the text of prompt i with token ids [k] in its free places."""
+        """Return the text of prompt i, with its free places filled.
+
+        `ids` [k] are the tokens in these places.
+        """
         row, free = list(self.rows[i]), iter(ids.tolist())
         return spelled(self.model, [next(free) if token == FREE else token for token in row])
 

@@ -225,13 +225,13 @@ def _of_a_module(key: str, value: Mapping) -> bool:
 
 
 def _top(held: Mapping) -> str:
-    """Return the first keys of a dict and the types of their values."""
+    """Return a dict's first keys and the types of their values."""
     first = [f"{key!r} ({type(value).__name__})" for key, value in list(held.items())[:6]]
     return ", ".join(first)[:300] + (f" and {len(held) - 6} more" if len(held) > 6 else "")
 
 
 def _refuse_odd(name: str, tensor: Tensor, file: Path) -> None:
-    """Raise ErasebenchError for a tensor that is not a plain array of numbers."""
+    """Raise ErasebenchError for anything but a plain array of numbers."""
     if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         odd = f"a {type(tensor).__name__}, a tensor of a class of its own"
     elif tensor.is_nested:

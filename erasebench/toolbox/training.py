@@ -48,9 +48,9 @@ class Pictures(NamedTuple):
 
 @torch.no_grad()
 def drawn(model: Model, texts: Sequence[str], seeds: Sequence[int] | torch.Generator, sampler: Sampler) -> Pictures:
-    """Sample an image of each text and seed with the model as it stands.
+    """Sample an image of each text and seed.
 
-    A generator may draw the seeds. Latents are the sampler's own.
+    The model samples as it stands. A generator may draw the seeds. Latents are the sampler's own.
     """
     if isinstance(seeds, torch.Generator):
         seeds = torch.randint(2**31, (len(texts),), generator=seeds).tolist()
@@ -110,9 +110,9 @@ def erased_noise_target(free: Tensor, text: Tensor, eta: float) -> Tensor:
 
 
 def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Add noise to clean latents [B, C, h, w] -> (x_t, t [B], noise).
+    """Add noise to clean latents.
 
-    Each latent has its own t.
+    Latents [B, C, h, w] -> (x_t, t [B], noise). Each latent has its own t.
     """
     t = torch.randint(len(model.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
@@ -174,7 +174,10 @@ def as_terms(loss: Tensor | Sequence[Term]) -> Sequence[Term]:
 
 
 def checked(loss: Tensor, title: str) -> Tensor:
-    """Return the loss of a training step. Raises NotFinite if it is not finite: training cannot continue from it."""
+    """Return the loss of a training step.
+
+    Raises NotFinite if it is not finite: training cannot continue from it.
+    """
     if not is_finite(loss.detach()):
         raise NotFinite(f"{title}: the loss is not finite (diverged: a lower learning rate, or fp32)")
     return loss

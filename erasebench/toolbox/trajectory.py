@@ -18,9 +18,9 @@ from ..model.model import Model
 
 
 class States(NamedTuple):
-    """Latents z [N, C, h, w] at timesteps t [N], for prompts `which` [N].
+    """Latents at timesteps on their way to prompts.
 
-    `which` is the number of the prompt that a latent approaches.
+    Latents z [N, C, h, w] at timesteps t [N]; `which` [N] is the number of the prompt that each approaches.
     """
 
     z: Tensor
@@ -31,10 +31,11 @@ class States(NamedTuple):
 def midway(
     model: Model, context: Context, sampler: Sampler, generator: torch.Generator, seeds: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sample up to a random step -> (z [B, C, h, w], t [B]).
+    """Sample latents up to a random step.
 
-    The model samples as it stands, and the step is the same for all; t is uniform among the training timesteps of
-    that step (ESD and the methods built on it). `seeds`: of the initial noise, if the caller must know it.
+    Returns (z [B, C, h, w], t [B]). The model samples as it stands, and the step is the same for all; t is uniform
+    among the training timesteps of that step (ESD and the methods built on it). `seeds`: of the initial noise, if
+    the caller must know it.
     """
     count = len(context.ids)
     draw = lambda high, *shape: torch.randint(high, shape, generator=generator)

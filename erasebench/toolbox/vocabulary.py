@@ -1,4 +1,4 @@
-"""Candidate words of a world, and the search for the most affected word.
+"""Candidate words of a world, and the search for the worst one.
 
 An erasure would hurt that word most (AP and AGE, Bui et al.).
 """
