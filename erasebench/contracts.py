@@ -129,8 +129,11 @@ class Metric:
 class Eraser(Protocol):
     """An erasure method.
 
-    `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written). `apply` is
-    quick and deterministic: inside its context the model is erased; after it the model is bit-equal to the base.
+    `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written).
+
+    `apply` is quick and deterministic: inside its context the model is erased; after it the model is bit-equal to
+    the base.
+
     Capabilities: Skips, Unlocks, LowRank, HasNeeds, HasPublishedSurrogates, HasFitCost, IsBase.
     """
 
@@ -236,7 +239,7 @@ class Plan:
 
     @property
     def explicit(self) -> bool:
-        """Whether the safety gate checks all texts of the plan."""
+        """True if the safety gate checks all texts of the plan."""
         return any(concept.kind == "explicit" for concept in self.concepts)
 
 
@@ -337,7 +340,7 @@ class Attack(Protocol):
 
 @runtime_checkable
 class HasNeeds(Protocol):
-    """Any plugin that reads files or uses packages other than its own."""
+    """Any plugin that uses files or packages other than its own."""
 
     def needs(self) -> Sequence[Need]:
         """Return the plugin's needs; called before a model is loaded (needs.py)."""

@@ -1,8 +1,8 @@
 """Options of a command line, and the restricted set for rows.
 
-It says which options decide a run, and which of them another user's row may set. A row is data: it may give one value to
-an option that the configuration has, but may not name code or a place, or look anything up. Any other option must be
-given by hand, beside the row.
+The module defines which options decide a run, and which of them another user's row may set. A row is data: it may
+give one value to an option that the configuration has, but may not name code or a place, or look anything up. Any
+other option must be given by hand, beside the row.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def text(path: Path, hint: str = "") -> str:
 def read(path: Path, known: Collection[str]) -> list[Record]:
     """Read the rows of a table.
 
-    Its content and its name identify its format. All rows have the same columns. A delimiter other than the usual one is found by the `known` names of columns.
-    Raises ErasebenchError for anything that is not such a table.
+    Its content and its name identify its format. All rows have the same columns. A delimiter other than the usual
+    one is found by the `known` names of columns. Raises ErasebenchError for anything that is not such a table.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet" or content(path)[:4] == PARQUET:
