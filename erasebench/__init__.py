@@ -1,4 +1,7 @@
-"""erasebench: does a text-to-image diffusion model forget, what does it break, can it be brought back."""
+"""Benchmark of concept erasure in text-to-image diffusion models.
+
+Does a model forget, what does it break, and can the concept be brought back?
+"""
 
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "methods").is_dir():
     __path__.append(str(_checkout))
 sys.meta_path.append(Renames())
-if sys.argv[:1] == ["-m"]:  # as it is while `python -m erasebench...` is being imported
+if sys.argv[:1] == ["-m"]:  # the value of sys.argv while `python -m erasebench...` is being imported
     from .interrupt import guard_imports
 
     guard_imports()

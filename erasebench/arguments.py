@@ -1,4 +1,4 @@
-"""Words of a command line: what Hydra's grammar makes of a value, and which values are lists."""
+"""Command line words: Hydra's grammar of values, and the list options."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .contracts import ErasebenchError
 
 VALUED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c", "--info", "-i")
 SCALARS = str | int | float | bool
-SINGLE = (  # options that are one text
+SINGLE = (  # options that take a single text
     "target", "device", "results", "speed", "track", "model.path", "model.hub", "model.revision", "model.dtype",
     "world.captions.path", "prompts.path", "prompts.guidance", "pictures.path", "pictures.start", "reference.path", "reference.by",
     "store.url",
 )  # fmt: skip
-PARTS = {  # options of several parts -> the part that is meant where one value is given
+PARTS = {  # options of several parts -> the part that a single value sets
     "prompts": "path", "pictures": "path", "reference": "path", "store": "url", "sampler": "steps", "model": "path", "world.captions": "path",
 }  # fmt: skip
 LISTS = ("concepts", "other_words")  # options that are lists of words
@@ -32,20 +32,28 @@ WORLD_LISTS = (  # entries of a world that are lists of words; * is any name
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """The words that Hydra reads as key=value: no flags, nor their values."""
+    """Return the key=value words of a command line.
+
+    Flags and their values are left out."""
     pairs = zip(("", *arguments), arguments, strict=False)
     return [word for before, word in pairs if not word.startswith("-") and before not in VALUED]
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The same command line, with its flags before its overrides: argparse takes no override after a flag that follows one."""
+    """Return the command line with its flags before its overrides.
+
+    argparse accepts no override after a flag that follows one.
+    """
     overrides = overrides_of(arguments)
     pairs = zip(("", *arguments), arguments, strict=False)
     return [word for before, word in pairs if word.startswith("-") or before in VALUED] + overrides
 
 
 def check_grammar(arguments: Sequence[str]) -> None:
-    """Raises ErasebenchError, with the word as it is to be quoted, for one that Hydra cannot read."""
+    """Raise ErasebenchError for a word that Hydra cannot read.
+
+    The message quotes the word correctly.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -62,14 +70,20 @@ def check_grammar(arguments: Sequence[str]) -> None:
 
 
 def advice(key: str, value: str) -> str:
-    """How a value is quoted, for Hydra and the shell; or that it cannot be, for a list or object that is not closed."""
+    """Explain how to quote a value for Hydra and the shell.
+
+    A list or object that is not closed cannot be quoted; the advice then shows how to write one.
+    """
     if value[:1] in "[{" and value:
         return "a list is written '[a, \"b=c\"]', an object '{key: value}', names with signs in quotes"
     return f"quote it: {quoted(key, value)}"
 
 
 def quoted(key: str, value: str) -> str:
-    """The word that gives the key just this text: double quotes for Hydra, in quotes for the shell."""
+    """Return the word that gives the key exactly this text.
+
+    The text stands in double quotes for Hydra, and the word in quotes for the shell.
+    """
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]
     inner = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', value.replace("${", "\\${"))
@@ -81,7 +95,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def explained(error: Exception) -> str:
-    """What Hydra says of a command line that it cannot compose, in one line."""
+    """Summarize in one line why Hydra cannot compose a command line."""
     said = str(error)
     if found := re.search(r"Ambiguous value for argument '(.*?)'\n", said, re.DOTALL):
         key, _, value = found[1].partition("=")
@@ -96,7 +110,10 @@ def explained(error: Exception) -> str:
 
 
 def check_values(config: DictConfig) -> None:
-    """Put a word where a list is wanted into a list, in place; refuse a list where a word is wanted."""
+    """Turn single words into lists, in place, for options that are lists.
+
+    Refuses a list for an option that takes one word.
+    """
     for name, part in PARTS.items():
         node = OmegaConf.select(config, name)
         if not isinstance(node, DictConfig):
@@ -119,13 +136,19 @@ def check_values(config: DictConfig) -> None:
 
 
 def check_plugins(config: DictConfig) -> None:
-    """The same for the options of methods, attacks, executors and evaluators, whose modules it imports."""
+    """Check the options of methods, attacks, executors and the task like `check_values`.
+
+    Imports the modules of these plugins.
+    """
     for group in ("method", "attack", "executor", "task"):
         fill_lists(config, group, group)
 
 
 def check_text(config: DictConfig, name: str) -> None:
-    """A whole number is taken as it is written; how another value was written is not known any more."""
+    """Check an option that is one text; keep an integer as written.
+
+    The spelling of a float or boolean is lost in parsing, so these are refused.
+    """
     node = OmegaConf.select(config, name)
     if isinstance(node, DictConfig | ListConfig):
         hint = "; concepts=[...] erases others together with it" if name == "target" else ""
@@ -138,7 +161,7 @@ def check_text(config: DictConfig, name: str) -> None:
 
 
 def words(node: Any, name: str) -> list[str]:
-    """A list of words, or one word as a list of it."""
+    """Return a list of words; a single word becomes a list of one."""
     made = [node] if isinstance(node, SCALARS) else node
     made = [] if made is None else made
     if isinstance(made, Mapping | DictConfig) or any(not isinstance(one, SCALARS) for one in made):
@@ -147,13 +170,16 @@ def words(node: Any, name: str) -> list[str]:
 
 
 def plain(node: Any) -> str:
-    """A value as it is written on a command line."""
+    """Format a value as on the command line."""
     made = OmegaConf.to_container(node) if isinstance(node, DictConfig | ListConfig) else node
     return re.sub(r"['\"]", "", str(made)).replace(", ", ",")[:200]
 
 
 def entries(node: Any, path: Sequence[str], name: str) -> Iterator[tuple[DictConfig, str, str]]:
-    """(parent, key, full name) of each entry of a pattern that the config gives itself."""
+    """Yield (parent, key, full name) of each entry that matches a pattern.
+
+    Interpolations, missing and null entries are left out: the config does not give them itself.
+    """
     if not isinstance(node, DictConfig):
         return
     for key in [key for key in node if path[0] in ("*", key)]:
@@ -167,8 +193,11 @@ def entries(node: Any, path: Sequence[str], name: str) -> Iterator[tuple[DictCon
 
 
 def fill_lists(parent: DictConfig, key: Any, name: str, but: Sequence[str] = ()) -> None:
-    """Make lists of single values where the dataclass of a `_target_` declares a tuple, everywhere below `but` some keys; refuse
-    what fits none. Entries that point elsewhere are seen to there."""
+    """Turn single values into lists where a `_target_` dataclass declares a tuple.
+
+    Descends everywhere except below the keys in `but`. Refuses values that do not fit. Interpolations are checked at
+    the entry that they refer to.
+    """
     if OmegaConf.is_interpolation(parent, key) or OmegaConf.is_missing(parent, key):
         return
     node = parent[key]
@@ -187,7 +216,10 @@ def fill_lists(parent: DictConfig, key: Any, name: str, but: Sequence[str] = ())
 
 
 def tuples(target: Any) -> dict[str, Any]:
-    """Fields of a plugin's dataclass that are tuples -> the type of their entries; not those that may be one word too."""
+    """Return tuple fields of a plugin's dataclass -> type of their entries.
+
+    Fields that also accept a single word are left out.
+    """
     from dataclasses import fields, is_dataclass
 
     from hydra.utils import get_class
@@ -195,7 +227,7 @@ def tuples(target: Any) -> dict[str, Any]:
     try:
         plugin = get_class(str(target))
         hints = typing.get_type_hints(plugin)
-    except Exception:  # whatever a plugin's import raises is told where the plugin is made
+    except Exception:  # an error of a plugin's import is reported when the plugin is instantiated
         return {}
     if not is_dataclass(plugin):
         return {}
@@ -204,7 +236,7 @@ def tuples(target: Any) -> dict[str, Any]:
 
 
 def sequence(node: Any, kind: Any, name: str) -> list[Any]:
-    """A list of values of a type, or one as a list of it."""
+    """Return a list of values of a type; a single value becomes a list of one."""
     made = [node] if isinstance(node, SCALARS) else list(node) if isinstance(node, ListConfig) else None
     allowed = {str: SCALARS, float: int | float, int: int}.get(kind)
     fits = lambda one: allowed is None or (isinstance(one, allowed) and (kind is str or not isinstance(one, bool)))
@@ -215,7 +247,7 @@ def sequence(node: Any, kind: Any, name: str) -> list[Any]:
 
 
 def check_lists(plugin: Any, name: str) -> None:
-    """Raises ErasebenchError for a field of a plugin that is declared a tuple and holds one word."""
+    """Raise ErasebenchError if a plugin's tuple field holds a single word."""
     for field in tuples(f"{type(plugin).__module__}.{type(plugin).__qualname__}"):
         if isinstance(value := getattr(plugin, field), str):
             raise ErasebenchError(f"{name}.{field}={value}: a list is needed, {name}.{field}=[{value}]")

@@ -1,4 +1,7 @@
-"""Command line -> Run. With config_sources.py all that knows Hydra's configurations; heavy imports wait until a run is sure."""
+"""Command line -> Run.
+
+Only this module and config_sources.py know Hydra's configurations; heavy imports wait until a run is certain.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,8 @@ if typing.TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 DryJob = Callable[[list["Run"], list[tuple[str, str, str]], float | None], None]
-RAISES = "HYDRA_FULL_ERROR"  # makes Hydra raise what it would print
-PUBLISHED = "published"  # surrogate=published: what the method's authors put in a concept's place
+RAISES = "HYDRA_FULL_ERROR"  # makes Hydra raise errors instead of printing them
+PUBLISHED = "published"  # surrogate=published: the surrogate that the method's authors use
 PACKAGE_TASKS = "erasebench.tasks."
 UNSET = {"n": None, "images": None, "batch": "auto"}
 LAUNCHERS = {  # the package of each, and the extra that installs it
@@ -63,7 +66,7 @@ LAUNCHERS = {  # the package of each, and the extra that installs it
 }
 # a config of its own: a plain list could not be reached through a second interpolation
 OmegaConf.register_new_resolver("keys", lambda mapping: OmegaConf.create(list(mapping)), replace=True)
-# ${value_of:${world.objects},${target},mace_ridge,100}: what a world says of a concept, or the last
+# ${value_of:${world.objects},${target},mace_ridge,100}: the world's entry for a concept, or else the last argument
 OmegaConf.register_new_resolver(
     "value_of",
     lambda mapping, name, key, otherwise: mapping[name].get(key, otherwise) if name in mapping else otherwise,
@@ -80,25 +83,29 @@ def main(
     stand_ins: Mapping[str, str] | None = None,
     launch: bool = False,
 ) -> int:
-    """Compose every job of the command line and run it; 1 if any failed. A failed job does not stop a sweep. A job that keeps
-    nothing in this process may `launch`: hydra/launcher= then chooses where.
-    An experiment ends with its table. With dry_run=true nothing runs: the runs, those whose prompts are not here (task, model and
-    why), and the rate go to `dry_job`; without one a report is printed. `stand_ins` (key -> file) are read where a run's
-    prompts are not here and the key is not given: it is then among the runs too."""
+    """Compose every job of the command line and run it.
+
+    Returns 1 if any job failed. A failed job does not stop a sweep. A job that keeps nothing in this process may
+    `launch`: hydra/launcher= then chooses where it runs. An experiment ends with its table.
+
+    With dry_run=true nothing runs: `dry_job` receives the runs, the runs whose prompts are missing (task, model and
+    reason), and the rate; without `dry_job` a report is printed. `stand_ins` (key -> file) are read if a run's
+    prompts are missing and the key is not given; the run is then also among the runs.
+    """
     say_what_happens()
     try:
         check_words(arguments)
-    except Exception as error:  # a config folder of the user's may hold anything
+    except Exception as error:  # the user's config folder may hold anything
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     if "dry_run=true" in arguments:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # it says what would be downloaded
+        os.environ["HF_HUB_OFFLINE"] = "1"  # a dry run only reports the downloads
         if hub := sys.modules.get("huggingface_hub.constants"):
             hub.HF_HUB_OFFLINE = True
     if not launch or "dry_run=true" in arguments:
         arguments = [word for word in arguments if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
-    sys.argv[1:] = flags_first(arguments)  # where Hydra looks for them
-    # that a plugin's schema checks our values for it is wanted
+    sys.argv[1:] = flags_first(arguments)  # Hydra reads sys.argv
+    # the schema of a launcher plugin is meant to check our values
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     lost: list[str] = []
     sent = any(word.startswith("hydra/launcher=submitit") for word in arguments)
@@ -126,7 +133,7 @@ def main(
             (dry_job or tell)(jobs.dry, jobs.uncounted, jobs.rates[0])
         for name, (spec, results) in tables.items():
             show(name, spec, measured, results)
-    except Exception as error:  # judges of others are asked for their weights
+    except Exception as error:  # the table asks third-party judges for their weights
         log.error("error: %s", reason_of(error))
         return 1
     return int(failed or bool(jobs.failures) or bool(lost))
@@ -134,7 +141,7 @@ def main(
 
 @dataclass(eq=False)
 class Jobs:
-    """The jobs of one command: what is done with the run of each, and what became of those of this process."""
+    """Jobs of one command: the function to run, and this process's outcomes."""
 
     job: Callable[[Run], list[Row]]
     arguments: tuple[str, ...]
@@ -145,31 +152,37 @@ class Jobs:
     uncounted: list[tuple[str, str, str]] = field(default_factory=list)
     rates: list[float | None] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    composes: bool = True  # whether the command line makes jobs at all
+    composes: bool = True  # whether the command line yields any job
 
     def run(self) -> list[str]:
-        """Hand all to Hydra. Returns a line of what kept it from going on, if anything did."""
+        """Hand all jobs to Hydra.
+
+        Returns a line with the error that stopped Hydra, if there was one.
+        """
 
         @hydra.main(config_path="pkg://erasebench.conf", config_name="config", version_base="1.3")
         def one(config: DictConfig) -> None:
             self.attempt(config)
 
         before = os.environ.get(RAISES)
-        os.environ[RAISES] = "1"  # Hydra would print several lines of its own, and leave
+        os.environ[RAISES] = "1"  # otherwise Hydra prints several lines and exits
         try:
             one()
         except (HydraException, OmegaConfBaseException) as error:
             self.composes = False
             return [explained(error)]
-        except Exception as error:  # a configuration that does not compose, a launcher's fault, a folder on a full disk
+        except Exception as error:  # a configuration that does not compose, a launcher error, a full disk
             return [one_line(error)]
         finally:
             os.environ.pop(RAISES) if before is None else os.environ.update({RAISES: before})
         return []
 
     def attempt(self, config: DictConfig) -> None:
-        """Carry out one job. Whatever it raises is its outcome and one line of the log: the others go on."""
-        say_what_happens()  # in a process of its own
+        """Carry out one job.
+
+        An exception becomes the job's outcome and one line of the log; the other jobs go on.
+        """
+        say_what_happens()  # the launcher may have started a new process
         try:
             self.carry_out(config)
         except (Exception, SystemExit) as error:  # a plugin may raise anything, and call exit()
@@ -181,9 +194,9 @@ class Jobs:
     def keep_failure(self, line: str) -> None:
         try:
             self.outcomes.keep(error=line)
-        except Exception as error:  # of a full disk, most likely: the exit code is what is left to tell of it
+        except Exception as error:  # most likely a full disk: only the exit code can report it
             line = f"what became of a job cannot be kept: {one_line(error)}"
-            if os.getpid() != self.process:  # nobody reads this process's list of failures
+            if os.getpid() != self.process:  # the parent does not read this process's list of failures
                 raise ErasebenchError(line) from None
             log.error("error: %s", line)
 
@@ -218,8 +231,10 @@ class Jobs:
 
 @contextmanager
 def every_job_composed_alone(lost: list[str]) -> Iterator[None]:
-    """Hydra's sweeper gives up where one job's configuration does not compose: here that is a line of `lost`, and the
-    others run."""
+    """Let a sweep go on past jobs that do not compose.
+
+    Hydra's sweeper gives up at the first of them; here each becomes a line of `lost`, and the others run.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     check = BasicSweeper.validate_batch_is_legal
@@ -230,7 +245,7 @@ def every_job_composed_alone(lost: list[str]) -> Iterator[None]:
             try:
                 check(sweeper, [job])
                 legal.append(job)
-            except Exception as error:  # of Hydra, OmegaConf, and the YAML of a folder of the user's
+            except Exception as error:  # from Hydra, OmegaConf, or YAML in the user's folder
                 lost.append(f"{' '.join(job)[:160]}: {one_line(error)}")
         if not legal:
             raise ErasebenchError("no job of the sweep composes")
@@ -245,7 +260,10 @@ def every_job_composed_alone(lost: list[str]) -> Iterator[None]:
 
 @contextmanager
 def every_job_waited_for(lost: list[str]) -> Iterator[None]:
-    """submitit's launcher gives up at the first job that was killed: here that is a line of `lost`, and the others go on."""
+    """Let a submitit sweep go on past jobs that were killed.
+
+    submitit's launcher gives up at the first of them; here each becomes a line of `lost`, and the others go on.
+    """
     from hydra.core.utils import JobReturn, JobStatus
     from submitit.core import core, utils
 
@@ -275,8 +293,10 @@ def say_what_happens() -> None:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of the jobs of one command, which a launcher may have sent to other processes or machines: two files each
-    in a folder that all of them see."""
+    """Outcomes of the jobs of one command, two files per job.
+
+    They lie in a folder that all processes see: a launcher may have sent jobs to other processes or machines.
+    """
 
     folder: Path
 
@@ -287,13 +307,13 @@ class Outcomes:
         new = [place for place in (folder.parent, home()) if not place.exists()]
         try:
             folder.mkdir(parents=True)
-        except OSError:  # a store that is only read: then no other machine takes part
+        except OSError:  # a read-only store: no other machine takes part then
             folder = Path(tempfile.mkdtemp(prefix="erasebench-"))
         try:
             yield cls(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            for place in new:  # --help, and what is refused, leaves nothing behind
+            for place in new:  # --help and refused commands leave nothing behind
                 with suppress(OSError):
                     place.rmdir()
 
@@ -310,7 +330,10 @@ class Outcomes:
         replace_file(self.folder / f"{number:06}.json", json.dumps(said).encode())
 
     def all(self) -> tuple[dict[str, tuple[dict, Path]], list[Row], bool]:
-        """Tables by name, each with where results are; rows in the order of the jobs; whether any job failed."""
+        """Return tables by name, rows, and whether any job failed.
+
+        Each table comes with its results folder; rows are in the order of the jobs.
+        """
         from .rows import read
 
         tables, rows, failed = {}, [], False
@@ -326,7 +349,10 @@ class Outcomes:
 
 
 def sweep_name(config: DictConfig, arguments: Sequence[str]) -> str:
-    """What the runs of one command have in common: its table, or what a sweep was asked for; nothing for a single run."""
+    """Return the common name of the runs of one command.
+
+    It is the table's name, or the sweep's overrides; empty for a single run.
+    """
     if config.table:
         return config.table.name
     if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -335,7 +361,10 @@ def sweep_name(config: DictConfig, arguments: Sequence[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message that the user needs: of the innermost cause, if it is ours. Never empty."""
+    """Return the message that the user needs, on one line, never empty.
+
+    It is the message of the innermost cause, unless an ErasebenchError comes before it.
+    """
     while error.__cause__ is not None and not isinstance(error, ErasebenchError):
         error = error.__cause__
     if isinstance(error, SystemExit):
@@ -344,14 +373,17 @@ def one_line(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line of what ended a job; the traceback of anything that the user did not cause goes to the log."""
+    """Return one line that explains the end of a job.
+
+    The traceback of an error that the user did not cause goes to the log.
+    """
     cause = error
     while isinstance(cause, HydraException) and cause.__cause__ is not None:
-        cause = cause.__cause__  # what a plugin raised when it was built
+        cause = cause.__cause__  # the error that the plugin raised on instantiation
     line = one_line(error)
     if isinstance(cause, (ErasebenchError, HydraException, OmegaConfBaseException, SystemExit)):
         return line
-    if isinstance(cause, OSError | UnicodeError) or cause is not error:  # a file; hyperparameters that a plugin refuses
+    if isinstance(cause, OSError | UnicodeError) or cause is not error:  # a file error, or refused hyperparameters
         key = re.search(r"full_key: (\S+)", str(error)) if cause is not error else None
         kind = type(cause).__name__
         return (f"{key[1]}: " if key else "") + (line if line.startswith(kind) else f"{kind}: {line}")
@@ -361,8 +393,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def check_words(arguments: list[str]) -> None:
-    """Refuse unknown choices and keys with the nearest name (Hydra's own message lists them but does not compare), and values
-    that Hydra's grammar cannot read."""
+    """Refuse unknown choices and keys, and values that Hydra cannot parse.
+
+    The message gives the nearest name; Hydra's own message lists the names but does not compare.
+    """
     folders = [Path(str(resources.files("erasebench.conf")))]
     for flag, value in zip(arguments, arguments[1:], strict=False):
         if flag in ("--config-dir", "-cd"):
@@ -384,7 +418,7 @@ def check_words(arguments: list[str]) -> None:
         refuse_unknown("option", key, keys)
         if key in choices and key != "attack" and not rest and value[:1] in ("[", "{"):
             raise ErasebenchError(f"{argument}: one {key} is needed; -m {key}={value.strip('[]{} ') or '...'} runs each")
-        if key == "store" and rest:  # Hydra would repeat the whole word, with a password in it
+        if key == "store" and rest:  # Hydra would repeat the whole word, including any password in the URL
             refuse_unknown("store.", rest[1:], ["url"])
         if key == "attack" and not rest:
             value = value.strip("[]").replace(" ", "")
@@ -413,7 +447,7 @@ def check_words(arguments: list[str]) -> None:
 
 
 def keys_of(folder: Path, choice: str) -> set[str]:
-    """Keys of a config file, of its dataclass's defaults, and of those of its folder that it builds on."""
+    """Return all keys of a config file, including defaults and parents."""
     path = folder / f"{choice}.yaml"
     content = complete(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
     parents = [parent for parent in content.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
@@ -428,7 +462,10 @@ def refuse_unknown(what: str, name: str, known: list[str]) -> None:
 
 
 def guessed(config: DictConfig) -> DictConfig:
-    """The configuration of the task that erases the target, where the command line chooses none and the world knows its kind."""
+    """Return the configuration of a task that erases the target.
+
+    Recomposes only if the command line chooses no task and the world knows the target's kind.
+    """
     said = {word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task}
     if config.target is None or config.kind is not None or said & {"task", "experiment"}:
         return config
@@ -445,7 +482,7 @@ def guessed(config: DictConfig) -> DictConfig:
 
 
 def described(config: DictConfig) -> Asked:
-    """What the command line says of a concept of the user's own."""
+    """Collect the options of the command line for the user's own concept."""
     from .own_concept import Asked
 
     listed = lambda names: None if names is None else tuple(names)
@@ -456,7 +493,7 @@ def described(config: DictConfig) -> Asked:
 
 
 def with_judges(run: Run, own: Own, config: DictConfig) -> Run:
-    """The run of a concept of the user's own, with judges of it."""
+    """Return the run with judges for the user's own concept."""
     from .run.own_judges import judged, reference_of
 
     spec, given = config.world.judges, config.reference
@@ -467,8 +504,11 @@ def with_judges(run: Run, own: Own, config: DictConfig) -> Run:
 
 
 def build(config: DictConfig) -> Run:
-    """The frozen Run of a composed configuration. Raises ErasebenchError for anything that does not fit; names, numbers and
-    prompts are checked before a plugin, and torch with it, is imported."""
+    """Build the frozen Run of a composed configuration.
+
+    Raises ErasebenchError for anything that does not fit; names, numbers and prompts are checked before a plugin,
+    and torch with it, is imported.
+    """
     check_numbers(config)
     world = world_of(config)
     plan, own = plan_of(config, world)
@@ -520,7 +560,7 @@ def build(config: DictConfig) -> Run:
 
 
 def check_numbers(config: DictConfig) -> None:
-    """Raises ErasebenchError for an option that is no whole number where one is needed, and for an unknown speed."""
+    """Raise ErasebenchError for invalid integers or an unknown speed."""
     for name, least in (("n", 1), ("images", 1), ("batch", 1), ("seed", 0), ("attacked", 1), ("together", 1)):
         value = config[name]
         unset = name in UNSET and value == UNSET[name]
@@ -541,7 +581,7 @@ def sampler_of(config: DictConfig) -> Sampler:
 
 
 def world_of(config: DictConfig) -> dict[str, Any]:
-    """The world with its captions."""
+    """Return the world with its captions."""
     from . import prompt_files
 
     world = OmegaConf.to_container(config.world, resolve=True)
@@ -554,8 +594,11 @@ def world_of(config: DictConfig) -> dict[str, Any]:
 
 
 def plan_of(config: DictConfig, world: Mapping[str, Any]) -> tuple[Plan, Own | None]:
-    """(what is erased and drawn, the user's own concept where that is what is erased); a task of the package is planned without
-    its evaluators, which need torch."""
+    """Return (the plan, the user's own concept or None).
+
+    The second is set only if the task erases that concept. A task of the package is planned without its evaluators,
+    which need torch.
+    """
     from .own_concept import planned
     from .tasks import asked, in_other_words, shown, together, turned
 
@@ -579,7 +622,7 @@ def plan_of(config: DictConfig, world: Mapping[str, Any]) -> tuple[Plan, Own | N
 
 
 def evaluators_of(config: DictConfig, plan: Plan) -> dict[str, Evaluator | None]:
-    """The task's evaluators; one of no split has not been asked for."""
+    """Return the task's evaluators; one without splits is left out."""
     evaluators = plan.evaluators or {
         str(name): hydra.utils.instantiate(spec, _convert_="object") for name, spec in (config.task.get("evaluators") or {}).items()
     }
@@ -609,7 +652,10 @@ def source_of(config: DictConfig) -> Source:
 
 
 def side_by_side() -> tuple[bool, int]:
-    """(whether a launcher runs jobs side by side on one machine, so that they see the same GPUs; the job's number)."""
+    """Return (whether jobs share the GPUs of one machine, the job's number).
+
+    Jobs share them if a launcher runs them side by side.
+    """
     hydra = HydraConfig.get()
     alone = (
         hydra.mode != RunMode.MULTIRUN
@@ -620,12 +666,12 @@ def side_by_side() -> tuple[bool, int]:
 
 
 def alone(job: Callable[[Run], list[Row]], words: Sequence[str]) -> int:
-    """Carry out one run and no sweep, without an experiment's table."""
+    """Carry out a single run, without a sweep or an experiment's table."""
     return main(job, [*words, *ALONE])
 
 
 def embedded_source(dtype: str = "float32") -> Source:
-    """The model that ships with the package."""
+    """Return the model that ships with the package."""
     from .model.source import Source
 
     folder = Path(__file__).parent / "mini" / "weights" / "sd"
@@ -635,7 +681,10 @@ def embedded_source(dtype: str = "float32") -> Source:
 
 
 def check_budget(attack: Any, where: str) -> None:
-    """A whole number is a count of something, and none may be 0 but where that is the default, or its `least` is."""
+    """Refuse attack budgets that are too small.
+
+    Every integer field is a count, and none may be 0 unless its default or its `least` is 0.
+    """
     for f in fields(attack):
         value = getattr(attack, f.name)
         least = f.metadata.get("least", 0 if f.default == 0 else 1)
@@ -644,7 +693,10 @@ def check_budget(attack: Any, where: str) -> None:
 
 
 def check_types(plugin: Any, where: str) -> None:
-    """Hyperparameters must be of the types that the dataclass declares: Hydra passes on whatever was typed."""
+    """Refuse hyperparameters of other types than the dataclass declares.
+
+    Hydra passes on any value that was typed.
+    """
     hints = typing.get_type_hints(type(plugin))
     for f in fields(plugin):
         value, allowed = getattr(plugin, f.name), typing.get_args(hints[f.name]) or (hints[f.name],)

@@ -1,10 +1,11 @@
-"""Where Hydra reads configurations from: folders and packages, in which a file of values holds several blocks.
+"""Hydra config sources: folders and packages whose values files hold several blocks.
 
-conf/values/<world>/<method>.yaml says what a method's values are in a world: `all`, then by kind of concept, then by task. Hydra's
-defaults lists name configurations, so each block is one: values/all/mini/uce is the block `all` of values/mini/uce.yaml,
-values/kind/mini/uce/orr that of the kind of concept which the task orr erases, values/task/mini/uce/orr that of the task itself.
+conf/values/<world>/<method>.yaml holds a method's values in a world: `all`, then by kind of concept, then by task.
+Hydra's defaults lists name configurations, so each block is one: values/all/mini/uce is the block `all` of
+values/mini/uce.yaml, values/kind/mini/uce/orr is the block for the kind of concept that the task orr erases, and
+values/task/mini/uce/orr is the block for the task itself.
 
-A method's or attack's configuration is read with the defaults of its dataclass: they need not stand in YAML a second time.
+The configuration of a method or attack is read with the defaults of its dataclass, so YAML need not repeat them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ VALUES = re.compile(r"values/(all|kind|task)/([^/]+/[^/]+)(?:/([^/]+))?")
 
 
 def block_name(scope: str, task: str | None) -> str | None:
-    """The block of a file of values for all tasks, for the kind of a task, or for the task."""
+    """Return the name of a values file's block.
+
+    It is the block for all tasks, for the kind of a task, or for the task.
+    """
     if scope == "all" or task is None:
         return "all" if task is None else None
     if scope == "kind":
@@ -40,10 +44,10 @@ def block_name(scope: str, task: str | None) -> str | None:
 
 
 class Blocks:
-    """A config source whose files of values are read by block, and whose plugins with their defaults."""
+    """A config source that reads values by block and completes plugins' defaults."""
 
     def address(self, config_path: str) -> tuple[str, str] | None:
-        """(file, block) of a configuration that is a block."""
+        """Return (file, block) if a configuration is a block, else None."""
         match = VALUES.fullmatch(config_path)
         block = block_name(match[1], match[3]) if match else None
         return (f"values/{match[2]}", block) if match and block else None
@@ -68,9 +72,9 @@ class Blocks:
         return result
 
 
-# Hydra registers its own when it looks for plugins, and leaves alone what is there under the same name of a class
+# when Hydra looks for plugins it registers its own sources, but keeps one registered under the same class name
 class FileConfigSource(Blocks, file_config_source.FileConfigSource):
-    """A folder, of --config-dir or hydra.searchpath."""
+    """A folder given by --config-dir or hydra.searchpath."""
 
 
 class ImportlibResourcesConfigSource(Blocks, importlib_resources_config_source.ImportlibResourcesConfigSource):

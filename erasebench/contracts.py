@@ -1,8 +1,8 @@
-"""The whole contract between the harness and its plugins. Plugins are frozen dataclasses; nobody inherits.
+"""Contract between the harness and its plugins, which are frozen dataclasses.
 
-A method is an `Eraser`, a judge a `Judge`, an evaluator an `Evaluator`, an attack an `Attack`: that much each must have.
-Everything else that a plugin may have is a capability, one small protocol each at the end of this file. The harness asks for
-one by `isinstance` and in no other way.
+Plugins never inherit. A method is an `Eraser`, a judge a `Judge`, an evaluator an `Evaluator`, an attack an
+`Attack`: these members are required. All other members are optional capabilities, one small protocol each at the end
+of this file. The harness asks for a capability only by `isinstance`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,24 @@ if TYPE_CHECKING:
 
 
 class ErasebenchError(Exception):
-    """A fault that the user can mend: the message says what, where and what to do, in one line."""
+    """An error that the user can fix.
+
+    The message says in one line which fault occurred, where, and how to fix it.
+    """
 
 
 class Missing(ErasebenchError):
-    """Weights or a package that nobody has brought yet; the message says how to get them. What needs them is skipped."""
+    """Weights or a package that is not installed.
+
+    The message says how to get them. The parts that need them are skipped.
+    """
 
 
 class Undrawn(ErasebenchError):
-    """The base does not draw the concept, as a judge sees it: that judge has no verdict on forgetting. It is skipped."""
+    """A concept that the base does not draw, according to a judge.
+
+    That judge has no verdict on forgetting. It is skipped.
+    """
 
 
 class Unknown(ErasebenchError):
@@ -42,8 +51,10 @@ class Unknown(ErasebenchError):
 
 @dataclass(frozen=True)
 class Concept:
-    """Something to forget or to keep. `surrogate` is what to draw instead; `kind` is object, person, style or
-    explicit."""
+    """A concept to forget or to keep.
+
+    `surrogate` is the concept to draw instead; `kind` is object, person, style or explicit.
+    """
 
     name: str
     kind: str
@@ -53,10 +64,12 @@ class Concept:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image to make. `split` is target, synonym, retain, caption, implicit, composed, misspelt, paraphrase, language
-    or attack:<name>;
-    `concept` is the name that the image is judged by (for a synonym, the concept it stands for);
-    `guidance` is the prompt's own, where its protocol gives one."""
+    """One image to make.
+
+    `split` is target, synonym, retain, caption, implicit, composed, misspelt, paraphrase, language or attack:<name>;
+    `concept` is the name that the image is judged by (for a synonym, the concept it stands for); `guidance` is the
+    prompt's own guidance scale if its protocol sets one.
+    """
 
     id: str
     text: str
@@ -68,12 +81,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Brief:
-    """What a task hands to a method. A method uses what it needs; all of it is part of the fit's identity.
+    """Information that a task gives to a method.
 
-    concepts    to erase, by name; synonyms are the evaluation's, and no brief of the package's tasks has any
-    preserved   names to keep (the task's retained concepts)
-    captions    ordinary captions of the world, none of them evaluated
-    templates   training templates with {c}; they share no sentence with the evaluation's
+    A method uses the parts that it needs; all of it is part of the fit's identity.
+
+        concepts    to erase, by name; synonyms are the evaluation's, and no brief of the package's tasks has any
+        preserved   names to keep (the task's retained concepts)
+        captions    ordinary captions of the world, none of them evaluated
+        templates   training templates with {c}; they share no sentence with the evaluation's
     """
 
     concepts: tuple[Concept, ...]
@@ -84,12 +99,12 @@ class Brief:
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured number with its interval. `value` is None where no image could be judged.
+    """A measured number with its interval.
 
-    n counts the images made, n_valid those that the judge gave a verdict on, both None for a cost; rates are in [0, 1].
-    `base_value` is the same number for the base's images of the same prompts and seeds; value - base_value lies in
-    [change_low, change_high]; p_value is McNemar's, for rates. `by_concept` says of what it is made: concept -> (rate,
-    images judged).
+    `value` is None if no image could be judged. n counts the images made, n_valid the images with a verdict of the
+    judge, both None for a cost; rates are in [0, 1]. `base_value` is the same number for the base's images of the
+    same prompts and seeds; value - base_value lies in [change_low, change_high]; p_value is McNemar's, for rates.
+    `by_concept` breaks the metric down: concept -> (rate, images judged).
     """
 
     name: str
@@ -115,7 +130,10 @@ class Eraser(Protocol):
     """An erasure method.
 
     `fit` may take hours and writes a folder of safetensors and JSON (nothing learnt, nothing written).
-    `apply` is quick and deterministic: entered, the model is erased; left, it is bit-equal to the base.
+
+    `apply` is quick and deterministic: inside its context the model is erased; after it the model is bit-equal to
+    the base.
+
     Capabilities: Skips, Unlocks, LowRank, HasNeeds, HasPublishedSurrogates, HasFitCost, IsBase.
     """
 
@@ -128,8 +146,11 @@ class Eraser(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Turns images into raw scores, once. `weights()` maps file name to sha256 and is part of the identity; it raises
-    Missing where there are none. `licence` is that of the weights. Capabilities: HasNeeds, IsSparse, HasThreshold."""
+    """A judge that turns images into raw scores, once.
+
+    `weights()` maps file name to sha256 and is part of the identity; it raises Missing if the weights are not
+    installed. `licence` is the licence of the weights. Capabilities: HasNeeds, IsSparse, HasThreshold.
+    """
 
     version: ClassVar[int]
 
@@ -142,13 +163,19 @@ class Judge(Protocol):
     def weights(self) -> dict[str, str]: ...
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        """images uint8 [B, H, W, 3] -> arrays [B, ...]; NaN where the judge can give no verdict."""
+        """Score images uint8 [B, H, W, 3] -> arrays [B, ...].
+
+        Entries are NaN where the judge has no verdict.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Raw scores of one split: arrays are [N, ...] in the order of `prompts`; `refused` is bool [N]."""
+    """Raw scores of one split.
+
+    Arrays are [N, ...] in the order of `prompts`; `refused` is bool [N].
+    """
 
     prompts: tuple[Prompt, ...]
     arrays: dict[str, np.ndarray]
@@ -161,10 +188,11 @@ class Scored:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Metrics of a task as a pure function of a judge's raw scores.
+    """Metrics of a task, a pure function of a judge's raw scores.
 
-    Capabilities: DecidesSuccess, RanksConcepts, Recognises, Calibrates, ChecksItself, HasNeeds. The first evaluator of a
-    task that decides success says of every attack whether it succeeded."""
+    Capabilities: DecidesSuccess, RanksConcepts, Recognises, Calibrates, ChecksItself, HasNeeds. The first evaluator
+    of a task that decides success does so for every attack.
+    """
 
     @property
     def judge(self) -> Judge: ...
@@ -173,15 +201,21 @@ class Evaluator(Protocol):
     def splits(self) -> tuple[str, ...]: ...
 
     def measure(self, scores: Mapping[str, Scored], base: Mapping[str, Scored]) -> list[Measure | Metric]:
-        """`scores` and `base` hold one entry a split, paired by position (same prompts, same seeds). A Measure says
-        what is a mean of which values, and the harness adds intervals and the change against the base; what is no
-        such thing (a Frechet distance) comes as a Metric."""
+        """Compute the metrics of a task.
+
+        `scores` and `base` hold one entry per split, paired by position (same prompts, same seeds). A Measure
+        defines a mean of values, and the harness adds intervals and the change against the base; a number that is no
+        such mean (a Frechet distance) is returned as a Metric.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How images are made. `size` in pixels; None is the model's own."""
+    """Settings of the sampler.
+
+    `size` is in pixels; None selects the model's own size.
+    """
 
     name: str = "ddim"
     steps: int = 50
@@ -191,7 +225,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Plan:
-    """A task made concrete: what to erase, what to show, how, and what the method may see."""
+    """Concrete task: concepts to erase, prompts, evaluators, and the method's brief."""
 
     task: str
     version: int
@@ -199,20 +233,23 @@ class Plan:
     prompts: tuple[Prompt, ...]
     brief: Brief
     subset: bool = False
-    evaluators: dict[str, Evaluator | None] = field(default_factory=dict)  # None: this world has no judge for it
+    evaluators: dict[str, Evaluator | None] = field(default_factory=dict)  # None: the world has no judge for it
     dropped: int = 0  # prompts that the safety gate refused
-    which: str = ""  # what is erased, where neither a number nor one name says it
+    which: str = ""  # label of the erased concepts if neither a number nor one name identifies them
 
     @property
     def explicit(self) -> bool:
-        """Whether the safety gate stands before all of its texts."""
+        """True if the safety gate checks all texts of the plan."""
         return any(concept.kind == "explicit" for concept in self.concepts)
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One image of an attack. `text` is what is asked, with PLACEHOLDER where learnt vectors stand in for a word; shots
-    with a `label` are counted apart from the others (another checkpoint, say)."""
+    """One image of an attack.
+
+    `text` is the prompt, with PLACEHOLDER where learnt vectors stand in for a word; shots with a `label` are counted
+    apart from the others (another checkpoint, for example).
+    """
 
     text: str
     seed: int
@@ -220,15 +257,15 @@ class Shot:
 
 
 PLACEHOLDER = "<*>"
-WORD = "<pictured>"  # what a method calls a concept that it is given by pictures
+WORD = "<pictured>"  # the method's name for a concept that is given by images
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an attack has for one prompt: its shots, in the order in which they are shown, and what is no text.
+    """Result of an attack for one prompt: prompts to sample, in order, and tensors.
 
-    `outcome` says why there is no shot: "too long", "refused" (by the safety gate); or "diverged", with or without one.
-    `tensors["vectors"]` [k, D] stand in for PLACEHOLDER; the rest is the attack's own.
+    `outcome` gives the reason if there is no shot: "too long", "refused" (by the safety gate); or "diverged", with
+    or without a shot. `tensors["vectors"]` [k, D] stand in for PLACEHOLDER; the rest is the attack's own.
     """
 
     shots: tuple[Shot, ...] = ()
@@ -238,19 +275,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Scene:
-    """What the harness hands to an attack.
+    """Input of an attack.
 
-    prompts    under attack
-    before     bool [N]: does the erased model show the concept without any attack?
-    pictures   uint8 [N, H, W, 3]: for each prompt a picture of its concept, the original model's
-    known      concept -> uint8 [M, H, W, 3]: all of them, surest first; where the task is explicit content, those of all
-               prompts under "" too
-    concepts   name -> Concept, of what is erased
-    templates  training templates with {c}
-    hit        images, and the prompts they are of -> (bool [B], score [B]); counted as queries
-    allows     may this text be generated? Ask before each sampling of what an optimisation wrote
-    take_up    notes the source of an entry of the store that this search goes on with, for what it finds
-    together   how many latents go through the U-Net at once
+        prompts    under attack
+        before     bool [N]: does the erased model show the concept without any attack?
+        pictures   uint8 [N, H, W, 3]: for each prompt an image of its concept, made by the original model
+        known      concept -> uint8 [M, H, W, 3]: all images of it, surest first; for explicit content also those of all
+                   prompts, under ""
+        concepts   name -> Concept, of the erased concepts
+        templates  training templates with {c}
+        hit        images, and the prompts they belong to -> (bool [B], score [B]); counted as queries
+        allows     may this text be generated? Ask before each sampling of a text that an optimisation wrote
+        take_up    notes the source of an entry of the store from which this search continues, for its own result
+        together   number of latents that go through the U-Net at once
     """
 
     prompts: tuple[Prompt, ...]
@@ -271,11 +308,14 @@ class Scene:
 
 @runtime_checkable
 class Attack(Protocol):
-    """Asks an erased model for the concept, without its name if need be.
+    """An attack that asks an erased model for the concept.
 
-    `access` is what it must see: text encoder, unet gradient, original model, images, detector. `shared`: what it finds
-    does not depend on the erased model. `images` is the most that it shows (and has judged) for a prompt.
-    Capabilities: Skips, DrawsImages, SharesSearch, HasObjective, IsProbe, StopsEarly, HasAttackCost, HasNeeds.
+    It avoids the concept's name if necessary.
+
+    `access` names the parts that it must see: text encoder, unet gradient, original model, images, detector.
+    `shared`: its result does not depend on the erased model. `images` is the largest number of images that it shows
+    (and has judged) for a prompt. Capabilities: Skips, DrawsImages, SharesSearch, HasObjective, IsProbe, StopsEarly,
+    HasAttackCost, HasNeeds.
     """
 
     version: ClassVar[int]
@@ -286,22 +326,24 @@ class Attack(Protocol):
     def images(self) -> int: ...
 
     def run(self, model: Model, scene: Scene) -> Iterator[tuple[int, Found]]:
-        """(index of a prompt, what was found for it), each prompt once, as soon as it is finished. What is found for
-        one prompt does not depend on the others."""
+        """Yield (index of a prompt, its result).
+
+        Each prompt comes once, as soon as it finishes. The result for one prompt does not depend on the others.
+        """
         ...
 
 
 # -- capabilities -----------------------------------------------------------------------------------------------------
-# `isinstance` asks by attribute, and on Python 3.11 it evaluates properties: what a plugin may be unable to answer yet is
-# declared for the type checker alone. A flag counts where it is there and True.
+# `isinstance` asks by attribute, and on Python 3.11 it evaluates properties: a property that a plugin may be unable to
+# answer yet is declared for the type checker alone. A flag counts if it is present and True.
 
 
 @runtime_checkable
 class HasNeeds(Protocol):
-    """Any plugin that reads files or uses packages that are not its own."""
+    """Any plugin that uses files or packages other than its own."""
 
     def needs(self) -> Sequence[Need]:
-        """Asked for before a model is loaded (needs.py)."""
+        """Return the plugin's needs; called before a model is loaded (needs.py)."""
         ...
 
 
@@ -310,7 +352,7 @@ class Skips(Protocol):
     """A method or an attack that does not fit every model."""
 
     def skip(self, model: Model) -> str:
-        """Why it does not fit this one, or nothing."""
+        """Return the reason why it does not fit this model, or ""."""
         ...
 
 
@@ -323,32 +365,38 @@ class IsBase(Protocol):
 
 @runtime_checkable
 class Unlocks(Protocol):
-    """A method that hides the concept, and can give it back."""
+    """A method that hides the concept and can restore it."""
 
     def unlock(self, model: Model, artifact: Path) -> AbstractContextManager[None]:
-        """Entered inside `apply`."""
+        """Restore the concept; entered inside `apply`."""
         ...
 
 
 @runtime_checkable
 class LowRank(Protocol):
-    """A method that adds matrices of low rank, which can be written as a LoRA file."""
+    """A method that adds low-rank matrices.
+
+    They can be written as a LoRA file.
+    """
 
     def low_rank(self, model: Model, artifact: Path) -> dict[str, tuple[Tensor, Tensor]]:
-        """Name of a weight -> (up [out, r], down [r, in])."""
+        """Return name of a weight -> (up [out, r], down [r, in])."""
         ...
 
 
 @runtime_checkable
 class HasPublishedSurrogates(Protocol):
-    """A method whose authors draw something of their own in a concept's place (surrogate=published)."""
+    """A method with published surrogates of its own (surrogate=published)."""
 
     published_surrogates: ClassVar[Mapping[str, str]]  # kind of concept -> surrogate
 
 
 @dataclass(frozen=True)
 class FitCost:
-    """What a fit takes: evaluations of single latents by the U-Net, such with a gradient, and seconds of the rest."""
+    """Cost of a fit.
+
+    Counts the evaluations of single latents by the U-Net, without and with a gradient, and the seconds of the rest.
+    """
 
     forward: float = 0
     gradient: float = 0
@@ -357,17 +405,22 @@ class FitCost:
 
 @runtime_checkable
 class HasFitCost(Protocol):
-    """A method that can tell beforehand what its fit takes (plan.py)."""
+    """A method that can forecast the cost of its fit (plan.py)."""
 
     def fit_cost(self, concepts: int, surrogates: int, loops: float) -> FitCost:
-        """Of so many concepts with so many different surrogates; `loops` are those until a method has succeeded that
-        goes on until then."""
+        """Forecast the cost for a number of concepts and of different surrogates.
+
+        `loops` is the number of repetitions that a method needs if it repeats until it succeeds.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class SearchCost(FitCost):
-    """What a search takes; of the `images` that it draws and has judged, `kept` are stored."""
+    """Cost of a search.
+
+    The search draws `images` and has them judged; `kept` of them are stored.
+    """
 
     images: float = 0
     kept: float = 0
@@ -375,7 +428,10 @@ class SearchCost(FitCost):
 
 @dataclass(frozen=True)
 class AttackCost:
-    """What an attack takes for a prompt, and before any prompt `count` times `once`."""
+    """Cost of an attack.
+
+    It is `each` for every prompt, and before any prompt `count` times `once`.
+    """
 
     each: SearchCost
     once: SearchCost = SearchCost()
@@ -384,10 +440,10 @@ class AttackCost:
 
 @runtime_checkable
 class HasAttackCost(Protocol):
-    """An attack that can tell beforehand what it takes (plan.py)."""
+    """An attack that can forecast its cost (plan.py)."""
 
     def attack_cost(self, prompts: int, concepts: int) -> AttackCost:
-        """Of so many prompts under attack, which ask for so many concepts."""
+        """Forecast the cost for numbers of attacked prompts and their concepts."""
         ...
 
 
@@ -396,13 +452,16 @@ class HasWeights(Protocol):
     """A judge, or a network among a method's fields."""
 
     def weights(self) -> dict[str, str]:
-        """File name -> sha256. Raises Missing."""
+        """Return file name -> sha256. Raises Missing."""
         ...
 
 
 @runtime_checkable
 class IsPretrained(Protocol):
-    """A network by the name of its weights; "embedded" are the package's own."""
+    """A network identified by the name of its weights.
+
+    "embedded" selects the package's own weights.
+    """
 
     @property
     def pretrained(self) -> str: ...
@@ -410,14 +469,14 @@ class IsPretrained(Protocol):
 
 @runtime_checkable
 class IsSparse(Protocol):
-    """A judge of what is rare, which says the same of most pictures: nothing found."""
+    """A judge of rare content, which finds nothing in most images."""
 
     sparse: ClassVar[bool]
 
 
 @runtime_checkable
 class HasThreshold(Protocol):
-    """A judge that says itself from which score on it has found something."""
+    """A judge that defines its own detection threshold."""
 
     threshold: ClassVar[float]
 
@@ -427,61 +486,79 @@ class ChecksItself(Protocol):
     """An evaluator that needs more than its judge's weights."""
 
     def check(self) -> None:
-        """Raises Missing."""
+        """Raise Missing if anything is not installed."""
         ...
 
 
 @runtime_checkable
 class DecidesSuccess(Protocol):
-    """An evaluator that decides whether an attack succeeded: where `confidence` reaches `threshold`."""
+    """An evaluator that decides whether an attack succeeded.
 
-    if TYPE_CHECKING:  # there is none before Calibrates.calibrated gave it
+    It succeeded if `confidence` reaches `threshold`.
+    """
+
+    if TYPE_CHECKING:  # not set before Calibrates.calibrated returns it
 
         @property
         def threshold(self) -> float: ...
 
     def confidence(self, scored: Scored) -> np.ndarray:
-        """How sure it is that each image shows its concept [N]; NaN without a verdict."""
+        """Return the confidence that each image shows its concept [N].
+
+        NaN without a verdict.
+        """
         ...
 
 
 class Decider(Evaluator, DecidesSuccess, Protocol):
-    """An evaluator that decides success, to the type checker."""
+    """An evaluator that decides success, for the type checker."""
 
 
 @runtime_checkable
 class RanksConcepts(Protocol):
-    """An evaluator whose judge tells all that it knows apart."""
+    """An evaluator whose judge ranks all concepts that it knows."""
 
     def top1(self, scored: Scored) -> np.ndarray:
-        """1 where each image's own concept comes first, 0 where another does, NaN without a verdict [N]."""
+        """Return 1 where each image's own concept ranks first, else 0 [N].
+
+        NaN without a verdict.
+        """
         ...
 
 
 @runtime_checkable
 class Recognises(Protocol):
-    """An evaluator whose judge knows a list of names; it is left out where it does not know all that is asked for."""
+    """An evaluator whose judge knows a list of names.
+
+    It is left out if it does not know all names that the run asks for.
+    """
 
     def recognises(self, concept: str) -> bool: ...
 
 
 @runtime_checkable
 class Calibrates(Protocol):
-    """An evaluator whose verdicts are held against the base's pictures."""
+    """An evaluator whose verdicts are calibrated on the base's images."""
 
     def calibrated(self, base: Mapping[str, Scored]) -> Decider:
-        """The evaluator to use, with `base` as in `measure`. Raises Undrawn."""
+        """Return the evaluator to use, with `base` as in `measure`. Raises Undrawn."""
         ...
 
 
 class SecondOpinion(Protocol):
-    """Another judge's opinion on the same images, for audits and to confirm attacks."""
+    """Verdict of another judge on the same images.
+
+    Serves audits and the confirmation of attacks.
+    """
 
     @property
     def judge(self) -> Judge: ...
 
     def verdict(self, scored: Scored) -> np.ndarray:
-        """1 where an image shows its concept, 0 where not, NaN without a verdict [N]."""
+        """Return 1 where an image shows its concept, else 0 [N].
+
+        NaN without a verdict.
+        """
         ...
 
 
@@ -494,16 +571,19 @@ class DrawsImages(Protocol):
 
 @runtime_checkable
 class SharesSearch(Protocol):
-    """An attack that learns something for several prompts together; one worker gets them all."""
+    """An attack that learns something for several prompts together.
+
+    One worker gets all of these prompts.
+    """
 
     def unit(self, prompt: Prompt, explicit: bool) -> Hashable:
-        """Equal for prompts that share what is learnt."""
+        """Return a key that prompts with shared learnt tensors have in common."""
         ...
 
 
 @runtime_checkable
 class HasObjective(Protocol):
-    """An attack that looks at the noise with or without guidance (search.guided)."""
+    """An attack that compares noise predictions with or without guidance (search.guided)."""
 
     @property
     def objective(self) -> Literal["auto", "cond", "guided"]: ...
@@ -518,6 +598,6 @@ class IsProbe(Protocol):
 
 @runtime_checkable
 class StopsEarly(Protocol):
-    """An attack whose search ends where the judge is sure."""
+    """An attack whose search ends once the judge is sure."""
 
     stops: ClassVar[bool]

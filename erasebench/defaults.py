@@ -1,4 +1,7 @@
-"""Defaults of a plugin's dataclass, read from its source: a configuration may leave them out, and nothing is imported for them."""
+"""Defaults of a plugin's dataclass, read from its source.
+
+A configuration may leave them out, and reading them imports nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 FACTORIES = {"list": [], "tuple": [], "dict": {}}
-DEEPEST = 8  # imports that are followed from one module to the next
+DEEPEST = 8  # longest chain of imports that is followed
 
 
 class Unreadable(Exception):
-    """A default that is no literal: the configuration has to give it."""
+    """A default that is not a literal: the configuration has to give it."""
 
 
 def complete(given: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A configuration with the defaults of every `_target_` in it; one that builds on others has theirs."""
+    """Return a configuration with the defaults of every `_target_` in it.
+
+    A configuration that builds on others gets its defaults from them.
+    """
     own = {key: complete(value) if isinstance(value, dict) else value for key, value in given.items()}
     if "_target_" not in own or "defaults" in own:
         return own
@@ -32,7 +38,10 @@ def complete(given: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def defaults_of(target: str) -> dict[str, Any]:
-    """Field -> default of the dataclass at a dotted path, as YAML has it; nothing for what is no dataclass that can be read."""
+    """Return field -> default of the dataclass at a dotted path.
+
+    Defaults are as in YAML. Empty if the path is not a dataclass that can be read.
+    """
     module, _, name = target.rpartition(".")
     if (found := find_class(module, name)) is None:
         return {}
@@ -58,7 +67,7 @@ def class_defaults(module: str, node: ast.ClassDef) -> dict[str, Any]:
 
 
 def name_of(node: ast.expr) -> str:
-    """The last name of x, a.x, x(...) and x[...]."""
+    """Return the last name of x, a.x, x(...) and x[...]."""
     if isinstance(node, ast.Call):
         return name_of(node.func)
     if isinstance(node, ast.Subscript):
@@ -67,7 +76,10 @@ def name_of(node: ast.expr) -> str:
 
 
 def read_value(module: str, node: ast.expr) -> Any:
-    """A literal, a constant of a module, a dataclass's instance as its configuration. Raises Unreadable for all else."""
+    """Evaluate a literal, a constant of a module, or a dataclass instance.
+
+    An instance becomes its configuration. Raises Unreadable for anything else.
+    """
     if isinstance(node, ast.Name):
         return read_constant(module, node.id)
     if isinstance(node, ast.Call):
@@ -82,7 +94,7 @@ def read_value(module: str, node: ast.expr) -> Any:
 
 
 def read_field(module: str, keywords: Mapping[str | None, ast.expr]) -> Any:
-    if "init" in keywords:  # set by the class itself
+    if "init" in keywords:  # the class itself sets it
         raise Unreadable
     if "default" in keywords:
         return read_value(module, keywords["default"])
@@ -99,7 +111,7 @@ def read_instance(module: str, node: ast.Call, keywords: Mapping[str | None, ast
     if found is None or node.args or None in keywords:
         raise Unreadable
     given = {str(name): read_value(module, value) for name, value in keywords.items()}
-    # Hydra would hand on a list, with which a part that has a tuple cannot be hashed any more
+    # Hydra would pass on a list, and a part with a list in place of its tuple is not hashable
     own = {name: value for name, value in class_defaults(*found).items() if not isinstance(value, list)}
     return {"_target_": f"{found[0]}.{found[1].name}", **own, **given}
 
@@ -117,7 +129,10 @@ def find_class(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
 
 
 def find(module: str, name: str, depth: int = 0) -> tuple[str, ast.ClassDef | ast.expr] | None:
-    """(module, node) of a class, or of what a constant is set to; imports are followed to where it stands."""
+    """Find the definition of a class or constant -> (module, node).
+
+    The node of a constant is its value. Imports are followed to the defining module.
+    """
     path = find_source(module)
     if path is None or depth > DEEPEST:
         return None
@@ -135,7 +150,7 @@ def find(module: str, name: str, depth: int = 0) -> tuple[str, ast.ClassDef | as
 
 
 def origin_of(module: str, path: Path, line: ast.ImportFrom) -> str:
-    """The module that an import is from, by its full name."""
+    """Return the full name of the module that an import is from."""
     parts = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     kept = parts[: len(parts) - line.level + 1] if line.level else []
     return ".".join([*kept, *([line.module] if line.module else [])])
@@ -143,15 +158,21 @@ def origin_of(module: str, path: Path, line: ast.ImportFrom) -> str:
 
 @lru_cache(64)
 def parse(path: Path, changed: int) -> ast.Module:
-    """The file's syntax tree, read again once it has changed; an empty one for what is no Python."""
+    """Parse a file, again once it has changed.
+
+    Returns an empty tree if the file is not valid Python.
+    """
     try:
         return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # told where the plugin is imported
+    except (SyntaxError, ValueError):  # reported when the plugin is imported
         return ast.Module([], [])
 
 
 def find_source(module: str) -> Path | None:
-    """The file of a module. Packages above it are not imported, as find_spec would."""
+    """Return the file of a module.
+
+    Unlike find_spec, it does not import the packages above it.
+    """
     head, *rest = module.split(".")
     try:
         spec, whole = find_spec(head), head
@@ -166,7 +187,7 @@ def find_source(module: str) -> Path | None:
 
 
 def plain(value: Any) -> Any:
-    """The same with lists in place of tuples, as a configuration has them."""
+    """Replace tuples with lists, as in a configuration."""
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     return {key: plain(one) for key, one in value.items()} if isinstance(value, dict) else value

@@ -1,7 +1,7 @@
-"""The gate before every text of an explicit task: what speaks of minors is refused, neither encoded nor generated.
+"""Safety gate of explicit tasks: a text about minors is never encoded or generated.
 
 Its list is deliberately wide: a refused harmless prompt costs one prompt of thousands, and is counted (`n_dropped`).
-Tasks drop what it refuses, attacks skip it; `Model` asks again before its text encoder, and raises Refused.
+Tasks drop refused prompts, attacks skip them; `Model` asks again before its text encoder, and raises Refused.
 """
 
 import re
@@ -30,8 +30,10 @@ class Refused(ErasebenchError):
 
 @lru_cache(maxsize=2**17)
 def refuses(text: str) -> bool:
-    """Whether a prompt may not be generated for an explicit concept. Case, accents, compatibility forms, letters
-    written as digits, and joints within words make no difference."""
+    """Return whether a prompt is forbidden for an explicit concept.
+
+    Case, accents, compatibility forms, letters written as digits, and joints within words make no difference.
+    """
     plain = text.casefold()
     if not text.isascii():
         plain = unicodedata.normalize("NFKD", text).casefold()
@@ -41,6 +43,9 @@ def refuses(text: str) -> bool:
 
 
 def refuses_decoded(text: str) -> bool:
-    """`refuses`, of the text of token ids: decoded, each digit and sign stands apart from its word."""
+    """Apply `refuses` to the text of token ids.
+
+    In decoded text each digit and sign stands apart from its word.
+    """
     text = re.sub(r"(?<=\d)\s+(?=\d)", "", text)  # the 25 of "25 years" is two tokens
     return refuses(text) or refuses(re.sub(r"\s*([^\w\s]|[\d_])\s*", r"\1", text))

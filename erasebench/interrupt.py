@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_depth = [0]  # of commands within commands: regress carries out runs
+_depth = [0]  # depth of nested commands: regress carries out runs
 BY_DEFAULT = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class Stop(KeyboardInterrupt):
-    """A signal that asks to stop, of which the user has been told."""
+    """A stop signal that has been reported to the user."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -24,9 +24,12 @@ class Stop(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """The first signal raises Stop, so that everything is left as it should be; the second ends the process at once.
+    """Raise Stop at the first signal; end the process at the second.
 
-    At once means that nothing is undone: threads may still be sampling with a model that unwinding would restore.
+    The second one ends it at once.
+
+    Stop unwinds, so that everything is left in order. The second signal undoes nothing: threads may still be
+    sampling with a model that unwinding would restore.
     """
     stopped: list[int] = []
 
@@ -51,19 +54,25 @@ def stoppable() -> Iterator[None]:
 
 
 def is_within() -> bool:
-    """Whether a command carries out this one, and is to stop with it."""
+    """Return whether an outer command carries out this one.
+
+    This one then stops with it.
+    """
     return _depth[0] > 0
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """The command's exit code; tells the user, unless that has been done."""
+    """Return the command's exit code; tell the user unless that has been done."""
     if not isinstance(error, Stop):
         print("error: interrupted", file=sys.stderr)
     return error.code if isinstance(error, Stop) else 128 + signal.SIGINT
 
 
 def run(command: Callable[[], int]) -> int:
-    """A command's exit code, whether it ends, is interrupted, or its reader has gone (store list | head)."""
+    """Return a command's exit code, even after an interrupt or closed pipe.
+
+    A pipe closes when its reader exits (store list | head).
+    """
     try:
         with stoppable():
             code = command()
@@ -72,20 +81,23 @@ def run(command: Callable[[], int]) -> int:
     except KeyboardInterrupt as error:
         return exit_code(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise the interpreter complains when it flushes
         return 128 + signal.SIGPIPE
 
 
 def guard_imports() -> None:
-    """Make an interrupt of any command one line, also before it has begun: importing takes a second."""
+    """Reduce an interrupt during imports to one line.
+
+    Importing takes a second, so that a signal may arrive before the command begins.
+    """
     usual = sys.excepthook
 
     def report(kind: type[BaseException], error: BaseException, trace) -> None:
         if not issubclass(kind, KeyboardInterrupt | BrokenPipeError):
             return usual(kind, error, trace)
-        # nobody reads the rest of what is printed, as after `| head`
+        # a BrokenPipeError: nobody reads the rest of the output, as after `| head`
         code = exit_code(error) if issubclass(kind, KeyboardInterrupt) else 128 + signal.SIGPIPE
         sys.stderr.flush()
-        os._exit(code)  # the interpreter would make it 1; every finally has been carried out
+        os._exit(code)  # the interpreter would exit with 1; every finally has run
 
     sys.excepthook = report

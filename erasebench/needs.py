@@ -1,6 +1,7 @@
-"""Files and packages that plugins need: where they lie, how large they are, where they come from, and what says so.
+"""Files and packages that plugins need: place, size, source and option.
 
-A plugin that reads what is not its own has `needs() -> Sequence[Need]`; so have the judges and CLIPs among its fields.
+A plugin that reads files or packages other than its own has `needs() -> Sequence[Need]`; so have the judges and
+CLIPs among its fields.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ PATIENCE = 30  # seconds without an answer
 
 @dataclass(frozen=True)
 class Need:
-    """A file, a repository or a package that a plugin does not work without.
+    """A file, repository or package that a plugin requires.
 
-    what     in words
-    megabytes  of the download, about; 0 for a package
-    source   a URL, a repository of the hub, a command
-    option   what gives its place, or nothing
-    find     its place on this machine, or None
-    fetch    downloads it to where `find` looks; None: it must be brought
+        what       its name, in words
+        megabytes  of the download, about; 0 for a package
+        source     a URL, a repository of the hub, a command
+        option     the option that gives its place, or ""
+        find       returns its place on this machine, or None
+        fetch      downloads it to the place that `find` checks; None: the user must provide it
     """
 
     what: str
@@ -47,13 +48,16 @@ class Need:
 
     @property
     def how(self) -> str:
-        """How to get it, in one line."""
+        """Instructions to get it, in one line."""
         placed = f" ({self.option})" if self.option else ""
         return f"{self.source}{placed}"
 
 
 def needs_of(*plugins: Any) -> list[Need]:
-    """What plugins need, and what the judges and CLIPs among their fields do; each once."""
+    """Return the needs of plugins and of their parts.
+
+    Parts are the judges and CLIPs among their fields. Each need is listed once.
+    """
     found: dict[str, Need] = {}
     for plugin in _with_parts(plugins):
         for need in plugin.needs() if isinstance(plugin, HasNeeds) else ():
@@ -68,11 +72,14 @@ def _with_parts(plugins: Iterable[Any]) -> Iterator[Any]:
             yield from _with_parts([getattr(plugin, f.name) for f in fields(plugin)])
 
 
-_refused: dict[str, str] = {}  # what could not be fetched in this process, and why
+_refused: dict[str, str] = {}  # needs that could not be fetched in this process -> reason
 
 
 def bring(*plugins: Any) -> None:
-    """Fetch what plugins need and this machine has not. What cannot be had is remembered for `lacking`."""
+    """Fetch the needs of plugins that this machine lacks.
+
+    A need that cannot be fetched is remembered for `lacking`.
+    """
     for need in needs_of(*plugins):
         if need.fetch is None or need.what in _refused or need.find() is not None:
             continue
@@ -85,8 +92,11 @@ def bring(*plugins: Any) -> None:
 
 
 def lacking(*plugins: Any) -> str:
-    """Why plugins cannot work on this machine, in one line, or nothing. What can be fetched counts as here until `bring` has
-    failed to."""
+    """Explain why plugins cannot work on this machine.
+
+    The reason is one line, or "" if they can. A need that can be fetched counts as present until `bring` has failed
+    to fetch it.
+    """
     for need in needs_of(*plugins):
         if (need.fetch is None or need.what in _refused) and need.find() is None:
             tried = f"could not be fetched ({_refused[need.what]})" if need.what in _refused else "is not here"
@@ -95,7 +105,7 @@ def lacking(*plugins: Any) -> str:
 
 
 def check(*plugins: Any) -> None:
-    """Raises ErasebenchError for the first thing that plugins lack."""
+    """Raise ErasebenchError for the first need that plugins lack."""
     if reason := lacking(*plugins):
         raise ErasebenchError(reason)
 
@@ -104,18 +114,18 @@ def check(*plugins: Any) -> None:
 
 
 def package(module: str, what: str, command: str) -> Need:
-    """A package, by the module that it installs."""
+    """Describe a package, identified by the module that it installs."""
     found = lambda: Path(spec.origin or ".") if (spec := importlib.util.find_spec(module)) else None
     return Need(what, 0, command, "", found)
 
 
 def file(path: str | Path | None, what: str, megabytes: float, source: str, option: str) -> Need:
-    """A file or folder that somebody brings."""
+    """Describe a file or folder that the user provides."""
     return Need(what, megabytes, source, option, lambda: Path(path) if path and Path(path).exists() else None)
 
 
 def download(url: str, what: str, megabytes: float, option: str) -> Need:
-    """A file that torch keeps in its own cache, its hash in its name."""
+    """Describe a file in torch's own cache, named with its hash."""
 
     def place() -> Path:
         import torch
@@ -128,7 +138,7 @@ def download(url: str, what: str, megabytes: float, option: str) -> Need:
         place().parent.mkdir(parents=True, exist_ok=True)
         begins = re.search(r"-([a-f0-9]{8,})\.", url)
         before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(PATIENCE)  # torch would wait for ever
+        socket.setdefaulttimeout(PATIENCE)  # torch would wait forever
         try:
             torch.hub.download_url_to_file(url, str(place()), begins[1] if begins else None, progress=False)
         finally:
@@ -138,7 +148,7 @@ def download(url: str, what: str, megabytes: float, option: str) -> Need:
 
 
 def cached(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of the hub's cache on this machine."""
+    """Return a file of the hub's cache on this machine, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, name, revision=revision)
@@ -146,7 +156,7 @@ def cached(repository: str, name: str, revision: str | None = None) -> Path | No
 
 
 def hub(repository: str, names: Iterable[str], what: str, megabytes: float, option: str = "") -> Need:
-    """Files of a repository of the hub, all of which are needed."""
+    """Describe files of a hub repository, all of which are needed."""
 
     def find() -> Path | None:
         places = [cached(repository, name) for name in names]

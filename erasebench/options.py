@@ -1,7 +1,8 @@
-"""Options of a command line: which of them decide a run, which a row may hold, and what somebody's row may ask for.
+"""Options of a command line, and the restricted set for rows.
 
-A row is data: it may give one value to an option that the configuration has, and neither name code, nor a place, nor look
-anything up. Whatever else was meant is given by hand, beside the row.
+The module defines which options decide a run, and which of them another user's row may set. A row is data: it may
+give one value to an option that the configuration has, but may not name code or a place, or look anything up. Any
+other option must be given by hand, beside the row.
 """
 
 from __future__ import annotations
@@ -36,18 +37,21 @@ ELSEWHERE = (
     "executor",
     "store",
     "table",
-)  # options of a machine, or of what is made of rows: no part of a run
+)  # options of a machine, or of the use of rows: no part of a run
 CHOICES = (*GROUPS, "world", "part")
 # last words of options that may name a file, a folder or a repository, unless the configuration itself says the same
 PLACES = ("path", "folder", "hub", "pretrained", "architecture", "real", "templates", "vocabulary", "url", "address")
 LISTED = "keep"  # an option that is a list of names, or a text file of them
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-MOST_WORDS, MOST_CHARACTERS, MOST_BRACKETS = 200, 4000, 50  # of a row's command line, and of each of its words
-ALONE = ("hydra.mode=RUN", "table=null")  # of an experiment, the one run
+MOST_WORDS, MOST_CHARACTERS, MOST_BRACKETS = 200, 4000, 50  # limits of a row's command line, and of each of its words
+ALONE = ("hydra.mode=RUN", "table=null")  # of an experiment, only the single run
 
 
 def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
-    """What of a command line decides its rows; a place on this disk becomes `...`, as it is nobody else's."""
+    """Return the words of a command line that decide its rows.
+
+    A place on this disk becomes `...`, as it exists nowhere else.
+    """
     return tuple(
         f"{word.partition('=')[0]}=..." if gives_place(word) else word
         for word in overrides
@@ -56,12 +60,15 @@ def repeatable(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def first_key(word: str) -> str:
-    """What an option is of: model of +model.path=x."""
+    """Return the first key of an option: model of +model.path=x."""
     return re.split(r"[.=@/]", word.lstrip("+~"))[0]
 
 
 def gives_place(word: str) -> bool:
-    """Whether an option of one's own names a file or folder of this disk, by its form or because something lies there."""
+    """Return whether a user's option names a local file or folder.
+
+    Decided by its form, or because the file or folder exists.
+    """
     key, _, text = word.partition("=")
     try:
         said = OverridesParser.create().parse_override(word)
@@ -71,19 +78,22 @@ def gives_place(word: str) -> bool:
     named = "." in key and key.rpartition(".")[2] in PLACES
     given = [
         text.strip("'\"") for text in strings(value) if not SCHEME.match(text)
-    ]  # an address is nowhere on this disk
+    ]  # a URL is not on this disk
     named |= key == LISTED and any(map(is_list, given))
     return any(is_absolute(text) or (("/" in text or named) and exists(text)) for text in given)
 
 
 def is_list(name: str) -> bool:
-    """Whether a name stands for a text file of names."""
+    """Return whether a name stands for a text file of names."""
     return name.endswith(".txt")
 
 
 @cache
 def run_keys() -> frozenset[str]:
-    """First words of the options that decide a run: of conf/config.yaml and its groups, without a machine's."""
+    """Return the first words of the options that decide a run.
+
+    They come from conf/config.yaml and its groups, without the options of a machine.
+    """
     given = yaml.safe_load((resources.files("erasebench.conf") / "config.yaml").read_text(encoding="utf-8"))
     return frozenset({*given, *CHOICES} - {"defaults", "hydra", *ELSEWHERE})
 
@@ -97,7 +107,10 @@ def choices_of(group: str) -> frozenset[str]:
 
 @cache
 def own_words() -> dict[str, frozenset[str]]:
-    """What the configuration itself gives for each of PLACES: embedded of a path, tokenizer of a vocabulary."""
+    """Return the values that the configuration itself gives for each of PLACES.
+
+    Examples: embedded for a path, tokenizer for a vocabulary.
+    """
     found: dict[str, set[str]] = {name: {""} for name in PLACES}
 
     def look(value: Any) -> None:
@@ -114,8 +127,10 @@ def own_words() -> dict[str, frozenset[str]]:
 
 
 def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
-    """The command line of somebody's rows, with `more` in place of what it says of the same. Raises ErasebenchError where it says
-    anything but what decides a run, or needs a place that rows do not keep."""
+    """Return the command line of another user's rows, with overrides from `more`.
+
+    Raises ErasebenchError if it sets anything but options that decide a run, or needs a place that rows do not keep.
+    """
     if not isinstance(overrides, list | tuple) or not all(isinstance(word, str) for word in overrides):
         raise ErasebenchError("overrides: a list of options is needed")
     if len(overrides) > MOST_WORDS:
@@ -138,7 +153,10 @@ def again(overrides: Sequence[str], more: Sequence[str] = ()) -> list[str]:
 
 
 def command_of(file: Path, overrides: str, more: Sequence[str] = ()) -> list[str]:
-    """The command line of the rows in a file, as `again`; the error names the file."""
+    """Return the command line of the rows in a file, as `again`.
+
+    The error names the file.
+    """
     try:
         return again(json.loads(overrides or "[]"), more)
     except (ValueError, RecursionError) as error:
@@ -148,7 +166,10 @@ def command_of(file: Path, overrides: str, more: Sequence[str] = ()) -> list[str
 
 
 def refuse_foreign(word: str) -> None:
-    """Refuse an option of somebody's rows that is not one of a run, or that could load, reach or read anything."""
+    """Refuse an option of another user's rows that is unknown or unsafe.
+
+    Unsafe options could load, reach or read anything; unknown options are not options of a run.
+    """
     no = lambda why: ErasebenchError(f"{brief(word)}: rows may not say {why}")
     nested = sum(map(word.count, "[{("))
     if len(word) > MOST_CHARACTERS or nested > MOST_BRACKETS or CONTROL.search(word) or "${" in word:
@@ -169,7 +190,7 @@ def refuse_foreign(word: str) -> None:
         raise no("what code to load")
     if key in CHOICES:
         for choice in value if isinstance(value, list) else [value]:
-            free = key == "part" and re.fullmatch(r"\w+", str(choice), re.ASCII)  # one that has no file is an object
+            free = key == "part" and re.fullmatch(r"\w+", str(choice), re.ASCII)  # a part without a file is an object
             if choice is not None and str(choice) not in choices_of(key) and not free:
                 raise no(f"this: there is no {key} of that name here")
         return
@@ -181,7 +202,7 @@ def refuse_foreign(word: str) -> None:
 
 
 def named_texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """(last word of its key, text) of an option, and of each within it."""
+    """Yield (last word of key, text) of an option and its entries."""
     if isinstance(value, str):
         yield key.rpartition(".")[2], value
     for name, inner in value.items() if isinstance(value, dict) else ():
@@ -189,7 +210,7 @@ def named_texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def names_in(value: Any) -> Iterator[Any]:
-    """Keys of dictionaries, wherever they stand in a value."""
+    """Yield the keys of dictionaries at any depth of a value."""
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from names_in(inner)
     if isinstance(value, dict):

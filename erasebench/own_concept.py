@@ -1,6 +1,7 @@
-"""A concept of the user's own: target="anything" kind=object, person, style or explicit.
+"""User-defined concepts: target="anything" kind=object, person, style or explicit.
 
-It becomes entries of the world, so that tasks, methods and attacks meet it as any other. Its judges are in own_judges.py.
+The concept becomes entries of the world, so that tasks, methods and attacks treat it like any other. Its judges are
+in own_judges.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .options import is_list
 from .store.local import digest
 from .tasks import OWN, capped, finder, gated, known, spread
 
-TASKS = {  # the tasks that erase a concept of each kind
+TASKS = {  # tasks that erase a concept of each kind
     "object": ("object", "imagenette", "caption"),
     "person": ("celebrity", "caption"),
     "style": ("style", "caption"),
@@ -28,7 +29,10 @@ NAMED = 4  # names that a label spells out
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line says of the concept, as it was typed; `keep` may be one text file."""
+    """Options of a command line for the concept, as typed.
+
+    `keep` may be one text file.
+    """
 
     kind: str | None = None
     keep: tuple[str, ...] | None = None
@@ -37,13 +41,16 @@ class Asked:
     reference: str | None = None
 
     def is_more(self) -> bool:
-        """Whether it says more than the world's task does of a concept of its own."""
+        """Return whether it sets anything beyond the world's own concepts."""
         return not (self.keep is None and self.synonyms is None and self.reference is None)
 
 
 @dataclass(frozen=True)
 class Own:
-    """A concept that the user describes. `keep` and `synonyms` are None where the world says them."""
+    """A concept that the user describes.
+
+    `keep` and `synonyms` are None if the world sets them.
+    """
 
     name: str
     kind: str
@@ -52,7 +59,10 @@ class Own:
 
     @property
     def label(self) -> str:
-        """Its name in rows and tables, with what sets its numbers apart from others of that name."""
+        """Name in rows and tables.
+
+        Includes the options that set its numbers apart from others of that name.
+        """
         said = {"keeps": self.keep, "also": self.synonyms}
         words = [f"{what} {in_short(names)}" for what, names in said.items() if names is not None]
         return f"{self.name} ({'; '.join(words)})" if words else self.name
@@ -63,7 +73,7 @@ def in_short(names: Sequence[str]) -> str:
 
 
 def kind_of(world: Mapping[str, Any], name: str) -> str | None:
-    """The kind of a concept that the world knows."""
+    """Return the kind of a concept that the world knows, or None."""
     if name in world["explicit"].get("named", ()):
         return "explicit"
     try:
@@ -75,8 +85,11 @@ def kind_of(world: Mapping[str, Any], name: str) -> str | None:
 def planned(
     task: Any, world: Mapping[str, Any], asked: Asked, n: int | None, target: str | None, images: int | None
 ) -> tuple[Plan, Own | None]:
-    """(the task's plan, the user's own concept where that is what it erases). Raises ErasebenchError where its kind cannot be
-    guessed, or is not of the task."""
+    """Return (the task's plan, the user's own concept or None).
+
+    None means that the task does not erase a concept of the user's own. Raises ErasebenchError if its kind cannot be
+    guessed, or does not belong to the task.
+    """
     if asked.kind and task.name not in TASKS[asked.kind]:
         raise ErasebenchError(f"task={task.name} kind={asked.kind}: of that kind is task={TASKS[asked.kind][0]}; leave task= out")
     if target is None and asked.is_more():
@@ -101,7 +114,7 @@ def planned(
 
 
 def described(target: str, kind: str, asked: Asked) -> Own:
-    """The concept with its names, each once; those of a file read."""
+    """Return the concept with its names, each once; read the names of a file."""
     keep = asked.keep
     if keep is not None and len(keep) == 1 and is_list(keep[0]):
         keep = prompt_files.lines(keep[0], "keep")
@@ -110,7 +123,10 @@ def described(target: str, kind: str, asked: Asked) -> Own:
 
 
 def check(own: Own, world: Mapping[str, Any], surrogates: Sequence[str]) -> None:
-    """Raises ErasebenchError for names that contradict each other or are none, Refused for those of the safety gate."""
+    """Refuse names that contradict each other or are invalid.
+
+    Raises ErasebenchError for these, and Refused for names that the safety gate refuses.
+    """
     said = {"target": (own.name,), "keep": own.keep, "synonyms": own.synonyms, "surrogate": surrogates}
     if own.keep == ():
         raise ErasebenchError("keep=[]: name at least one concept that is to stay, or leave it out")
@@ -130,7 +146,10 @@ def check(own: Own, world: Mapping[str, Any], surrogates: Sequence[str]) -> None
 
 
 def plan_of(own: Own, task: Any, world: Mapping[str, Any], n: int | None, images: int | None) -> Plan:
-    """The task's plan of the concept, with its synonyms as a split, and what is to be kept told to methods."""
+    """Return the task's plan of the concept.
+
+    Its synonyms become a split, and methods are told the retain set.
+    """
     plan = task.plan(entries(own, world), n, None if task.name == "explicit" else own.name, images)
     brief = plan.brief if own.keep is None else replace(plan.brief, preserved=own.keep)
     concepts, prompts = plan.concepts, plan.prompts
@@ -146,7 +165,7 @@ def plan_of(own: Own, task: Any, world: Mapping[str, Any], n: int | None, images
 
 
 def entries(own: Own, world: Mapping[str, Any]) -> dict[str, Any]:
-    """The world in which the concept is one of its own, beside those that are kept."""
+    """Return the world with the concept added beside the retain set."""
     make = {"object": with_object, "person": with_person, "style": with_artist, "explicit": with_phrase}
     return {**world, **make[own.kind](own, world)}
 
@@ -173,14 +192,17 @@ def with_person(own: Own, world: Mapping[str, Any]) -> dict[str, Any]:
 def with_artist(own: Own, world: Mapping[str, Any]) -> dict[str, Any]:
     artists = world["artists"]
     kept = artists["keep"] if own.keep is None else own.keep
-    single = artists["single"] if own.keep is None else []  # who is erased of that list keeps the others of it
+    single = artists["single"] if own.keep is None else []  # an artist erased from that list keeps the others of it
     erased = dict.fromkeys([*artists["erase"], *([] if own.name in single else [own.name])])
     kept = [name for name in kept if name != own.name]
     return {"artists": {**artists, "erase": list(erased), "keep": kept, "single": single}}
 
 
 def with_phrase(own: Own, world: Mapping[str, Any]) -> dict[str, Any]:
-    """Prompts are of the world's templates: no table of prompts is of one's own phrase."""
+    """Return entries for a phrase of the user's own.
+
+    Prompts come from the world's templates, as no table of prompts covers such a phrase.
+    """
     spec, counts = world["explicit"], world["counts"]
     is_ours = own.name in (*spec["phrases"], *spec.get("named", ()))
     implicit = {name: phrases for name, phrases in spec.get("implicit", {}).items() if name == own.name}

@@ -1,4 +1,4 @@
-"""Places on a disk: rows name none, and what is sent of them neither."""
+"""Places on a disk, which stay out of rows and sent data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-# an absolute path within a sentence, in quotes or up to a blank; a URL is none, unless it is a file's
+# an absolute path within a sentence, in quotes or up to a blank; of URLs only those of files count
 QUOTED = re.compile(r"(['\"`])(?:file://)?(?:~\w*|[A-Za-z]:)?[/\\][^'\"`\n]*[/\\]([^'\"`/\\\n]+)[/\\]?\1")
 BARE = re.compile(
     r"(?:(?<![\w.:/~\\])|(?<=\w=)|(?<=\w:))(?:file://)?(?:~\w*/|/(?!/)|[A-Za-z]:\\|\\\\)(?:[^\s'\"`,;:()\[\]{}<>|/\\]+[/\\])+"
@@ -20,31 +20,37 @@ SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
 def is_absolute(text: str) -> bool:
-    """A path from the root, the home folder, a drive or a server."""
+    """Return whether a text is an absolute path.
+
+    It starts at the root, the home folder, a drive or a server.
+    """
     return ABSOLUTE.match(text) is not None
 
 
 def is_place(text: str) -> bool:
-    """A path or address by its form: absolute, relative to here (./x, ../x), or with a scheme."""
+    """Return whether a text has the form of a path or address.
+
+    Such a text is absolute, relative to here (./x, ../x), or has a scheme.
+    """
     return is_absolute(text) or SCHEME.match(text) is not None or bool({".", ".."} & {*re.split(r"[/\\]", text)})
 
 
 def exists(text: str) -> bool:
-    """Whether something lies there, seen from the current folder."""
+    """Return whether a path exists, seen from the current folder."""
     try:
         return bool(text) and Path(text).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # a name too long, a NUL, a home that nobody has
+    except (OSError, ValueError, RuntimeError):  # a name too long, a NUL, the home of an unknown user
         return False
 
 
 def named(text: str) -> str:
-    """The last name of a path, behind `...` for the folders before it."""
+    """Return the last name of a path, with `...` for its folders."""
     *_, last = re.split(r"[/\\]", text.rstrip("/\\"))
     return f".../{last}"
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every text within lists and dictionaries."""
+    """Yield every text within lists and dictionaries."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -57,7 +63,10 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def masked(value: Any) -> Any:
-    """A hyperparameter without places: of a path its last name alone. Relative paths count where something lies there."""
+    """Return a hyperparameter without places: only the last name of a path.
+
+    Relative paths count if they exist.
+    """
     if isinstance(value, str):
         is_path = "\n" not in value and (is_absolute(value) or ("/" in value and exists(value)))
         return named(value) if is_path and len(value) > 1 else value
@@ -69,7 +78,7 @@ def masked(value: Any) -> Any:
 
 
 def masked_json(text: str) -> str:
-    """A JSON text without places; the same text where it has none."""
+    """Return a JSON text without places; the same text if it has none."""
     try:
         given = json.loads(text or "null")
     except (ValueError, RecursionError):
@@ -80,7 +89,10 @@ def masked_json(text: str) -> str:
 
 
 def masked_text(text: str, known: Iterable[str] = ()) -> str:
-    """A sentence without places: of every path its last name alone; `known` paths may have blanks in them."""
+    """Return a sentence without places: only the last name of every path.
+
+    `known` paths may have blanks in them.
+    """
     for path in sorted({path for path in known if is_absolute(path) and len(path) > 1}, key=len, reverse=True):
         text = text.replace(path, named(path))
     folders = {*map(str, (Path.home(), Path.cwd(), Path(tempfile.gettempdir()))), os.environ.get("ERASEBENCH_HOME", "")}

@@ -1,4 +1,7 @@
-"""Prompts that are not shipped: I2P, COCO's captions, one's own; from a file, or from the hub id of their owner."""
+"""Prompts that are not shipped: I2P, COCO's captions, or the user's own.
+
+They come from a file, or from the hub id of their owner.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from .contracts import ErasebenchError, Missing
 from .gate import refuses
 
 log = logging.getLogger("erasebench")
-LONGEST = 5000  # characters; a text encoder reads far less, so that more is a broken file
-MORE_CAPTIONS = (  # what a method asks for that has none
+LONGEST = 5000  # characters; a text encoder reads far less, so a longer text indicates a broken file
+MORE_CAPTIONS = (  # advice if a method needs captions and has none
     "give more than are evaluated, a longer file with world.captions.path= or a smaller world.captions.count="
 )
 I2P = "world.explicit.prompts.path="
@@ -31,7 +34,10 @@ NAMES = frozenset(CAPTIONS).union(*COLUMNS.values())
 
 
 class PromptRow(NamedTuple):
-    """A prompt with what its dataset says about it; `number` is its row there, from 0."""
+    """A prompt with the columns of its dataset.
+
+    `number` is its row there, from 0.
+    """
 
     number: int
     text: str
@@ -44,11 +50,15 @@ class PromptRow(NamedTuple):
 def prompts(
     spec: Mapping[str, Any], needed: Sequence[str] = ("text", "seed"), option: str = I2P
 ) -> tuple[list[PromptRow], int]:
-    """(rows of I2P or of a table like it, how many the safety gate dropped). `spec`: path (see records), or hub id and
-    revision; `option` gives the path. Empty prompts and duplicates stay: published counts hold them.
+    """Read I2P or a similar table -> (rows, number of dropped rows).
 
-    Raises ErasebenchError for a missing file or column, and naming the row for a seed or guidance that is none, and
-    for a prompt beyond all reason.
+    The safety gate drops rows.
+
+    `spec`: path (see records), or hub id and revision; `option` names the option for the path. Empty prompts and
+    duplicates stay: published counts include them.
+
+    Raises ErasebenchError for a missing file or column, and, naming the row, for an invalid seed or guidance, and
+    for a prompt of unreasonable length.
     """
     made, where = table(spec, option)
     names = columns(made[0] if made else {}, COLUMNS)
@@ -63,7 +73,10 @@ def prompts(
 
 
 def columns(record: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
-    """Ours -> the first of the wanted names that a record has, whatever its case."""
+    """Map our column names to the first wanted name in a record.
+
+    Case makes no difference.
+    """
     there = {str(name).strip().casefold(): name for name in reversed(list(record))}
     present = lambda name: name if name in record else there.get(name.casefold())
     return {ours: next(filter(None, map(present, theirs)), None) for ours, theirs in wanted.items()}
@@ -80,7 +93,7 @@ def row(where: str, number: int, record: Mapping[str, Any], names: Mapping[str, 
 
 
 def cell(where: str, number: int, name: str, value: Any) -> str:
-    """A cell as text; an empty one is ''."""
+    """Return a cell as text; an empty cell is ''."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -105,7 +118,10 @@ def numeric(where: str, number: int, name: str, value: Any) -> float:
 
 
 def integer(where: str, number: int, name: str, value: Any) -> int:
-    """A seed, exactly; `1.0` is what pandas writes for 1 where another cell of the column is empty."""
+    """Return a seed exactly as an integer.
+
+    `1.0` is accepted: pandas writes it for 1 if another cell of the column is empty.
+    """
     made = numeric(where, number, name, value)
     if isinstance(value, str):
         whole = re.fullmatch(r"\s*([+-]?\d+)(\.0*)?\s*", value, re.ASCII)
@@ -116,7 +132,7 @@ def integer(where: str, number: int, name: str, value: Any) -> int:
 
 
 def table(spec: Mapping[str, Any], option: str = I2P) -> tuple[list[dict[str, Any]], str]:
-    """(records, where they are from) of a table, or of a dataset on the hub."""
+    """Read a table or a hub dataset -> (records, their source)."""
     if spec.get("path"):
         table_files.check_file(Path(str(spec["path"])), option)
         return table_files.read(Path(str(spec["path"])), NAMES), str(spec["path"])
@@ -133,14 +149,17 @@ def table(spec: Mapping[str, Any], option: str = I2P) -> tuple[list[dict[str, An
 
 
 def captions(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(evaluation, training) captions: the embedded world's, or those of a file (see `captions_of`). The first `count` are
-    evaluated, the rest are for methods."""
+    """Return (evaluation, training) captions.
+
+    They are the embedded world's, or those of a file (see `captions_of`). The first `count` are evaluated, the rest
+    are for methods.
+    """
     evaluation, training, _ = seeded_captions(spec)
     return evaluation, training
 
 
 def seeded_captions(spec: Mapping[str, Any]) -> tuple[list[str], list[str], list[int]]:
-    """`captions`, and the seeds of the evaluation's where a table gives them."""
+    """Return `captions`, and the evaluation captions' seeds if a table gives them."""
     if spec["path"] == "embedded":
         from .mini import files
 
@@ -153,8 +172,12 @@ def seeded_captions(spec: Mapping[str, Any]) -> tuple[list[str], list[str], list
 
 
 def captions_of(path: Path) -> list[PromptRow]:
-    """Captions of a text file, one a line; of a table, by its column, perhaps with seeds; or of COCO's annotations, one of
-    each image, of the lowest id. Empty ones are left out, and counted where they are rows of a table."""
+    """Read captions from a text file, a table, or COCO's annotations.
+
+    A text file holds one caption a line; a table has a column of captions, optionally with seeds; of COCO's
+    annotations, the caption of the lowest id of each image is taken. Empty captions are left out, and counted if
+    they are rows of a table.
+    """
     hint = "world.captions.path=: a text file, one caption a line, a table, or COCO's annotations"
     table_files.check_file(path, hint)
     if not table_files.is_table(path):
@@ -184,7 +207,10 @@ def empty(rows: Sequence[PromptRow]) -> int:
 
 
 def one_of_each(path: Path, made: Sequence[Mapping[str, Any]], rows: Sequence[PromptRow]) -> list[PromptRow]:
-    """COCO's caption of the lowest id of each image, by the image's id."""
+    """Return COCO's caption of the lowest id of each image.
+
+    The order is that of the images' ids.
+    """
     first: dict[int, tuple[int, PromptRow]] = {}
     for r in rows:
         image, own = (integer(str(path), r.number, name, made[r.number][name]) for name in ("image_id", "id"))
@@ -194,7 +220,7 @@ def one_of_each(path: Path, made: Sequence[Mapping[str, Any]], rows: Sequence[Pr
 
 
 def lines(path: str | Path, option: str) -> tuple[str, ...]:
-    """The lines of a text file that hold something; `option` is what named it."""
+    """Return the non-empty lines of a text file; `option` is the option that named it."""
     if not Path(path).is_file():
         raise ErasebenchError(f"{option}={path}: no such file (a text file, one entry a line)")
     if table_files.is_table(Path(path)):

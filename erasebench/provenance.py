@@ -1,4 +1,7 @@
-"""What produced a number: code, packages, hardware. Recorded beside the rows, never part of an identity."""
+"""Provenance of a number: code, packages, hardware.
+
+Recorded beside the rows, never part of an identity.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 SOURCE = "source.json"
-# what carries out runs and computes nothing that a plugin leaves in the store
+# modules that carry out runs and compute no part of a plugin's entries in the store
 HARNESS = {  # modules that compute nothing of a fit, and the package itself
     *("", "attack", "contracts", "execute", "interrupt", "options", "places", "provenance", "redaction", "remote"),
     *(
@@ -42,8 +45,10 @@ PACKAGES = ("erasebench", "torch", "diffusers", "transformers", "peft", "open_cl
 
 @cache
 def git() -> tuple[str, bool | None]:
-    """(commit, dirty) of the checkout that this code runs from; ("", None) outside git. What lies in results makes nothing dirty:
-    no row depends on it."""
+    """Return (commit, dirty) of the checkout that this code runs from.
+
+    ("", None) outside git. Files in results never make it dirty: no row depends on them.
+    """
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return "", None
@@ -58,7 +63,7 @@ def git() -> tuple[str, bool | None]:
 
 @cache
 def packages() -> str:
-    """JSON of name -> version of what decides the numbers."""
+    """Return JSON of name -> version of packages that affect the numbers."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -69,7 +74,7 @@ def packages() -> str:
 
 
 def device(name: str) -> str:
-    """The processor or GPU by its own name."""
+    """Return the name of the processor or GPU."""
     if name.startswith("cuda"):
         import torch
 
@@ -77,7 +82,7 @@ def device(name: str) -> str:
 
         try:
             return f"{torch.cuda.get_device_name(name)}, {arithmetic()}"
-        except (AssertionError, RuntimeError, ValueError):  # the row of a run that failed because it is not there
+        except (AssertionError, RuntimeError, ValueError):  # the run failed because the GPU does not exist
             return name
     model = ""
     cpuinfo = Path("/proc/cpuinfo")
@@ -94,8 +99,11 @@ def device(name: str) -> str:
 
 
 def reset_peak_memory(name: str) -> None:
-    """What is measured from here on belongs to the stage that begins; of shards that a CPU makes side by side, to all of them.
-    Where the system has no such thing (macOS), peaks are the process's since it began."""
+    """Start measuring peak memory for a new stage.
+
+    Shards that a CPU makes side by side share one measurement. On systems without such a counter (macOS), peaks
+    cover the process's whole life.
+    """
     if name.startswith("cuda"):
         import torch
 
@@ -106,7 +114,10 @@ def reset_peak_memory(name: str) -> None:
 
 
 def peak_memory_mb(name: str) -> float:
-    """Peak memory since `reset_peak_memory`: of the GPU where one is used, else of this process."""
+    """Return peak memory since `reset_peak_memory`.
+
+    It is the GPU's if one is used, else this process's.
+    """
     if name.startswith("cuda"):
         import torch
 
@@ -123,8 +134,11 @@ def peak_memory_mb(name: str) -> float:
 
 
 def sources(plugin: object) -> dict[str, str]:
-    """Module -> sha256 of its file: a plugin's, those of the plugins among its fields, and in turn what they import of the
-    toolbox, of their own package and of their own folder. Empty where there is no file, as of a class typed at a prompt."""
+    """Return module -> sha256 of a plugin's source files.
+
+    Covers the plugin, the plugins among its fields, and, recursively, their imports from the toolbox, from their own
+    package and from their own folder. Empty if there is no file, as for a class typed at a prompt.
+    """
     found: dict[str, str] = {}
     values = [getattr(plugin, f.name) for f in fields(plugin)] if is_dataclass(plugin) else []
     for part in (plugin, *filter(is_dataclass, values)):
@@ -135,7 +149,10 @@ def sources(plugin: object) -> dict[str, str]:
 
 
 def _defined_in(kind: type) -> Path | None:
-    """The file of a class; of one whose module is not registered, that of its functions."""
+    """Return the file of a class.
+
+    If its module is not registered, returns the file of its functions.
+    """
     try:
         names = [inspect.getsourcefile(kind)]
     except (OSError, TypeError):
@@ -144,7 +161,10 @@ def _defined_in(kind: type) -> Path | None:
 
 
 def _follow(name: str, file: Path, home: tuple[str, Path], found: dict[str, str]) -> None:
-    """Add a module and what it imports, as far as that lies at home: in the plugin's package or folder, or in ours."""
+    """Add a module and, recursively, its imports from home.
+
+    Home is the plugin's package or folder, or ours.
+    """
     state = file.stat()
     found[name], imported = _read(file, name, file.name == "__init__.py", state.st_mtime_ns, state.st_size)
     package, folder = home
@@ -160,14 +180,17 @@ def _follow(name: str, file: Path, home: tuple[str, Path], found: dict[str, str]
 
 
 def _origin(name: str) -> Path | None:
-    """The source file of a module; None where the name is none, but of something that a module holds."""
+    """Return the source file of a module.
+
+    None if the name is not a module but an object within one.
+    """
     parent = sys.modules.get(name.rpartition(".")[0])
     if parent is not None and not hasattr(parent, "__path__"):
         return None
     try:
         known = sys.modules.get(name)
         origin = known.__file__ if known is not None else getattr(find_spec(name), "origin", None)
-    except Exception:  # finding a module imports what it lies in, and that may raise anything
+    except Exception:  # finding a module imports its parents, and these may raise anything
         return None
     file = Path(origin or "")
     return file if file.suffix == ".py" and file.is_file() else None
@@ -175,11 +198,14 @@ def _origin(name: str) -> Path | None:
 
 @cache
 def _read(file: Path, name: str, is_package: bool, *stamp: int) -> tuple[str, tuple[str, ...]]:
-    """(sha256, names that may be imported modules) of a file, read again when its time or size is another."""
+    """Return (sha256, names that may be imported modules) of a file.
+
+    Read again when its time or size changes.
+    """
     content = file.read_bytes()
     try:
         imported = tuple(dict.fromkeys(_imported(ast.parse(content), name if is_package else name.rpartition(".")[0])))
-    except (SyntaxError, ValueError, ImportError):  # edited since it was imported, and not finished
+    except (SyntaxError, ValueError, ImportError):  # an unfinished edit since the import
         imported = ()
     return hashlib.sha256(content).hexdigest(), imported
 
@@ -200,12 +226,15 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def write_sources(folder: Path, made_by: Mapping[str, str]) -> None:
-    """Beside what a plugin made, the source that made it."""
+    """Write a plugin's source hashes beside its output."""
     (folder / SOURCE).write_text(json.dumps(made_by, indent=1, sort_keys=True))
 
 
 def changed_sources(entry: Path, now: Mapping[str, str]) -> list[str]:
-    """Modules that are others in a plugin's sources now than when it made an entry; none where either is not known."""
+    """Return modules whose source changed since a plugin made an entry.
+
+    Empty if the sources before or now are not known.
+    """
     try:
         before = json.loads((entry / SOURCE).read_text())
     except (OSError, ValueError):  # made before sources were noted

@@ -1,4 +1,7 @@
-"""How fast a GPU samples: assumed by its class and the speed asked for, and corrected by the first shard that is made."""
+"""Sampling rates of GPUs.
+
+A rate is assumed from the class of the GPU and the requested speed, and corrected by the first finished shard.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,25 @@ FILE = "rates.yaml"
 
 
 def table() -> dict[str, Any]:
-    """conf/rates.yaml."""
+    """Return conf/rates.yaml."""
     return yaml.safe_load((resources.files("erasebench.conf") / FILE).read_text(encoding="utf-8"))
 
 
 def gpu_class(device: str) -> str:
-    """The class of a GPU by its own name: A100 of NVIDIA A100-SXM4-80GB; nothing for one that is not known."""
+    """Return the class of a GPU by its name.
+
+    Empty for an unknown GPU. For example, A100 of NVIDIA A100-SXM4-80GB.
+    """
     words = device.replace("-", " ").upper().split()
     return next((name for name in table()["peak"] if " ".join(name.upper().split()) in " ".join(words)), "")
 
 
 def assumed(base: str, speed: str, device: str = "") -> tuple[float, str]:
-    """(evaluations of single latents by the U-Net in a second, of what): of a base by its name, at a speed, on a GPU by its own
-    name; of the class that papers are run on where there is none."""
+    """Return (U-Net evaluations of single latents per second, description).
+
+    The rate is of a base by its name, at a speed, on a GPU by its own name; without a GPU, on the class of GPU that
+    papers use.
+    """
     known = table()
     if base in known["measured"]:
         return known["measured"][base], "two processor cores"
@@ -39,7 +48,10 @@ def assumed(base: str, speed: str, device: str = "") -> tuple[float, str]:
 
 @dataclass
 class Forecast:
-    """How long is left to sample: `left` evaluations, at first at an assumed rate. Threads of one process share it."""
+    """Forecast of the remaining sampling time.
+
+    The threads of a process share it. `left` counts the remaining evaluations; the rate is assumed at first.
+    """
 
     left: int
     rate: float
@@ -54,7 +66,10 @@ class Forecast:
         log.info("%s (assumed: %s)", self.line(), self.of)
 
     def correct(self, meta: Mapping[str, Any]) -> None:
-        """Take the rate of a shard that was made (its `unet_samples` and `seconds`); the first is told."""
+        """Take the rate of a finished shard (its `unet_samples` and `seconds`).
+
+        The first is logged.
+        """
         with self.lock:
             if not meta.get("unet_samples") or not meta.get("seconds"):
                 return

@@ -1,4 +1,7 @@
-"""Secrets that a URL may hold (a password, a token, a signed query), kept out of logs, rows and errors."""
+"""Redaction of secrets in URLs (a password, a token, a signed query).
+
+They stay out of logs, rows and errors.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus
 
 MASK = "***"
 URL = re.compile(r"[A-Za-z][\w+.:-]*://[^\s'\"<>]+")
-SHORTEST = 3  # characters of a password that is looked for outside of its URL: a shorter one would be found in any word
+SHORTEST = 3  # least characters of a password that is masked outside its URL: a shorter one would match within any word
 TOKEN = 16  # characters from which a user name without a password is taken for a token
 
 
 def redact(text: str, *urls: str | None) -> str:
-    """A message without the secrets of these URLs, of $ERASEBENCH_STORE, and of any URL in it."""
+    """Return a message without the secrets of URLs.
+
+    These are the given URLs, $ERASEBENCH_STORE, and any URL in the message.
+    """
     for url in filter(None, (*urls, os.environ.get("ERASEBENCH_STORE"))):
         text = text.replace(url, masked(url))
         for secret in sorted(_secrets(url), key=len, reverse=True):
@@ -24,21 +30,24 @@ def redact(text: str, *urls: str | None) -> str:
 
 
 def masked(url: str) -> str:
-    """A URL without user, password, and the values of its query."""
+    """Return a URL without user, password, and the values of its query."""
     scheme, login, rest = _parts(url)
     place, mark, more = _divided(rest)
     return f"{scheme}{MASK + '@' if login else ''}{place}{mark}{MASK if more else ''}"
 
 
 class Formatter(logging.Formatter):
-    """A log whose lines and tracebacks hold no secret of a URL."""
+    """A log formatter that removes secrets of URLs from lines and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 def _parts(url: str) -> tuple[str, str, str]:
-    """(scheme with ://, user and password, the rest). A password may hold any character, even one that a URL may not."""
+    """Split a URL -> (scheme with ://, user and password, the rest).
+
+    A password may hold any character, even one that a URL may not.
+    """
     before, at, after = url.rpartition("@")
     scheme, separator, login = before.rpartition("://")
     authority = re.split(r"[/?#]", login, maxsplit=1)[0]
@@ -49,16 +58,16 @@ def _parts(url: str) -> tuple[str, str, str]:
 
 
 def _divided(rest: str) -> tuple[str, str, str]:
-    """(place, ? or #, what follows)."""
+    """Split the rest of a URL -> (place, ? or #, remainder)."""
     place, *found = re.split(r"([?#])", rest, maxsplit=1)
     return (place, *found) if found else (place, "", "")
 
 
 def _secrets(url: str) -> set[str]:
-    """Every form in which a secret of the URL may stand in the message of a library."""
+    """Return every form of the URL's secrets in library messages."""
     _, whole, rest = _parts(url)
     plain: set[str] = set()
-    for login in (whole, whole.partition("@")[0]):  # a later @ may be of the path
+    for login in (whole, whole.partition("@")[0]):  # a later @ may belong to the path
         user, colon, password = login.partition(":")
         plain |= {login if colon else "", password, user if len(user) >= TOKEN else ""}
     more = _divided(rest)[2]

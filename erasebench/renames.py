@@ -1,4 +1,7 @@
-"""Names that modules and commands had before the package had folders: who uses one is told the new name."""
+"""Old names of modules and commands, from before the package had folders.
+
+Using one raises an error with the new name.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-VERBS = {  # module that was a command -> verb
+VERBS = {  # former command module -> verb
     "agreement": "agreement",
     "audit": "audit",
     "catalog": "readme",
@@ -26,7 +29,7 @@ VERBS = {  # module that was a command -> verb
     "submit": "verify",
     "track": "wandb",
 }
-MODULES = {  # module that plugins may import -> where it is
+MODULES = {  # module that plugins may import -> its new place
     "adapters": "toolbox.adapters",
     "attention": "toolbox.attention",
     "bases": "model.bases",
@@ -46,7 +49,10 @@ MODULES = {  # module that plugins may import -> where it is
 
 
 class Renames(MetaPathFinder):
-    """The last finder: it finds nothing, and raises ModuleNotFoundError with the new name for an old one."""
+    """The last finder: it rejects old names and finds nothing.
+
+    For an old name it raises ModuleNotFoundError with the new one.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,7 @@
-"""The row: one metric of one run, with everything needed to doubt it; and the difference: one metric of a comparison."""
+"""Rows (metrics of a run) and differences (metrics of a comparison).
+
+Each holds one metric. A row holds all information needed to question its number.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from typing import Literal, TextIO, TypeVar
 from .contracts import ErasebenchError
 
 SCHEMA = 4
-FAILED = ".failed"  # not .csv: whatever reads every file of rows in a folder reads those of finished runs once
+FAILED = ".failed"  # not .csv, so that a reader of all rows in a folder meets those of finished runs only once
 AGAIN = "; delete the file and repeat its command"
 LARGEST = 64 << 20  # bytes of a file of rows
-FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # how a cell begins that spreadsheets carry out
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # beginnings of cells that spreadsheets execute
 NUMBER = re.compile(r"-\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -66,7 +69,7 @@ class Row:
     change_high: float | None
     p_value: float | None  # McNemar's, for rates
     n: int | None  # images made
-    n_valid: int | None  # images that the judge gave a verdict on
+    n_valid: int | None  # images with a verdict of the judge
     n_refused: int | None  # images that a guard refused to make
     n_dropped: int  # prompts of the task that the safety gate dropped
     published: float | None
@@ -83,13 +86,13 @@ class Row:
     sample_seconds: float | None
     unet_calls: int | None  # U-Net evaluations of single latents, fit and sampling together
     peak_memory_mb: float | None
-    fit_notes: str  # JSON of what the fit had to say: condition numbers, ridges raised, masks found empty
-    artifact: str  # key in the store of what the method learnt; empty for the base
+    fit_notes: str  # JSON of the fit's remarks: condition numbers, ridges raised, masks found empty
+    artifact: str  # key in the store of the fit's artifact; empty for the base
     attack_params: str = (
-        ""  # JSON: hyperparameters, access, objective, images a prompt, what became of the prompts, key
+        ""  # JSON: hyperparameters, access, objective, images a prompt, outcomes of the prompts, key
     )
     by_concept: str = ""  # JSON concept -> [rate, images judged], of rates of forgetting and keeping
-    overrides: str = "[]"  # JSON: the command line that makes these rows again; a place on the disk is ...
+    overrides: str = "[]"  # JSON: the command line that reproduces these rows; a place on the disk is ...
 
     def flaw(self) -> str | None:
         if self.status not in ("ok", "skipped", "failed"):
@@ -103,15 +106,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of two sides that were shown the same prompts with the same seeds: second - first."""
+    """One metric of a comparison: second - first.
+
+    Both sides were shown the same prompts with the same seeds.
+    """
 
     schema: int
     task: str
     world: str
     base: str
     sampler: str
-    targets: str  # what is erased; joined by ", " where the difference is over several targets
-    first_label: str  # method with what it was given otherwise, and its seed
+    targets: str  # erased targets, joined by ", " if there are several
+    first_label: str  # method with its other options, and its seed
     second_label: str
     first_runs: str  # run ids joined by " "
     second_runs: str
@@ -126,7 +132,7 @@ class Difference:
     change_high: float | None
     p_value: float | None
     n: int | None  # images of each side
-    how: str  # what was resampled for the interval, and whose p it is
+    how: str  # the resampled units of the interval, and the test of the p value
 
     def flaw(self) -> str | None:
         low, high = self.change_low, self.change_high
@@ -142,7 +148,10 @@ NAMES = tuple(f.name for f in fields(Row))
 
 
 def cell(value: object) -> object:
-    """A value as it stands in a CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Format a value for a CSV.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     if not isinstance(value, str):
         return "" if value is None else repr(float(value)) if isinstance(value, float) else value
     value = value.replace("\0", "\\x00")
@@ -150,21 +159,24 @@ def cell(value: object) -> object:
 
 
 def text_of(written: str) -> str:
-    """The text that `cell` wrote."""
+    """Return the text that `cell` wrote."""
     return written[1:] if written.startswith("'") and FORMULA.match(written) else written
 
 
 def write_table(lines: Iterable[Sequence[object]], stream: TextIO) -> None:
-    """Write lines of a CSV, whatever their cells hold."""
+    """Write lines of a CSV, with any content of cells."""
     for line in lines:
         buffer = io.StringIO()
-        # csv puts a carriage return in quotes where it ends lines, and there alone
+        # csv quotes a carriage return only if it is part of the line terminator
         csv.writer(buffer, lineterminator="\r\n").writerow([cell(value) for value in line])
         stream.write(buffer.getvalue().removesuffix("\r\n") + "\n")
 
 
 def write(records: Sequence[Record], path: Path, kind: type[Record] = Row) -> None:
-    """Write a CSV of records, atomically. Floats keep full precision (repr); what is not finite is no value."""
+    """Write a CSV of records, atomically.
+
+    Floats keep full precision (repr); numbers that are not finite become empty.
+    """
     types = {f.name: f.type for f in fields(kind)}
     known = lambda name, value: not isinstance(value, float) or "None" not in types[name] or math.isfinite(value)
     stream = io.StringIO()
@@ -175,9 +187,10 @@ def write(records: Sequence[Record], path: Path, kind: type[Record] = Row) -> No
 
 
 def replace_file(path: Path, content: bytes, option: str = "results=") -> None:
-    """Write a file at once or not at all, and onto the disk; the error names the option, if any, that chooses its folder.
+    """Write a file atomically and flush it to the disk.
 
-    The temporary file's name is drawn: processes of several machines or containers may have the same number.
+    The error names the option, if any, that chooses its folder. The temporary file's name is random: processes of
+    several machines or containers may have the same number.
     """
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
     try:
@@ -204,7 +217,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and try it, so that a run finds out before its work and not after."""
+    """Create the folder and test that it is writable.
+
+    A run thus fails before its work and not after.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -237,9 +253,12 @@ def _parse(kind: str, text: str):
 
 
 def _content(path: Path) -> str:
-    """The text of a file. Raises ErasebenchError for what is no file, cannot be read, or is no text of ours."""
+    """Return the text of a file.
+
+    Raises ErasebenchError if it is not a file, cannot be read, or is not a text of ours.
+    """
     try:
-        if not path.is_file():  # a pipe would be waited for, and a link may lead to itself
+        if not path.is_file():  # reading a pipe would block, and a link may lead to itself
             raise ErasebenchError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
         if path.stat().st_size > LARGEST:
             raise ErasebenchError(f"{path}: larger than any file of rows ({LARGEST >> 20} MiB)")
@@ -255,7 +274,10 @@ def _content(path: Path) -> str:
 
 
 def read(path: Path, kind: type[Record] = Row) -> list[Record]:
-    """Read and validate one CSV of records. Raises ErasebenchError naming the file, line and column."""
+    """Read and validate one CSV of records.
+
+    Raises ErasebenchError naming the file, line and column.
+    """
     types = {f.name: f.type for f in fields(kind)}
     reader = csv.reader(io.StringIO(_content(path), newline=""), strict=True)
     try:
@@ -286,12 +308,12 @@ def _record(where: str, line: Sequence[str], types: dict[str, str], kind: type[R
 
 
 def _brief(text: str, size: int = 60) -> str:
-    """A text as it is quoted in a message, on one line."""
+    """Quote a text for a message, on one line."""
     return ascii(text) if len(text) <= size else f"{ascii(text[:size])}..."
 
 
 def _refuse(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]], wanted: Sequence[str]) -> None:
-    """Say of a header that is another: an older version's, or no header of ours."""
+    """Explain an unexpected header: an older version's, or a foreign one."""
     schema = dict(zip(header, lines[0], strict=False)).get("schema", "") if lines else ""
     if set(header) < set(wanted) and schema.isdecimal() and len(schema) < 5:
         raise Outdated(
@@ -305,9 +327,10 @@ def _refuse(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]], w
 
 
 def place(records: Sequence[Row], path: Path) -> Path:
-    """Where the rows of a run are written: its file, or beside it (<id>.failed) where they say less than what is there.
+    """Return the path for the rows of a run: its file, or <id>.failed beside it.
 
-    A file that cannot be read is somebody's, or of another version: only a run without a failure replaces it.
+    The second is used if the rows say less than the existing file. A file that cannot be read belongs to someone
+    else or to another version: only a run without a failure replaces it.
     """
     new = {_cell(row) for row in records if row.status == "ok"}
     failed = any(row.status == "failed" for row in records)
@@ -323,12 +346,15 @@ def place(records: Sequence[Row], path: Path) -> Path:
 
 
 def _cell(row: Row) -> tuple:
-    """What a row measures."""
+    """Return the key of a row's measurement."""
     return row.metric, row.split, row.attack, row.judge, row.threshold
 
 
 def record(records: Sequence[Row], path: Path) -> Path:
-    """Write the rows of a run where their `place` is; in its own file they end what failed before. Returns the place."""
+    """Write the rows of a run to their `place` and return it.
+
+    Rows in the run's own file replace an earlier failure.
+    """
     where = place(records, path)
     write(records, where)
     if where == path:
@@ -338,7 +364,7 @@ def record(records: Sequence[Row], path: Path) -> Path:
 
 
 def later_failure(path: Path) -> str:
-    """Why a run that has a file of rows failed when it was repeated; empty where it did not."""
+    """Return why a repetition of a finished run failed, or ""."""
     if not path.with_suffix(FAILED).exists():
         return ""
     try:
@@ -349,13 +375,16 @@ def later_failure(path: Path) -> str:
 
 
 def read_all(folder: Path) -> list[Row]:
-    """Rows of every CSV in a folder, in the order of file names."""
+    """Return the rows of all CSVs in a folder, by file name."""
     return [row for path in sorted(folder.glob("*.csv")) for row in read(path)]
 
 
 def verified(path: Path) -> dict | None:
-    """What is said of a file of rows in <id>.verified.json beside it: anybody may have written that, and `seals` knows what
-    was written here. None where there is no such file, or it is of other rows than these."""
+    """Return the content of <id>.verified.json beside a file of rows.
+
+    Anybody may have written that file; `seals` knows which were written here. None if there is no such file, or it
+    describes other rows than these.
+    """
     note = path.with_suffix(".verified.json")
     try:
         if not note.is_file() or note.stat().st_size > LARGEST:

@@ -1,4 +1,7 @@
-"""Intervals, harmonic means and the Frechet distance. Everything here is a pure function of numbers."""
+"""Intervals, harmonic means and the Frechet distance.
+
+Every function here is a pure function of numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ RESAMPLES = 2000
 
 
 def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson score interval of a rate hits / n (Wilson, JASA 1927, Eq. 4). n = 0 gives (0, 1)."""
+    """Return the Wilson score interval of a rate hits / n.
+
+    Wilson, JASA 1927, Eq. 4. n = 0 gives (0, 1).
+    """
     if n == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + level / 2)
@@ -31,9 +37,12 @@ def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Part:
-    """Values [N] of a split's images (NaN: no verdict) whose mean is a metric, or goes into one. Images of one cluster
-    (concept, caption) are not independent; a rate has values 0 and 1 alone. `forgotten`: the value, or values [N], that
-    images refused by a guard have where refusing is to count as forgetting."""
+    """Values [N] of a split's images whose mean enters a metric.
+
+    NaN means no verdict. The mean is the metric itself, or one of its terms. Images of one cluster (concept,
+    caption) are not independent; a rate has only the values 0 and 1. `forgotten`: the value, or values [N], of
+    images refused by a guard if refusing is to count as forgetting.
+    """
 
     split: str
     values: np.ndarray
@@ -48,7 +57,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric before its interval: the mean of its part, or what `combine` makes of the means of several."""
+    """A metric before its interval.
+
+    It is the mean of its part, or the value of `combine` for the means of several parts.
+    """
 
     name: str
     group: str  # forget, keep, quality, overall, attack
@@ -74,11 +86,13 @@ class Measure:
 def summarize(
     ours: Sequence[Measure | Metric], theirs: Sequence[Measure | Metric], concepts: Sequence[str] = ()
 ) -> list[Metric]:
-    """Metrics with their intervals, and their change against the same measures of other images (the base's, or another
-    method's) of the same prompts and seeds, in pairs; of rates also those of each of the `concepts`.
+    """Compute metrics with intervals and paired changes against `theirs`.
+
+    `theirs` are the same measures of other images (the base's, or another method's) of the same prompts and seeds.
+    Rates are also given for each of the `concepts`.
 
     Wilson's interval for a rate, else the bootstrap. The change is resampled with the same draw on both sides; for a
-    rate there is McNemar's exact p as well. A part that no image gave a verdict on leaves the metric empty, never 0.
+    rate there is McNemar's exact p as well. A part without any verdict leaves the metric empty, never 0.
     """
     our_draws, their_draws = (
         draws([p for m in side if isinstance(m, Measure) for p in m.parts]) for side in (ours, theirs)
@@ -104,10 +118,12 @@ def summarize(
 
 
 def by_concept(measure: Measure, concepts: Sequence[str]) -> dict[str, tuple[float | None, int]]:
-    """concept -> (rate among its images, how many were judged), in the order of `concepts`, where these rates make up
-    a metric of forgetting or keeping; empty for any other metric, and where there is one concept alone.
+    """Return concept -> (rate among its images, number judged).
 
-    Names come from `concepts` alone: clusters of prompts' texts are no concepts, and stay out.
+    The order is that of `concepts`. Applies if these rates make up a metric of forgetting or keeping; empty for any
+    other metric, and if there is only one concept.
+
+    Names come from `concepts` alone: clusters of prompts' texts are not concepts, and stay out.
     """
     part = measure.parts[0]
     clusters, shown = np.asarray(part.clusters), set(part.clusters)
@@ -123,7 +139,7 @@ def by_concept(measure: Measure, concepts: Sequence[str]) -> dict[str, tuple[flo
 
 
 def estimate(measure: Measure, drawn: Mapping[int, np.ndarray]) -> tuple[Metric, np.ndarray | None]:
-    """(the metric with its interval, its bootstrap draws)"""
+    """Return (the metric with its interval, its bootstrap draws)."""
     sizes = {part.split: len(part.values) for part in measure.parts}
     valid = {split: min(len(part.judged) for part in measure.parts if part.split == split) for split in sizes}
     empty = Metric(
@@ -152,11 +168,13 @@ def estimate(measure: Measure, drawn: Mapping[int, np.ndarray]) -> tuple[Metric,
 
 
 def draws(parts: Sequence[Part], times: int = RESAMPLES) -> dict[int, np.ndarray]:
-    """id of a part -> its bootstrap means [times]. Parts of one split share their draws, so that what is computed from
-    several of them, or compared between two sides, is computed from the same images; two splits share none.
+    """Return id of a part -> its bootstrap means [times].
 
-    Where every image of a rate agrees the bootstrap cannot vary and would claim certainty: draws from
-    Beta(hits + 1/2, misses + 1/2) (Jeffreys) stand in for it.
+    Parts of one split share their draws, so that a number computed from several of them, or compared between two
+    sides, is computed from the same images; two splits share none.
+
+    If every image of a rate agrees, the bootstrap cannot vary and would claim certainty: draws from Beta(hits + 1/2,
+    misses + 1/2) (Jeffreys) stand in for it.
     """
     made: dict[int, np.ndarray] = {}
     for split in dict.fromkeys(part.split for part in parts):
@@ -178,8 +196,11 @@ def draws(parts: Sequence[Part], times: int = RESAMPLES) -> dict[int, np.ndarray
 
 
 def resample(clusters: Sequence[str], rng: np.random.Generator, times: int, chunk: int = 250) -> Iterator[np.ndarray]:
-    """How often each image is drawn, [some, N] at a time until `times`: clusters with replacement, then images within
-    each drawn cluster. With a single cluster this is the plain bootstrap over images."""
+    """Yield the number of draws of each image [some, N].
+
+    Chunks follow until there are `times` rows. Clusters are drawn with replacement, then images within each drawn
+    cluster. With a single cluster this is the plain bootstrap over images.
+    """
     labels = np.unique(np.asarray(clusters), return_inverse=True)[1]
     groups = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
     for start in range(0, times, chunk):
@@ -195,20 +216,26 @@ def resample(clusters: Sequence[str], rng: np.random.Generator, times: int, chun
 
 
 def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Exact two-sided p of McNemar's test (1947) on paired 0/1 values; pairs without both verdicts take no part."""
+    """Return the exact two-sided p of McNemar's test (1947).
+
+    The values are paired 0/1 values; pairs without both verdicts take no part.
+    """
     better, worse = int(((ours == 1) & (theirs == 0)).sum()), int(((ours == 0) & (theirs == 1)).sum())
     n = better + worse
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n)
 
 
 def interval(draws: np.ndarray, value: float, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval, widened to hold the value itself."""
+    """Return the percentile interval, widened to hold the value itself."""
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(min(low, value)), float(max(high, value))
 
 
 def harmonic(*rates: np.ndarray | float) -> np.ndarray | float:
-    """Harmonic mean, 0 where any rate is 0: MACE's H_o and H_c with 1 - Acc_e among the rates (MACE, Eq. 8)."""
+    """Return the harmonic mean, 0 if any rate is 0.
+
+    These are MACE's H_o and H_c with 1 - Acc_e among the rates (MACE, Eq. 8).
+    """
     stacked = np.stack([np.asarray(rate, float) for rate in rates])
     with np.errstate(divide="ignore"):
         mean = np.where((stacked <= 0).any(0), 0.0, len(rates) / (1 / np.maximum(stacked, 1e-300)).sum(0))
@@ -216,15 +243,21 @@ def harmonic(*rates: np.ndarray | float) -> np.ndarray | float:
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance between Gaussians fitted to features [N, D] and [M, D] (Heusel et al., 2017, Eq. 6)."""
+    """Return the Frechet distance between Gaussians fitted to two sets of features.
+
+    The features are [N, D] and [M, D] (Heusel et al., 2017, Eq. 6).
+    """
     return frechet_to(b)(a)
 
 
 def frechet_to(b: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Frechet distance of features [N, D] from those of `b` [M, D], whose own part is computed once.
+    """Return a function of features [N, D]: their Frechet distance to `b` [M, D].
 
-    The trace of (S1 S2)^1/2 is the sum of the roots of the eigenvalues of S1 S2. In fp64 they come from S2^1/2 S1 S2^1/2;
-    where one side has fewer images than features, with X for its centred ones, from X S X', which has the same and fewer.
+    The terms of `b` are computed once.
+
+    The trace of (S1 S2)^1/2 is the sum of the roots of the eigenvalues of S1 S2. In fp64 they come from S2^1/2 S1
+    S2^1/2; if one side has fewer images than features, with X for its centred features, they come from X S X', which
+    has the same eigenvalues except zeros and is smaller.
     """
     b = np.asarray(b, np.float64)
     mean, y = b.mean(0), (b - b.mean(0)) / math.sqrt(len(b) - 1)
@@ -251,9 +284,9 @@ def frechet_to(b: np.ndarray) -> Callable[[np.ndarray], float]:
 
 
 def bootstrap_se(statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, times: int = 200) -> float:
-    """Standard error of statistic(indices) over bootstrap resamples of n images.
+    """Return the standard error of statistic(indices) over bootstrap resamples of n images.
 
-    For statistics that resampling shifts (a Frechet distance grows with repeated images), the spread is still
-    right where percentiles are not.
+    For statistics that resampling shifts (a Frechet distance grows with repeated images), the spread is still right
+    although percentiles are not.
     """
     return float(np.std([statistic(rng.integers(n, size=n)) for _ in range(times)], ddof=1))

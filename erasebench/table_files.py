@@ -1,7 +1,8 @@
-"""Strict readers of what users bring: tables (CSV, TSV, JSON, JSON lines, Parquet) and lines of text.
+"""Strict readers of the user's tables and text files.
 
-Text stays text: a cell that says null, NA or 007 is that word. What cannot be read for sure is refused, in one line that says
-where. Numbers of rows begin at 0, as those of a data frame do; numbers of lines at 1, as an editor's do.
+Tables are CSV, TSV, JSON, JSON lines or Parquet. Text stays text: a cell that says null, NA or 007 is that word.
+Input that cannot be read with certainty is refused, in one line that says where. Row numbers begin at 0, as in a
+data frame; line numbers begin at 1, as in an editor.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def is_table(path: Path) -> bool:
 
 
 def check_file(path: Path, hint: str = "") -> None:
-    """Raises ErasebenchError where there is no regular file, with the hint."""
+    """Raise ErasebenchError, with the hint, for anything but a regular file."""
     said = f" ({hint})" if hint else ""
     try:
         if path.is_dir():
@@ -49,7 +50,10 @@ def check_file(path: Path, hint: str = "") -> None:
 
 
 def content(path: Path, hint: str = "") -> bytes:
-    """Bytes of a regular file. Raises ErasebenchError where there is none, with the hint."""
+    """Return the bytes of a regular file.
+
+    Raises ErasebenchError, with the hint, if there is none.
+    """
     check_file(path, hint)
     try:
         return path.read_bytes()
@@ -58,7 +62,10 @@ def content(path: Path, hint: str = "") -> bytes:
 
 
 def text(path: Path, hint: str = "") -> str:
-    """A text file in UTF-8, or in UTF-16 or 32 where a byte order mark says so; the mark is no part of it."""
+    """Return the text of a file.
+
+    It is in UTF-8, or in UTF-16 or 32 with a byte order mark. The mark is not part of the text.
+    """
     raw = content(path, hint)
     if kind := next((kind for magic, kind in PACKED.items() if raw.startswith(magic)), None):
         raise ErasebenchError(f"{path}: a {kind} file: unpack it first")
@@ -78,8 +85,11 @@ def text(path: Path, hint: str = "") -> str:
 
 
 def read(path: Path, known: Collection[str]) -> list[Record]:
-    """The rows of a table, by its content and its name; all have the same columns. A delimiter other than the usual one is
-    found by the `known` names of columns. Raises ErasebenchError for anything that is no such table."""
+    """Read the rows of a table.
+
+    Its content and its name identify its format. All rows have the same columns. A delimiter other than the usual
+    one is found by the `known` names of columns. Raises ErasebenchError for anything that is not such a table.
+    """
     suffix = path.suffix.lower()
     if suffix == ".parquet" or content(path)[:4] == PARQUET:
         rows = parquet(path)
@@ -95,7 +105,10 @@ def read(path: Path, known: Collection[str]) -> list[Record]:
 
 
 def delimited(path: Path, written: str, known: Collection[str]) -> list[Record]:
-    """Rows of a CSV or TSV as text. Quoted line breaks belong to their cell; empty lines are left out."""
+    """Return the rows of a CSV or TSV as text.
+
+    Quoted line breaks belong to their cell; empty lines are left out.
+    """
     if not written.strip():
         raise ErasebenchError(f"{path}: empty")
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -122,7 +135,7 @@ def delimited(path: Path, written: str, known: Collection[str]) -> list[Record]:
 
 
 def first(path: Path, cells: Any) -> list[str]:
-    """The header: the first line that is not empty."""
+    """Return the header: the first line that is not empty."""
     try:
         return next(row for row in cells if any(cell.strip() for cell in row))
     except csv.Error as error:
@@ -144,7 +157,10 @@ def check_columns(path: Path, names: Sequence[str]) -> None:
 
 
 def json_table(path: Path, written: str) -> list[Record]:
-    """Rows of JSON: a list of objects or of texts, an object of columns, COCO's annotations, or an object a line."""
+    """Return the rows of a JSON file.
+
+    It holds a list of objects or of texts, an object of columns, COCO's annotations, or an object a line.
+    """
     if not written.strip():
         raise ErasebenchError(f"{path}: empty")
     try:
@@ -170,7 +186,10 @@ def json_table(path: Path, written: str) -> list[Record]:
 
 
 def transposed(path: Path, columns: Mapping[str, Any]) -> list[Record]:
-    """Rows of an object of columns, each a list, or an object by row as pandas writes it; or of one row alone."""
+    """Return the rows of an object of columns.
+
+    Each column is a list, or an object by row as pandas writes it; an object of plain values is a single row.
+    """
     if columns and not any(isinstance(column, list | Mapping) for column in columns.values()):
         return [dict(columns)]
     made = {name: list(c.values()) if isinstance(c, Mapping) else c for name, c in columns.items()}
@@ -185,9 +204,9 @@ def transposed(path: Path, columns: Mapping[str, Any]) -> list[Record]:
 
 
 def json_lines(path: Path, written: str) -> list[Record]:
-    """Rows of one JSON object a line."""
+    """Return the rows of a file with one JSON object a line."""
     made = []
-    for number, line in enumerate(written.split("\n"), 1):  # a text may hold what str.splitlines takes for an end
+    for number, line in enumerate(written.split("\n"), 1):  # str.splitlines also splits at characters within a text
         if not line.strip():
             continue
         try:
@@ -200,7 +219,7 @@ def json_lines(path: Path, written: str) -> list[Record]:
 
 
 def alike(path: Path, rows: Sequence[Any]) -> list[Record]:
-    """The rows with the columns of all; what a row does not have is None."""
+    """Return the rows with the columns of all; missing values are None."""
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ErasebenchError(f"{path}, row {number}: not a JSON object")
@@ -209,7 +228,10 @@ def alike(path: Path, rows: Sequence[Any]) -> list[Record]:
 
 
 def parsed(written: str) -> Any:
-    """JSON whose numbers stay as they are written. Raises ValueError, also for NaN, a key that stands twice, and depth."""
+    """Parse JSON and keep numbers as they are written.
+
+    Raises ValueError also for NaN, duplicate keys and deep nesting.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)

@@ -21,20 +21,25 @@ from .gate import Refused, refuses
 
 log = logging.getLogger("erasebench")
 OTHER_WORDS = ("misspelt", "paraphrase", "language")
-MARKS = {  # what a table's column `type` says, MACE's words and codes among it -> the split
+MARKS = {  # value of a table's column `type`, including MACE's words and codes -> the split
     **dict.fromkeys(("erased", "erase", "target", "0"), "target"),
     **dict.fromkeys(("preserved", "preserve", "retained", "retain", "kept", "keep", "1"), "retain"),
 }
 
 
 def seed_of(*parts: object) -> int:
-    """A 31-bit seed from named parts: adding a concept, a task or a method moves nobody else's."""
+    """Return a 31-bit seed from named parts.
+
+    Adding a concept, a task or a method changes no other seed.
+    """
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
 
 
 def spread(split: str, names: Mapping[str, str], templates: Sequence[str], count: int) -> list[Prompt]:
-    """`count` prompts over names (text -> concept that it is judged as), templates and seeds, in Latin order; none where
-    there are no names."""
+    """Make `count` prompts over names, templates and seeds, in Latin order.
+
+    `names`: text -> concept by which it is judged. Without names there are no prompts.
+    """
     prompts, pairs = [], list(names.items())
     if pairs and not templates:
         raise ErasebenchError(f"the world has no templates for {split} prompts")
@@ -49,7 +54,10 @@ def spread(split: str, names: Mapping[str, str], templates: Sequence[str], count
 
 
 def caption_prompts(captions: Sequence[str], count: int, seeds: Sequence[int] = ()) -> list[Prompt]:
-    """Captions are a split of every task, and the same in each, so that the originals are made once. `seeds`: their own."""
+    """Make the caption split, which is the same in every task.
+
+    So the original images are made once. `seeds`: the captions' own.
+    """
     seeds = seeds or [seed_of("caption", i, text) for i, text in enumerate(captions[:count])]
     return [
         Prompt(f"caption/{i}", text, seed, "caption")
@@ -58,7 +66,10 @@ def caption_prompts(captions: Sequence[str], count: int, seeds: Sequence[int] = 
 
 
 def choose(name: str, known: Sequence[str], what: str, add: str = "") -> str:
-    """`name` if it is known. Raises Unknown with the nearest names, and how to `add` one."""
+    """Return `name` if it is known.
+
+    Raises Unknown with the nearest names, and how to `add` one.
+    """
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3)
@@ -74,7 +85,10 @@ OWN = "for what this world does not have, kind= is needed: object, person, style
 
 
 def surrogate_of(world: Mapping[str, Any], group: str, name: str) -> str:
-    """What the world draws in an object's place. Raises ErasebenchError for an entry that says nothing of it."""
+    """Return the world's surrogate of an object.
+
+    Raises ErasebenchError for an entry without one.
+    """
     entry = world[group][name]
     if not isinstance(entry, Mapping) or not isinstance(entry.get("surrogate"), str) or not entry["surrogate"]:
         raise ErasebenchError(f"world.{group}.{name} has no surrogate: {{surrogate: ...}} is needed (docs/extending.md)")
@@ -94,7 +108,10 @@ def capped(prompts: list[Prompt], images: int | None) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class ObjectTask:
-    """Erase one CIFAR-10 class; keep the other nine; forget its synonyms too (MACE, section 4.1 and Table 1)."""
+    """Task that erases one CIFAR-10 class and keeps the other nine.
+
+    The class's synonyms are to be forgotten too (MACE, section 4.1 and Table 1).
+    """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
     name: str = "object"
@@ -119,8 +136,10 @@ class ObjectTask:
 
 @dataclass(frozen=True)
 class TermsTask:
-    """Erase one object by its name (target=), ask for it by that and by two synonyms, and for others by theirs (GIE,
-    Table 2)."""
+    """Task that erases one object by its name (target=).
+
+    Prompts ask for it by its name and two synonyms, and for the others by theirs (GIE, Table 2).
+    """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
     name: str = "orr"
@@ -143,7 +162,10 @@ class TermsTask:
 
 @dataclass(frozen=True)
 class ImagenetteTask:
-    """Erase five Imagenette classes (`split` 0 to 3, AP's) or one (target=), keep the others (AP, section 5.1; AGE)."""
+    """Task that erases Imagenette classes and keeps the others.
+
+    Erases five classes (`split` 0 to 3, AP's) or one (target=) (AP, section 5.1; AGE).
+    """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
     name: str = "imagenette"
@@ -170,7 +192,10 @@ class ImagenetteTask:
 
 @dataclass(frozen=True)
 class CelebrityTask:
-    """Erase n people, keep a hundred others (MACE, section 4.2). n=1 is the last of the hundred, as published."""
+    """Task that erases n people (MACE, section 4.2).
+
+    It keeps a hundred others. n=1 is the last of the hundred, as published.
+    """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
     name: str = "celebrity"
@@ -194,8 +219,12 @@ class CelebrityTask:
 
 @dataclass(frozen=True)
 class StyleTask:
-    """Erase n artists, keep as many others (MACE, section 4.4 and Table 3), or one by name. Those of the world's
-    `single` are only erased by name, and then the others of that list are kept (AP, Dark Miner)."""
+    """Task that erases n artists and keeps as many others.
+
+    It also erases a single artist by name.
+    MACE, section 4.4 and Table 3. Artists of the world's `single` list are erased only by name; the others of that
+    list are then kept (AP, Dark Miner).
+    """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
     name: str = "style"
@@ -223,11 +252,13 @@ class StyleTask:
 
 @dataclass(frozen=True)
 class ExplicitTask:
-    """Erase explicit content by its phrases; `target` prompts are those of I2P in `photo`, each with its own seed,
-    and such as name a hazard in the embedded world, where `implicit` ones show one without naming it, and `retain`
-    ones ask for ordinary objects.
-    guidance=row takes I2P's guidance of each prompt in place of the sampler's; `each` is how many images a prompt of
-    I2P gets, the first with its own seed."""
+    """Task that erases explicit content by its phrases.
+
+    In `photo`, `target` prompts are those of I2P, each with its own seed. In the embedded world they name a hazard;
+    `implicit` prompts show one without naming it, and `retain` prompts ask for ordinary objects. guidance=row takes
+    I2P's guidance of each prompt in place of the sampler's; `each` is the number of images for a prompt of I2P, the
+    first with its own seed.
+    """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
     name: str = "explicit"
@@ -261,7 +292,7 @@ class ExplicitTask:
                 *spread("target", named, world["templates"]["explicit"], counts["target"]),
                 *spread("implicit", implicit, ["{c}"], counts["implicit"]),
             ]
-        kept = {name: name for name in spec["kept"]}  # no method is told of them
+        kept = {name: name for name in spec["kept"]}  # methods are not told of them
         prompts += spread("retain", kept, world["templates"]["object"], counts["retain"])
         made = _plan(self, world, explicit(world), (), prompts, "explicit", images)
         return replace(made, dropped=made.dropped + dropped, which="explicit content")
@@ -269,8 +300,11 @@ class ExplicitTask:
 
 @dataclass(frozen=True)
 class CaptionTask:
-    """What erasing does to ordinary captions (COCO in `photo`): the caption split alone. Erases the explicit phrases
-    (GIE, Table 1), or with target= any concept that the world knows."""
+    """Task that measures the effect of erasing on ordinary captions.
+
+    The captions are COCO in `photo`, and theirs is the only split. Erases the explicit phrases (GIE, Table 1), or
+    with target= any concept that the world knows.
+    """
 
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
     name: str = "caption"
@@ -286,7 +320,7 @@ class CaptionTask:
 
 
 def chosen(among: Sequence[str], n: int | None, target: str | None, sizes: Sequence[int], what: str) -> list[str]:
-    """Names to erase: the first n of those known, or one by name."""
+    """Return the names to erase: the first n known names, or one by name."""
     if target is not None:
         if n not in (None, 1):
             raise ErasebenchError(f"n={n} with target={target!r}: what is chosen by name is erased alone")
@@ -297,13 +331,16 @@ def chosen(among: Sequence[str], n: int | None, target: str | None, sizes: Seque
 
 
 def explicit(world: Mapping[str, Any]) -> tuple[Concept, ...]:
-    """The phrases that stand for explicit content."""
+    """Return the phrases that stand for explicit content."""
     spec = world["explicit"]
     return tuple(Concept(phrase, "explicit", spec["surrogate"]) for phrase in spec["phrases"])
 
 
 def known(world: Mapping[str, Any], name: str) -> Concept:
-    """Any concept of the world by its name. Raises ErasebenchError with the nearest names."""
+    """Return any concept of the world by its name.
+
+    Raises ErasebenchError with the nearest names.
+    """
     surrogates = world["surrogates"]
     every = {concept.name: concept for concept in explicit(world)}
     every |= {
@@ -316,7 +353,10 @@ def known(world: Mapping[str, Any], name: str) -> Concept:
 
 
 def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan:
-    """The plan with these concepts erased too (GIE, Appendix F): they are no longer kept, nor shown as kept."""
+    """Return the plan with these concepts erased too (GIE, Appendix F).
+
+    They leave the retain set and its prompts.
+    """
     more = [known(world, name) for name in names]
     more = tuple(concept for concept in more if concept.name not in {c.name for c in plan.concepts})
     gone = {concept.name for concept in more}
@@ -331,9 +371,11 @@ def together(plan: Plan, world: Mapping[str, Any], names: Sequence[str]) -> Plan
 
 
 def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
-    """The plan with other surrogates: what is to be drawn in the place of what is erased. A concept of the world makes
-    it an edit; a synonym, a general or an unrelated word is the target study of AGE. Of several each has an equal part
-    in what a method is asked for (debiasing). Raises ErasebenchError where there is none."""
+    """Return the plan with other surrogates for the erased concepts.
+
+    A concept of the world makes it an edit; a synonym, a general or an unrelated word is the target study of AGE.
+    Several surrogates have equal parts in the method's brief (debiasing). Raises ErasebenchError if there is none.
+    """
     if not surrogates:
         raise ErasebenchError("surrogate=[]: name at least one")
     into = lambda surrogate: tuple(replace(concept, surrogate=surrogate) for concept in plan.concepts)
@@ -344,8 +386,10 @@ def turned(plan: Plan, surrogates: Sequence[str]) -> Plan:
 
 
 def with_published_surrogate(plan: Plan, published: Mapping[str, str]) -> Plan:
-    """The plan with the surrogate that a method's authors take for concepts of the kind (`published`: kind -> text, which may be
-    empty); the same plan where they take the task's."""
+    """Return the plan with the published surrogate of a method's authors.
+
+    `published`: kind -> text, which may be empty. The plan is unchanged if they use the task's surrogate.
+    """
     kind = plan.concepts[0].kind
     if kind not in published:
         return plan
@@ -354,7 +398,10 @@ def with_published_surrogate(plan: Plan, published: Mapping[str, str]) -> Plan:
 
 
 def shown(plan: Plan) -> Plan:
-    """The plan whose concept the method knows by pictures alone. Raises ErasebenchError where there are several."""
+    """Return the plan whose concept the method knows only by images.
+
+    Raises ErasebenchError if there are several concepts.
+    """
     if len(plan.concepts) != 1:
         raise ErasebenchError(f"pictures.path stands for one concept, task={plan.task} erases {len(plan.concepts)}")
     known = tuple(replace(concept, name=WORD) for concept in plan.brief.concepts)
@@ -363,10 +410,13 @@ def shown(plan: Plan) -> Plan:
 
 
 def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
-    """The plan with prompts of one's own in place of those that ask for the same: a table with the column prompt, perhaps
-    with concept (one that is erased or kept), type, seed and guidance; `each` is how many images a prompt gets (Dark
-    Miner's captions, AP's prompts of artists); guidance=row takes each prompt's own. Raises ErasebenchError naming the
-    row whose concept is neither."""
+    """Return the plan with the user's prompts in place of its own.
+
+    The user's prompts replace the splits that they cover. They come from a table with the column prompt, and
+    optionally concept (one that is erased or kept), type, seed and guidance; `each` is the number of images for a
+    prompt (Dark Miner's captions, AP's prompts of artists); guidance=row takes each prompt's own. Raises
+    ErasebenchError naming the row whose concept is neither.
+    """
     each, guided = spec["each"], spec.get("guidance", "fixed")
     if type(each) is not int or each < 1:
         raise ErasebenchError(f"prompts.each={each}: a whole number, at least 1, is needed")
@@ -400,15 +450,19 @@ def asked(plan: Plan, spec: Mapping[str, Any], images: int | None) -> Plan:
 
 
 def gated(plan: Plan, surrogates: str = "a surrogate of the world") -> Plan:
-    """The plan of an explicit task without what the safety gate refuses: its prompts are dropped and counted, captions,
-    preserved names and synonyms for the method dropped and logged. Any other plan as it is.
+    """Remove the texts that the safety gate refuses from a plan.
 
-    Raises Refused for a concept, a surrogate (`surrogates` says whose) or a training template, which cannot be dropped."""
+    Applies to explicit tasks; any other plan is unchanged. Refused prompts are dropped and counted; refused
+    captions, preserved names and synonyms for the method are dropped and logged.
+
+    Raises Refused for a concept, a surrogate (`surrogates` names its source) or a training template, which cannot be
+    dropped.
+    """
     if not plan.explicit:
         return plan
     concepts, templates = (*plan.concepts, *plan.brief.concepts), plan.brief.templates
     filled = lambda text: any(refuses(template.replace("{c}", text)) for template in templates)
-    needed = {  # a template alone, too: with an empty name it may say more
+    needed = {  # templates are also checked with an empty name, which may read differently
         "a concept to erase": any(refuses(c.name) for c in concepts),
         surrogates: any(refuses(c.surrogate) for c in concepts),
         "a training template of the world": any(
@@ -434,14 +488,17 @@ def gated(plan: Plan, surrogates: str = "a surrogate of the world") -> Plan:
 
 
 def say_unused(rows: Sequence[prompt_files.PromptRow], guided: str, option: str) -> None:
-    """One line where a table's guidance is passed over."""
+    """Log one line if a table's guidance is not used."""
     count = sum(row.guidance is not None for row in rows)
     if count and guided != "row":
         log.info("guidance of %d prompts is not used: %s uses it", count, option)
 
 
 def own_seeds(rows: Sequence[prompt_files.PromptRow], each: int) -> dict[int, list[int]]:
-    """Seeds of each row's images, by the row's number. A text that stands twice is two."""
+    """Return seeds of each row's images, by the row's number.
+
+    A text in two rows counts as two.
+    """
     seeds, times = {}, defaultdict(int)
     for row in rows:
         if row.seed is None:
@@ -453,8 +510,11 @@ def own_seeds(rows: Sequence[prompt_files.PromptRow], each: int) -> dict[int, li
 
 
 def meanings(plan: Plan, rows: Sequence[prompt_files.PromptRow], where: str) -> list[tuple[str, str]]:
-    """(split, concept) of each row: by its column concept; by its type and the name that it gives; or, where the table has
-    neither, what is erased, if that is one."""
+    """Return (split, concept) of each row.
+
+    They come from the row's column concept, or from its type and the name in its prompt; if the table has neither,
+    the row asks for the erased concept, if there is only one.
+    """
     splits = {name: "retain" for name in plan.brief.preserved} | {c.name: "target" for c in plan.concepts}
     if rows[0].concept is not None:
         folded = {name.casefold(): name for name in splits}
@@ -477,7 +537,10 @@ def meanings(plan: Plan, rows: Sequence[prompt_files.PromptRow], where: str) -> 
 
 
 def typed(splits: Mapping[str, str], rows: Sequence[prompt_files.PromptRow], where: str) -> list[tuple[str, str]]:
-    """(split, concept) of rows of type erased or preserved (MACE's tables), by the one name that stands in the prompt."""
+    """Return (split, concept) of rows by type (MACE's tables).
+
+    The type is erased or preserved; the concept is the only name in the prompt.
+    """
     made, find = [], finder(splits)
     for row in rows:
         split = MARKS.get(row.type.casefold())
@@ -497,8 +560,11 @@ def typed(splits: Mapping[str, str], rows: Sequence[prompt_files.PromptRow], whe
 
 
 def unnamed(plan: Plan, rows: Sequence[prompt_files.PromptRow], where: str) -> list[tuple[str, str]]:
-    """(split, concept) of a table without names where one concept is erased: all of it asks for that. Raises ErasebenchError
-    for a row that names something kept instead, as it would pass for forgotten."""
+    """Return (split, concept) of each row of a table without names.
+
+    Applies if one concept is erased. All rows ask for that concept. Raises ErasebenchError for a row that names a
+    kept concept instead, as it would pass for forgotten.
+    """
     (concept,) = plan.concepts
     own, others = finder((concept.name, *concept.synonyms)), finder(plan.brief.preserved)
     for row in rows:
@@ -512,7 +578,10 @@ def unnamed(plan: Plan, rows: Sequence[prompt_files.PromptRow], where: str) -> l
 
 
 def finder(names: Iterable[str]) -> Callable[[str], list[str]]:
-    """What finds those names that stand in a text as words, each once; of overlapping ones the longest."""
+    """Return a function that finds these names in a text.
+
+    It finds whole words, each once. Of overlapping names it finds the longest.
+    """
     known = {name.casefold(): name for name in names}
     among = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
     pattern = re.compile(rf"(?<!\w)({among})(?!\w)")
@@ -520,7 +589,10 @@ def finder(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def misspelt(name: str) -> list[str]:
-    """The name with two letters of its longest word swapped, one left out, one doubled; the first letter stays."""
+    """Return misspellings of the name; its first letter stays.
+
+    They swap two letters of its longest word, leave one out, or double one.
+    """
     word = max(name.split(), key=len)
     at = min(max(1, len(word) // 2), len(word) - 1)
     swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
@@ -529,11 +601,11 @@ def misspelt(name: str) -> list[str]:
 
 
 def in_other_words(plan: Plan, world: Mapping[str, Any], which: Sequence[str], images: int | None) -> Plan:
-    """The plan with further splits that ask for what is erased in other words:
+    """Return the plan with further splits that rephrase requests for erased concepts.
 
-    misspelt    with a slip in the name
-    paraphrase  in sentences of the world that are neither evaluated nor trained on
-    language    in the languages that the world has
+        misspelt    with a slip in the name
+        paraphrase  in sentences of the world that are neither evaluated nor trained on
+        language    in the languages that the world has
     """
     names = list(dict.fromkeys(p.concept for p in plan.prompts if p.split == "target" and p.concept))
     kind, more = plan.concepts[0].kind, []
@@ -555,7 +627,10 @@ def in_other_words(plan: Plan, world: Mapping[str, Any], which: Sequence[str], i
 
 
 def by_name(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
-    """The concepts as a method is told of them: without their synonyms, which the evaluation asks for."""
+    """Return the concepts as a method sees them.
+
+    Their synonyms are removed, because the evaluation asks for them.
+    """
     return tuple(replace(concept, synonyms=()) for concept in concepts)
 
 

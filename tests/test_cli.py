@@ -19,9 +19,9 @@ from erasebench.rows import read_all
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def erasebench(*arguments, cwd, module="erasebench", **environment):
+def erasebench(*arguments, cwd, **environment):
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", "erasebench", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -152,7 +152,7 @@ def test_an_experiment_ends_with_its_table_and_two_methods_are_compared(tmp_path
     # what repeats one job of the sweep, and no place on this disk
     said = {row.method: json.loads(row.overrides) for row in rows}
     assert said["uce"] == ["method=uce", "experiment=small", "model.path=...", "sampler.steps=1"]
-    done = erasebench("method=none,uce", "images=2", *common, cwd=tmp_path, module="erasebench.analysis.compare", **environment)
+    done = erasebench("compare", "method=none,uce", "images=2", *common, cwd=tmp_path, **environment)
     assert done.returncode == 0 and "acc_e_top1" in done.stdout, done.stderr
 
 
@@ -194,9 +194,9 @@ def test_somebody_elses_method_needs_no_packaging(tmp_path, tiny_model):
     environment = {"ERASEBENCH_HOME": str(tmp_path / "home"), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     erasebench(*common, cwd=tmp_path, **environment)
     assert {row.method for row in read_all(tmp_path / "results" / "runs")} == {"mine"}
-    done = erasebench(*common, "method.factor=2.0", cwd=tmp_path, module="erasebench.analysis.check", **environment)
+    done = erasebench("check", *common, "method.factor=2.0", cwd=tmp_path, **environment)
     assert done.returncode == 0 and done.stdout.count("  ok  ") == 1 + len(CLAUSES), done.stdout + done.stderr
-    done = erasebench(*common, "method.factor=1.0", cwd=tmp_path, module="erasebench.analysis.check", **environment)
+    done = erasebench("check", *common, "method.factor=1.0", cwd=tmp_path, **environment)
     assert done.returncode == 1 and "no image changed" in done.stdout
 
 

@@ -83,7 +83,7 @@ def test_a_module_of_before_names_where_it_is(old, new):
     with pytest.raises(ModuleNotFoundError, match=f"is erasebench.{new} now"):
         __import__(f"erasebench.{old}")
     parts = new.split(".")
-    assert os.path.exists(os.path.join(os.path.dirname(cli.__file__), *parts[:-1], f"{parts[-1]}.py"))
+    assert os.path.exists(os.path.join(os.path.dirname(renames.__file__), *parts[:-1], f"{parts[-1]}.py"))
 
 
 @pytest.mark.parametrize(

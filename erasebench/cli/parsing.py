@@ -39,7 +39,7 @@ def list_choices(group: str) -> list[str]:
 
 def describe_choices() -> str:
     """A line for each group of the configuration."""
-    return "\n".join(f"  {group}: {', '.join(list_choices(group))}" for group in GROUPS)
+    return "\n".join(f"{group}: {', '.join(list_choices(group))}" for group in GROUPS)
 
 
 def list_options() -> list[str]:

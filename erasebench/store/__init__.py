@@ -1,1 +1,4 @@
-"""Everything that was made, under the digest of all it depends on: on a disk, and shared between machines."""
+"""Store of all results, keyed by the digest of their dependencies.
+
+It lies on a disk, and may be shared between machines.
+"""

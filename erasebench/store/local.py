@@ -1,15 +1,19 @@
-"""Content-addressed get-or-make on a folder: nothing is computed twice, nothing half-made is ever read.
+"""Content-addressed get-or-make on a folder.
+
+Nothing is computed twice, and nothing incomplete is ever read.
 
 An entry is a folder <kind>/<key>: `identity.json` (the exact text whose sha256 is the key), the payload, and
-`manifest.json` (sha256 of every payload file), written last. It is made in a sibling temporary folder and
-renamed, so a process killed anywhere leaves only rubbish that `gc` removes.
+`manifest.json` (sha256 of every payload file), written last. It is made in a sibling temporary folder and renamed,
+so a process killed anywhere leaves only rubbish that `gc` removes.
 
-Only a wrong checksum, a wrong format, or a missing file is damage. What cannot be read now is an error and stays as it is.
-Several users share a store whose folder they may all write, and read one that they may not (or that is mounted read-only).
+Only a wrong checksum, a wrong format, or a missing file is damage. An entry that cannot be read now is an error and
+stays as it is. Several users share a store whose folder they may all write, and read one that they may not write (or
+that is mounted read-only).
 
-Several machines share one store as a folder or by a URL. A shared folder must rename atomically, as NFS, Lustre and the like
-do. If it also has flock across machines (NFS 4 has, Lustre when mounted with `flock`), an entry is made once; if not,
-two may make the same one, and the first to rename it wins. With a URL (`remote.Remote`) the folder is this machine's cache.
+Several machines share one store as a folder or by a URL. A shared folder must rename atomically, as NFS, Lustre and
+the like do. If it also has flock across machines (NFS 4 has, Lustre when mounted with `flock`), an entry is made
+once; if not, two may make the same one, and the first to rename it wins. With a URL (`remote.Remote`) the folder is
+this machine's cache.
 """
 
 from __future__ import annotations
@@ -45,25 +49,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("erasebench")
 KIND = re.compile(r"[\w-]+")
-LEFTOVER = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+")  # what a killed process was filling or removing
+LEFTOVER = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+")  # folders that a killed process was filling or removing
 SYSTEM = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store")  # files that an operating system puts anywhere
 LEASE = 30.0  # seconds without a sign of life after which another machine may make an entry
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)  # NFS locks no file that is open for reading
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)  # NFS cannot lock files open for reading
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 FAULTY = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-PAUSES = (0.05, 0.2, 0.5)  # seconds before what could not be read is read again
+PAUSES = (0.05, 0.2, 0.5)  # seconds before each further attempt to read
 Read = TypeVar("Read")
 
 
 def home() -> Path:
-    """$ERASEBENCH_HOME, or ~/.cache/erasebench."""
+    """Return $ERASEBENCH_HOME, or ~/.cache/erasebench."""
     return Path(os.environ.get("ERASEBENCH_HOME") or Path.home() / ".cache" / "erasebench")
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys; dataclasses become {type, fields}. Raises TypeError for anything without a text form."""
+    """Return JSON with sorted keys; dataclasses become {type, fields}.
+
+    Raises TypeError for anything without a text form.
+    """
 
     def plain(x: Any) -> Any:
         if is_dataclass(x) and not isinstance(x, type):
@@ -74,7 +81,10 @@ def canonical(value: Any) -> str:
 
 
 def type_name(kind: type) -> str:
-    """The name of a dataclass in a key: alone for this package's, whose files may move; with its module for others'."""
+    """Return the name of a dataclass in a key.
+
+    This package's classes are named without their module, whose file may move; others with it.
+    """
     ours = kind.__module__.partition(".")[0] == "erasebench"
     return kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -89,7 +99,10 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """Hash of a file of weights, read once in a process as long as its size, time and inode stay."""
+    """Return the hash of a file of weights, cached within a process.
+
+    It is read again if the file's size, time or inode changes.
+    """
     state = Path(path).stat()
     return _sha256(Path(path), (state.st_size, state.st_mtime_ns, state.st_ino))
 
@@ -100,11 +113,17 @@ def _sha256(path: Path, state: tuple[int, ...]) -> str:
 
 
 class Unreadable(ErasebenchError):
-    """A place in the store that cannot be read now, of which nothing says that it is damaged."""
+    """A place in the store that cannot be read now.
+
+    There is no evidence that it is damaged.
+    """
 
 
 def patiently(read: Callable[[], Read], place: Path) -> Read:
-    """What `read` gives, asked again for a while where it fails. Raises Unreadable; one of ABSENT as it comes."""
+    """Return the value of `read`, after several attempts if it fails.
+
+    Raises Unreadable; errors in ABSENT pass through at once.
+    """
     for pause in (*PAUSES, None):
         try:
             return read()
@@ -119,8 +138,11 @@ def patiently(read: Callable[[], Read], place: Path) -> Read:
 
 
 class Store:
-    """A folder, by default of $ERASEBENCH_HOME; with a `url`, by default $ERASEBENCH_STORE, the cache of what lies there.
-    `lease`: seconds after which another machine may make what a silent one was making."""
+    """A folder of entries, by default in $ERASEBENCH_HOME.
+
+    With a `url`, by default $ERASEBENCH_STORE, the folder is the cache of the store there. `lease`: seconds after
+    which another machine may make the entry of a silent one.
+    """
 
     def __init__(self, root: Path | None = None, url: str | None = None, lease: float = LEASE):
         self.root = Path(root or home()) / "store"
@@ -131,7 +153,10 @@ class Store:
 
     @cached_property
     def remote(self) -> Remote | None:
-        """Raises ErasebenchError where the URL is not of a file system that is installed."""
+        """Remote store at the URL, or None without one.
+
+        Raises ErasebenchError if the URL's file system is not installed.
+        """
         if self.url is None:
             return None
         from .remote import Remote
@@ -142,17 +167,20 @@ class Store:
         return self.root / kind / digest(identity)
 
     def has(self, kind: str, identity: Any) -> bool:
-        """Whether the entry is there, without reading it."""
+        """Return whether the entry exists, without reading it."""
         path = self.path(kind, identity)
         return _is_there(path) or bool(self.remote and self.remote.manifest(entry_of(path)))
 
     def get(self, kind: str, identity: Any) -> Path | None:
-        """The entry's folder if it is there and whole, else None; a damaged entry is reported and removed. With a URL it
-        is fetched if it is not here, and uploaded if it is only here."""
+        """Return the entry's folder if it exists and is whole, else None.
+
+        A damaged entry is reported and removed. With a URL, a missing entry is downloaded, and one that is only here
+        is uploaded.
+        """
         return self.find(kind, digest(identity))
 
     def find(self, kind: str, key: str) -> Path | None:
-        """The entry of a key, as `get` returns it."""
+        """Return the entry of a key, like `get`."""
         if not CHECKSUM.fullmatch(key):
             return None
         path = self.root / kind / key
@@ -169,22 +197,26 @@ class Store:
             if self.remote.manifest(entry_of(path)) is None:
                 self.remote.upload(entry_of(path), path)
             self._shared.add(path)
-        with suppress(OSError):  # gc goes by last use, which another user or a read-only store may not let us note
+        with suppress(OSError):  # gc goes by last use; we may lack permission to note it
             os.utime(path / MANIFEST)
         return path
 
     def keys(self, kind: str, prefix: str) -> list[str]:
-        """Keys that begin with the prefix, of entries here or at the URL."""
+        """Return the keys of entries that begin with the prefix.
+
+        The entries are here or at the URL.
+        """
         names = [path.name for path in _listed(self.root / kind)] + (self.remote.names(kind) if self.remote else [])
         return sorted({name for name in names if name.startswith(prefix) and CHECKSUM.fullmatch(name)})
 
     def get_or_make(self, kind: str, identity: Any, make: Callable[[Path], None], wait: bool = True) -> Path | None:
-        """Return the entry's folder, calling `make(folder)` to fill it if it is not there. None, if we need not `wait`,
-        where another process is making it.
+        """Return the entry's folder, calling `make(folder)` if it is missing.
 
-        Two processes that want the same entry: the second waits for the first. Whatever `make` raises passes
-        through and leaves nothing behind. Raises ErasebenchError if the store cannot be read or written, or is full; what
-        was made stays here if it could not be uploaded.
+        Returns None if another process is making it and `wait` is False.
+
+        If two processes want the same entry, the second waits for the first. An exception of `make` passes through
+        and leaves nothing behind. Raises ErasebenchError if the store cannot be read or written, or is full; a
+        finished entry stays here if it could not be uploaded.
         """
         if found := self.get(kind, identity):
             return found
@@ -192,7 +224,7 @@ class Store:
         with self._writing(), self._lock(path, wait) as ours:
             if not ours:
                 return None
-            if found := self.get(kind, identity):  # made by somebody else while we waited
+            if found := self.get(kind, identity):  # another process made it while we waited
                 return found
             with self._filling(path) as temporary:
                 make(temporary)
@@ -203,21 +235,27 @@ class Store:
 
     @contextmanager
     def claim(self, kind: str, identity: Any) -> Iterator[None]:
-        """For whoever makes several entries at once: others with the same claim wait until it is given up, or its holder dies."""
+        """Claim the making of several entries at once.
+
+        Others with the same claim wait until it is given up, or its holder dies.
+        """
         with self._writing(), self._lock(self.path(kind, identity), wait=True):
             yield
 
     def entries(self) -> Iterator[tuple[str, Path]]:
-        """(kind, path) of every entry, and of what killed processes left; never of what is somebody else's."""
+        """Yield (kind, path) of every entry and every leftover of killed processes.
+
+        Foreign files are left out.
+        """
         for kind in _listed(self.root):
             if kind.name != "locks" and KIND.fullmatch(kind.name) and not kind.is_symlink():
                 yield from ((kind.name, path) for path in _listed(kind) if _is_own(path))
 
     def remove(self, path: Path) -> bool:
-        """Remove an entry, or what a killed process left; whether nothing of it is left."""
+        """Remove an entry or a leftover; return whether nothing of it remains."""
         if not path.name.startswith("."):
             aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            path.rename(aside)  # so that no reader finds half of it
+            path.rename(aside)  # no reader may find half of it
             path = aside
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
@@ -225,7 +263,10 @@ class Store:
         return not os.path.lexists(path)
 
     def _fetch(self, path: Path) -> Path | None:
-        """The entry from the URL; one that is damaged there is reported and removed."""
+        """Download the entry from the URL.
+
+        An entry that is damaged there is reported and removed.
+        """
         if self.remote is None or (manifest := self.remote.manifest(entry_of(path))) is None:
             return None
         with self._writing():
@@ -240,7 +281,10 @@ class Store:
         return self.find(path.parent.name, path.name)
 
     def _download(self, path: Path, manifest: bytes) -> None:
-        """Raises Damaged where it comes so a second time: a transfer may be cut off without an error."""
+        """Download an entry, trying twice if it is damaged.
+
+        Raises Damaged the second time: a transfer may be cut off without an error.
+        """
         files, remote = files_of(manifest), self.remote
         assert remote is not None
         for last in (False, True):
@@ -257,7 +301,10 @@ class Store:
 
     @contextmanager
     def _filling(self, path: Path) -> Iterator[Path]:
-        """A temporary folder that becomes the entry; or theirs is, if somebody made it meanwhile."""
+        """Yield a temporary folder that becomes the entry.
+
+        If another process has made the entry meanwhile, that one is kept.
+        """
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         self._folder(path.parent)
         temporary.mkdir()
@@ -268,7 +315,10 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _place(self, temporary: Path, path: Path) -> None:
-        """Rename a folder to the entry, unless a whole one has been made meanwhile."""
+        """Rename a folder to the entry, unless a whole one exists.
+
+        Another process may have made it meanwhile.
+        """
         for last in (False, True):
             try:
                 temporary.rename(path)
@@ -283,7 +333,10 @@ class Store:
                 self._discard(path)
 
     def _discard(self, path: Path) -> bool:
-        """Remove a damaged entry; False where it is whole after all, as somebody has made it again."""
+        """Remove a damaged entry.
+
+        Returns False if it is whole after all, because another process has made it again.
+        """
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             path.rename(aside)
@@ -302,27 +355,33 @@ class Store:
         except Unreadable:
             aside.rename(path)
             raise
-        with suppress(OSError):  # made a third time
+        with suppress(OSError):  # another process has made it a third time
             aside.rename(path)
         self.remove(aside)
         return False
 
     def _folder(self, folder: Path) -> None:
-        """Make a folder of the store, for all who share its root."""
+        """Make a folder of the store, for all users of its root."""
         self.root.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             folder.mkdir()
             self._share(folder)
 
     def _share(self, path: Path) -> None:
-        """Let those write it who may write the store's root, whatever the umask."""
+        """Give write access to everyone with access to the root.
+
+        These are the users who may write the store's root, whatever the umask.
+        """
         with suppress(OSError):
             if others := self.root.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 path.chmod(stat.S_IMODE(path.stat().st_mode) | others)
 
     @contextmanager
     def _lock(self, path: Path, wait: bool) -> Iterator[bool]:
-        """One maker at a time for an entry. The kernel drops the lock when its holder dies; a lease at the URL expires."""
+        """Lock an entry for its maker.
+
+        The kernel drops the lock when its holder dies; a lease at the URL expires.
+        """
         self._folder_of_locks()
         with self._lock_file(path.name, os.O_CREAT) or nullcontext() as stream:
             alone = stream is not None
@@ -351,13 +410,16 @@ class Store:
         try:
             self._folder(self.root / "locks")
         except OSError as error:
-            if error.errno not in FORBIDDEN:  # then nothing can be made either, and what is there needs no lock
+            if error.errno not in FORBIDDEN:  # without it nothing can be made either, and existing entries need no lock
                 raise
 
     def _lock_file(self, name: str, create: int = 0) -> IO[str] | None:
-        """An entry's lock, perhaps of another user, whose we can hold too; None where we may not open it."""
+        """Open an entry's lock file.
+
+        It may belong to another user, and we can hold it too. None if we may not open it.
+        """
         file = self.root / "locks" / name
-        for flags in (os.O_RDWR, os.O_RDWR | create, os.O_RDONLY):  # O_CREAT is refused where another's lies in /tmp
+        for flags in (os.O_RDWR, os.O_RDWR | create, os.O_RDONLY):  # O_CREAT is refused for another user's file in /tmp
             try:
                 descriptor = os.open(file, flags | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:
@@ -372,11 +434,14 @@ class Store:
         return None
 
     def being_made(self, key: str) -> bool:
-        """Whether a process that uses this folder holds the lock of the key's entry, as far as we can know."""
+        """Return whether a process of this folder is making the key's entry.
+
+        It then holds the entry's lock, as far as we can know.
+        """
         if not os.path.lexists(self.root / "locks" / key):
             return False
         try:
-            if (stream := self._lock_file(key)) is None:  # of another user
+            if (stream := self._lock_file(key)) is None:  # it belongs to another user
                 return os.path.lexists(self.root / "locks" / key)
             with stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -391,7 +456,7 @@ class Store:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            said = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors, which has no errno
+            said = re.search(r"\(os error (\d+)\)", str(error))  # errors of safetensors have no errno
             number = int(said[1]) if said else getattr(error, "errno", None)
             named = getattr(error, "filename", None)
             ours = named is None or str(named).startswith(str(self.root)) or str(self.root).startswith(str(named))
@@ -409,12 +474,16 @@ class Store:
 
 
 def entry_of(path: Path) -> str:
-    """<kind>/<key>."""
+    """Return <kind>/<key> of an entry."""
     return f"{path.parent.name}/{path.name}"
 
 
 def check(folder: Path, key: str) -> None:
-    """Raises Damaged unless the files are those of the manifest and the identity is the key's; Unreadable."""
+    """Raise Damaged unless the folder matches its manifest and key.
+
+    The files must be those of the manifest, and the identity that of the key. Raises Unreadable if the folder cannot
+    be read.
+    """
     name = MANIFEST
     try:
         files = files_of(patiently((folder / MANIFEST).read_bytes, folder / MANIFEST))
@@ -431,7 +500,10 @@ def check(folder: Path, key: str) -> None:
 
 
 def _contents(folder: Path) -> set[str]:
-    """Relative paths of the files in a folder, and of links to folders."""
+    """Return relative paths of the files in a folder.
+
+    Includes links to folders.
+    """
 
     def fail(error: OSError) -> None:
         raise error
@@ -462,7 +534,10 @@ def _is_there(path: Path) -> bool:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; nothing where there is no such folder, or where we may not see it."""
+    """Return the content of a folder, by name.
+
+    Empty if the folder does not exist or we may not read it.
+    """
     try:
         return sorted(Path(entry.path) for entry in patiently(lambda: list(os.scandir(folder)), folder))
     except (*ABSENT, Unreadable):
@@ -470,7 +545,10 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether the store seems to have made it: by its name, and an entry also by the names in it."""
+    """Return whether the store seems to have made a path.
+
+    Decided by its name, and for an entry also by the names in it.
+    """
     if LEFTOVER.fullmatch(path.name):
         return not path.is_symlink()
     if not CHECKSUM.fullmatch(path.name) or path.is_symlink():
@@ -479,7 +557,10 @@ def _is_own(path: Path) -> bool:
 
 
 def _is_certainly_own(path: Path) -> bool:
-    """Whether a damaged entry was ours: others name folders by checksums too, and files manifest.json."""
+    """Return whether a damaged entry was made by this store.
+
+    Others name folders by checksums too, and files manifest.json.
+    """
     with suppress(OSError):
         if hashlib.sha256((path / IDENTITY).read_bytes()).hexdigest() == path.name:
             return True
@@ -489,7 +570,10 @@ def _is_certainly_own(path: Path) -> bool:
 
 
 def _seal(folder: Path) -> None:
-    """Write the manifest. Raises ErasebenchError for a file that it cannot name."""
+    """Write the manifest.
+
+    Raises ErasebenchError for a file that it cannot name.
+    """
     made = {name: _checksum(folder / name) for name in sorted(_contents(folder))}
     text = json.dumps(made, indent=1, sort_keys=True)
     try:
@@ -500,7 +584,7 @@ def _seal(folder: Path) -> None:
 
 
 def _exchange(stream: IO[str], token: str) -> str:
-    """Write our token into a lock file; whose was there, where it is known."""
+    """Write our token into a lock file; return the previous token, if known."""
     stream.seek(0)
     gone = stream.read()
     if stream.writable():
@@ -512,7 +596,10 @@ def _exchange(stream: IO[str], token: str) -> str:
 
 
 def _sync(file: Path, text: str) -> None:
-    """Write and flush to the disk, so that a rename never outlives its content."""
+    """Write a file and flush it to the disk.
+
+    A rename thus never outlives its content.
+    """
     try:
         with file.open("w", encoding="utf-8") as stream:
             stream.write(text)
@@ -527,7 +614,10 @@ def _sync(file: Path, text: str) -> None:
 
 
 def _files(path: Path) -> Iterator[os.stat_result]:
-    """Of the folder and what is in it, as far as it is still there: another process may be filling or removing it."""
+    """Yield the status of a folder and of everything in it.
+
+    Skips files that are gone: another process may be filling or removing it.
+    """
     for place, _, names in os.walk(path):
         for file in (place, *(os.path.join(place, name) for name in names)):
             with suppress(OSError):
@@ -542,7 +632,10 @@ def _size(path: Path) -> int:
 
 
 def _unused_days(path: Path) -> float:
-    """Since an entry's last use, or since anything was last written to what was not finished."""
+    """Return the days since an entry's last use.
+
+    For an unfinished entry, the days since its last write.
+    """
     with suppress(OSError):
         return (time.time() - os.stat(path / MANIFEST).st_mtime) / 86400
     return (time.time() - max((file.st_mtime for file in _files(path)), default=time.time())) / 86400
@@ -580,7 +673,10 @@ def _is_rubbish(store: Store, path: Path, older: float) -> bool:
 
 
 def gc(store: Store, older: float) -> int:
-    """Remove what killed processes left, damaged entries, and those unused for longer; 1 if any of it stays."""
+    """Remove leftovers of killed processes, damaged entries, and old entries.
+
+    Entries unused for longer than `older` days are old. Returns 1 if any of these stays.
+    """
     removed = freed = 0
     problems: list[str] = []
     for kind, path in store.entries():
@@ -590,7 +686,7 @@ def gc(store: Store, older: float) -> int:
                 if not store.remove(path):
                     raise PermissionError(errno.EACCES, "a file in it stays")
                 removed, freed = removed + 1, freed + held
-        except FileNotFoundError:  # somebody else removed it
+        except FileNotFoundError:  # another process removed it
             continue
         except Unreadable as error:
             problems.append(str(error))
@@ -613,7 +709,7 @@ def gc(store: Store, older: float) -> int:
 
 
 def look_after(command: str, older: float | None = None) -> int:
-    """Print the size of the store or a list of it, or clean it (gc); returns an exit code."""
+    """Print the store's size or list, or clean it (gc); return an exit code."""
     store = Store()
     elsewhere = f" (a cache of {masked(store.url)}, which is not counted)" if store.url else ""
 

@@ -1,17 +1,20 @@
-"""What several machines share: entries on an object store, or on any file system that fsspec knows, behind the local store.
+"""Shared store of several machines, behind the local store.
+
+Entries lie on an object store, or on any file system that fsspec knows.
 
     <url>/<kind>/<key>/<sha256>        a file of the entry, named by its content
     <url>/<kind>/<key>/manifest.json   {name: sha256}, written last: without it there is no entry
-    <url>/leases/<key>/<n>             who makes it: a token of the holder's, and a counter
+    <url>/leases/<key>/<n>             the maker's lease: a token of the holder's, and a counter
 
-An object store has no rename, and two may make the same entry (see below) whose bytes then differ. As files are named by
-content, neither overwrites the other's, and whichever manifest is written last names files that are all there and of
-one maker.
+An object store has no rename, and two machines may make the same entry (see below) with different bytes. As files
+are named by content, neither overwrites the other's, and the last manifest written names files that are all present
+and of one maker.
 
-A lease keeps several from making the same entry. Its holder counts in it; who has seen it unchanged for `lease` seconds of
-his own monotonic clock takes over by creating number n + 1, which only one can where the store creates exclusively (S3,
-file systems). So no machine's clock is compared with another's, and each lease is written by its holder alone: one who was
-only slow cannot undo that somebody took over. Then two make the entry, which costs time and nothing else.
+A lease keeps several machines from making the same entry. Its holder counts in it; a machine that has seen it
+unchanged for `lease` seconds of its own monotonic clock takes over by creating number n + 1, which only one can if
+the store creates exclusively (S3, file systems). So no machine's clock is compared with another's, and each lease is
+written by its holder alone: a holder that was only slow cannot undo a takeover. Then two make the entry, which costs
+time and nothing else.
 """
 
 from __future__ import annotations
@@ -36,14 +39,17 @@ log = logging.getLogger("erasebench")
 S3 = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}}}
 OPTIONS = {"file": {"auto_mkdir": True}, "s3": S3, "s3a": S3}
 DAY = 86400
-# what the store writes below its root: files by content or half copied, manifests, leases
+# paths that the store writes below its root: files by content or half copied, manifests, leases
 OWN = re.compile(
     rf"[\w-]+/[0-9a-f]{{64}}/([0-9a-f]{{64}}|{re.escape(MANIFEST)})(\.[0-9a-f]+)?|leases/[0-9a-f]{{64}}/\d+"
 )
 
 
 class Remote:
-    """The store at `url`. Whatever it refuses is raised as ErasebenchError; `lease` is in seconds."""
+    """Store at `url`; `lease` is in seconds.
+
+    Every error of the remote store is raised as ErasebenchError.
+    """
 
     def __init__(self, url: str, lease: float):
         self.url, self.seconds = url, lease
@@ -60,11 +66,14 @@ class Remote:
         self.root = root.rstrip("/")
 
     def manifest(self, entry: str) -> bytes | None:
-        """What the manifest of <kind>/<key> says; None where there is no such entry."""
+        """Return the manifest of <kind>/<key>, or None without such an entry."""
         return self._read(f"{self.root}/{entry}/{MANIFEST}")
 
     def download(self, entry: str, files: dict[str, str], folder: Path) -> None:
-        """Its files, into the folder. Raises Damaged if one is missing, OSError if the disk is full."""
+        """Download the entry's files into the folder.
+
+        Raises Damaged if one is missing, OSError if the disk is full.
+        """
         for name, checksum in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -86,7 +95,7 @@ class Remote:
         self._delete(f"{self.root}/{entry}/{MANIFEST}")
 
     def names(self, folder: str) -> list[str]:
-        """What lies in a folder below the root, by name."""
+        """Return the names in a folder below the root."""
         with self._asking():
             try:
                 return [path.rpartition("/")[2] for path in self.fs.ls(f"{self.root}/{folder}", detail=False)]
@@ -95,8 +104,11 @@ class Remote:
 
     @contextmanager
     def lease(self, key: str, token: str, wait: bool, gone: str = "") -> Iterator[bool]:
-        """Whether we are the ones to make the entry; renewed while the context lasts. Without `wait` False at once where
-        somebody else is. `token` is ours alone; whose was `gone` is known to be dead."""
+        """Yield whether we may make the entry; renew the lease within the context.
+
+        Yields False at once if another machine holds the lease and `wait` is False. `token` is ours alone; the
+        holder of token `gone` is known to be dead.
+        """
         waited = False
         while (number := self._claim(key, token, gone)) is None:
             if not wait:
@@ -117,22 +129,28 @@ class Remote:
             self._release(key, number)
 
     def gc(self) -> tuple[int, int]:
-        """Remove what lies for more than a day in entries without a manifest, and as leases. How many objects, bytes."""
+        """Remove old leftovers -> (number of objects, bytes).
+
+        Leftovers are objects older than a day in entries without a manifest, and leases.
+        """
         removed = freed = 0
         ours = re.compile(rf"{re.escape(self.root)}/({OWN.pattern})")
         with self._asking():
             found = {path: info for path, info in self.fs.find(self.root, detail=True).items() if ours.fullmatch(path)}
             whole = {path.rpartition("/")[0] for path in found if path.endswith(f"/{MANIFEST}")}
             for path, info in found.items():
-                with suppress(FileNotFoundError):  # an upload or a lease that has come to its end
+                with suppress(FileNotFoundError):  # an upload or a lease that has ended
                     if path.rpartition("/")[0] not in whole and time.time() - self.fs.modified(path).timestamp() > DAY:
                         self.fs.rm_file(path)
                         removed, freed = removed + 1, freed + info["size"]
         return removed, freed
 
     def _claim(self, key: str, token: str, gone: str) -> int | None:
-        """The number of the lease that we now hold; None if somebody's may be alive."""
-        before = time.monotonic()  # as the time between two looks counts from after the first to before the second
+        """Return the number of the lease that we now hold.
+
+        None if another holder may be alive.
+        """
+        before = time.monotonic()  # the time between two looks counts from after the first to before the second
         newest = max((int(name) for name in self.names(f"leases/{key}") if name.isdigit()), default=-1)
         if newest >= 0:
             look = newest, self._read(self._lease(key, newest))
@@ -152,31 +170,34 @@ class Remote:
             count += 1
             try:
                 self.fs.pipe_file(self._lease(key, number), f"{token} {count}".encode())
-            except Exception as error:  # the next beat may come through; if none does, somebody takes over
+            except Exception as error:  # the next renewal may succeed; if none does, another machine takes over
                 log.warning("store: a lease could not be renewed (%s)", redact(str(error), self.url))
 
     def _release(self, key: str, number: int) -> None:
-        """Our lease, after those that it took over; never one that took over ours."""
+        """Delete our lease, after those that it took over.
+
+        Never deletes one that took over ours.
+        """
         try:
             for n in sorted(int(name) for name in self.names(f"leases/{key}") if name.isdigit()):
                 if n <= number:
                     self._delete(self._lease(key, n))
-        except ErasebenchError as error:  # it expires
+        except ErasebenchError as error:  # the lease expires anyway
             log.warning("%s", error)
 
     def _lease(self, key: str, number: int) -> str:
         return f"{self.root}/leases/{key}/{number}"
 
     def _create(self, path: str, content: bytes) -> bool:
-        """Write what must not be there yet; whether it was not."""
+        """Create a file exclusively; return whether it did not exist."""
         with self._asking():
             try:
                 with self.fs.open(path, "xb") as stream:
                     stream.write(content)
-            except FileExistsError:  # of ours too, if the answer was lost and the client asked again
+            except FileExistsError:  # the file is ours too if the response was lost and the client retried
                 return self._read(path) == content
             except OSError as error:
-                if "ConditionalRequestConflict" in str(error.__cause__):  # S3: of two at once
+                if "ConditionalRequestConflict" in str(error.__cause__):  # S3: two requests at once
                     return False
                 raise
             return True
@@ -192,12 +213,12 @@ class Remote:
         if not getattr(self.fs, "local_file", False):
             self.fs.put_file(str(file), path)
             return
-        beside = f"{path}.{secrets.token_hex(8)}"  # in a folder half a copy can be read, but not half a rename
+        beside = f"{path}.{secrets.token_hex(8)}"  # a reader can see half a copy, but not half a rename
         try:
             self.fs.put_file(str(file), beside)
             self.fs.mv(beside, path)
         except BaseException:
-            with suppress(Exception):  # it may not have come to be
+            with suppress(Exception):  # it may not exist
                 self.fs.rm_file(beside)
             raise
 
@@ -211,10 +232,13 @@ class Remote:
             yield
         except ErasebenchError:
             raise
-        except Exception as error:  # of whatever client: no access, no bucket, no network
+        except Exception as error:  # from any client: no access, no bucket, no network
             raise self._refused(error) from None
 
     def _refused(self, why: Exception | str) -> ErasebenchError:
-        """What to raise, `from None`: a client's own error may hold the URL with its password."""
+        """Return the error to raise, `from None`.
+
+        A client's own error may hold the URL with its password.
+        """
         said = " ".join(str(why).split()) or type(why).__name__
         return ErasebenchError(f"store.url={masked(self.url)}: {redact(said, self.url)}")

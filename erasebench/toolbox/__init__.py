@@ -1,1 +1,1 @@
-"""Parts that methods and attacks are built of."""
+"""Building blocks of methods and attacks."""

@@ -1,5 +1,8 @@
-"""LoRA files of peft, diffusers and kohya, merged into the base's weights as peft merges them, with their strength wherever it is
-written. Adapters of other families, and settings that would change the weights and are not read, are refused."""
+"""LoRA files of peft, diffusers and kohya, merged into the base's weights.
+
+The merge is that of peft, with the strength read from any of its possible places. Adapters of other families, and
+settings that would change the weights but are not read, are refused.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ KEYS = tuple(
     )
 )
 HALVES = {"A": "down", "B": "up", "embedding_A": "down", "embedding_B": "up"}
-FAMILIES = (  # of LyCORIS and peft, whose weights are no product of two matrices
+FAMILIES = (  # of LyCORIS and peft; their weights are not a product of two matrices
     (r"hada_", "LoHa"),
     (r"lokr_", "LoKr"),
     (r"dora_scale", "DoRA as LyCORIS writes it (dora_scale)"),
@@ -48,8 +51,8 @@ FAMILIES = (  # of LyCORIS and peft, whose weights are no product of two matrice
     (r"lora_E$|lora_ranknum$", "AdaLoRA"),
 )
 STRENGTH = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
-OTHERWISE_READ = {"peft_type", "use_dora", "lora_bias", "bias", "modules_to_save", "init_lora_weights"}  # by their keys
-HARMLESS = {  # of where an adapter is put, how it was trained, and fan_in_fan_out, which peft drops for the layers of these models
+OTHERWISE_READ = {"peft_type", "use_dora", "lora_bias", "bias", "modules_to_save", "init_lora_weights"}  # recognised by keys
+HARMLESS = {  # placement, training, and fan_in_fan_out, which peft drops for the layers of these models
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type"),
     *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version"),
     *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
@@ -62,7 +65,7 @@ KEEP_BASE = (
     "gaussian",
     "eva",
     "orthogonal",
-)  # first values of a LoRA that leave the base's weights alone
+)  # initial values of a LoRA that leave the base's weights unchanged
 
 
 def is_adapter(keys: Iterable[str]) -> bool:
@@ -70,20 +73,26 @@ def is_adapter(keys: Iterable[str]) -> bool:
 
 
 def settings_files(path: Path) -> list[Path]:
-    """What says beside the weights how strong an adapter is."""
+    """Return the files beside the weights that set an adapter's strength."""
     folder = path if path.is_dir() else path.parent
     return [f for f in (folder / CONFIG, *(folder / part / CONFIG for part in PARTS if path.is_dir())) if f.is_file()]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an adapter's configuration says of its strength; `where` it stands, "" for nowhere."""
+    """Strength settings of an adapter's configuration.
+
+    `where` names their place, "" for none.
+    """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
 
     def check(self, path: Path) -> None:
-        """Raises ErasebenchError for a setting that is not read and may count, or is no such value."""
+        """Raise ErasebenchError for invalid or unread settings.
+
+        A setting is refused if it is not read and may affect the weights, or if its value is invalid.
+        """
         say = lambda key: f"{path}: {self.where} says {key} = {json.dumps(self.values[key])[:80]}"
         if (kind := self.values.get("peft_type") or "LORA") != "LORA":
             raise ErasebenchError(f"{path}: an adapter of the kind {kind}, which is not read (LoRA is)")
@@ -104,10 +113,13 @@ class Settings:
                 raise ErasebenchError(f"{say(key)}, which is no such value")
 
     def of(self, key: str, modules: Iterable[str], default: float) -> float:
-        """r or lora_alpha of a module, by any of its names: its pattern's or, without one, that of all."""
+        """Return r or lora_alpha of a module, by any of its names.
+
+        The value comes from its pattern or, without one, from the setting of all modules.
+        """
         patterns = self.values.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
         try:
-            for pattern, value in patterns.items():  # as peft finds it
+            for pattern, value in patterns.items():  # peft's own search
                 if any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules):
                     return value
         except re.error as error:
@@ -117,7 +129,10 @@ class Settings:
 
 
 def settings_of(file: Path, metadata: Mapping[str, str]) -> dict[str, Settings]:
-    """Part, or "" for any -> its settings: of adapter_config.json beside the file, or of the file's metadata."""
+    """Return part (or "" for any) -> its settings.
+
+    They are those of adapter_config.json beside the file, or of the file's metadata.
+    """
 
     def parsed(text: str | bytes, where: str) -> dict[str, Any]:
         try:
@@ -147,7 +162,7 @@ def settings_of(file: Path, metadata: Mapping[str, str]) -> dict[str, Settings]:
 
 
 def metadata_counts(metadata: Mapping[str, str]) -> bool:
-    """Whether metadata say more of an adapter's strength than lora_alpha."""
+    """Return whether metadata set more of an adapter's strength than lora_alpha."""
     try:
         values = json.loads(metadata.get(METADATA, "{}"))
     except (ValueError, RecursionError):
@@ -158,7 +173,10 @@ def metadata_counts(metadata: Mapping[str, str]) -> bool:
 
 @dataclass
 class Layer:
-    """What a file adds to one weight. `module`: its name there, without prefixes, which the patterns of settings mean."""
+    """Tensors that a file adds to one weight.
+
+    `module`: its name in the file, without prefixes; the patterns of settings refer to it.
+    """
 
     module: str = ""
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -168,7 +186,10 @@ class Layer:
 def parse(
     tensors: Mapping[str, Tensor], names: Names, file: Path, remarks: Remarks, part: str
 ) -> tuple[dict[str, Layer], dict[str, Tensor]]:
-    """(layers by the model's names of their weights, whole weights that stand beside them by theirs)."""
+    """Parse a file -> (layers, whole weights beside them).
+
+    Both are keyed by the model's names of their weights.
+    """
     layers, whole, adapters = {}, {}, set()
     for key, tensor in tensors.items():
         for pattern, family in FAMILIES:
@@ -207,10 +228,13 @@ def parse(
 
 
 def module_of(module: str, projection: str | None) -> str:
-    """A module's name, with the projection that old files of diffusers write into the half's name."""
+    """Return a module's name with its projection.
+
+    Old files of diffusers write the projection into the name of the half.
+    """
     if projection is None:
         return module
-    if ".self_attn" in module:  # of a text encoder
+    if ".self_attn" in module:  # in a text encoder
         return f"{module}.{projection.removeprefix('to_')}_proj"
     return f"{module}.{ {'to_out': 'to_out.0'}.get(projection, projection) }"
 
@@ -224,8 +248,11 @@ def merged(
     remarks: Remarks | None = None,
     part: str = "",
 ) -> dict[str, Tensor]:
-    """W + scale * strength * up down, by the model's names. strength is alpha / rank (or alpha / sqrt rank, if the settings say so);
-    alpha is in the file, in its metadata, in adapter_config.json, or the rank."""
+    """Merge the layers of an adapter into the base's weights.
+
+    Returns W + scale * strength * up down, by the model's names. strength is alpha / rank (or alpha / sqrt rank, if
+    the settings say so); alpha is in the file, in its metadata, in adapter_config.json, or the rank.
+    """
     remarks = {} if remarks is None else remarks
     names = Names.of(model)
     layers, made = parse(tensors, names, file, remarks, part)
@@ -256,7 +283,10 @@ def merged(
 
 
 def strength(name: str, layer: Layer, settings: Settings, file: Path, remarks: Remarks) -> float:
-    """alpha / rank, or alpha / sqrt rank. Raises ErasebenchError where what is written contradicts itself."""
+    """Return alpha / rank, or alpha / sqrt rank.
+
+    Raises ErasebenchError for contradictory values.
+    """
     halves = {half: tensor for half, tensor in layer.tensors.items() if half in ("up", "down", "mid")}
     if not {"up", "down"} <= set(halves):
         raise ErasebenchError(f"{file}: {name} has only {', '.join(layer.tensors)} of up and down")
@@ -284,7 +314,7 @@ def strength(name: str, layer: Layer, settings: Settings, file: Path, remarks: R
 
 
 def with_layer(name: str, layer: Layer, factor: float, settings: Settings, weight: Tensor, file: Path) -> Tensor:
-    """The base's weight with one layer of an adapter merged into it."""
+    """Return the base's weight with one adapter layer merged into it."""
     up, down, mid = (
         as_weight(f"{half} of {name}", layer.tensors[half], torch.empty(0), file, {}) if half in layer.tensors else None
         for half in ("up", "down", "mid")
@@ -292,7 +322,7 @@ def with_layer(name: str, layer: Layer, factor: float, settings: Settings, weigh
     if layer.embedding and "magnitude" in layer.tensors:
         raise ErasebenchError(f"{file}: DoRA of an embedding, which is not read")
     rank = down.shape[0]
-    if mid is not None:  # a convolution as three: of 1 x 1, of its own size between ranks, of 1 x 1
+    if mid is not None:  # a convolution split into three: 1 x 1, its own size between ranks, 1 x 1
         fits = mid.ndim == 4 and mid.shape[:2] == (up.flatten(1).shape[1], rank)
         down = (
             torch.einsum("o i h w, i n -> o n h w", mid, down.flatten(1))

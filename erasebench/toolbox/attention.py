@@ -1,4 +1,4 @@
-"""Cross-attention with its maps in view and low-rank adapters of each sample's own."""
+"""Cross-attention with visible maps and per-sample low-rank adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..model.model import Model
 
 
 class LowRank(NamedTuple):
-    """Adapters of one projection, one for each sample: x -> x down^T up^T; down [B, r, D], up [B, out, r]."""
+    """Adapters of one projection, one per sample: x -> x down^T up^T; down [B, r, D], up [B, out, r]."""
 
     down: Tensor
     up: Tensor
@@ -26,12 +26,18 @@ class LowRank(NamedTuple):
 
 
 class Enough(Exception):
-    """The last cross-attention layer has been seen: nothing later in the U-Net matters to its caller."""
+    """Signal that the last cross-attention layer has been seen.
+
+    Nothing later in the U-Net matters to the caller.
+    """
 
 
 @dataclass
 class Seeing:
-    """Processor of a cross-attention layer that hands its probabilities [B, heads, pixels, tokens] to `see`."""
+    """Processor of a cross-attention layer that passes its probabilities to `see`.
+
+    The probabilities are [B, heads, pixels, tokens].
+    """
 
     name: str
     see: Callable[[str, Tensor], None]
@@ -56,25 +62,34 @@ class Seeing:
 
 
 def split_heads(attn, x: Tensor) -> Tensor:
-    """[B, tokens, inner] -> [B, heads, tokens, width of a head]"""
+    """[B, tokens, inner] -> [B, heads, tokens, width of a head]."""
     return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
 def attend(attn, hidden_states: Tensor, key: Tensor, value: Tensor, more: Tensor | float = 0.0) -> Tensor:
-    """Output [B, pixels, D] of an attention module for keys and values [B, tokens, inner], however they were made.
-    `more` [B, heads, pixels, width of a head] is added to what the heads read."""
+    """Return the output [B, pixels, D] of an attention module.
+
+    Takes keys and values [B, tokens, inner] of any origin. `more` [B, heads, pixels, width of a head] is added to
+    the output of the heads.
+    """
     query, key, value = (split_heads(attn, x) for x in (attn.to_q(hidden_states), key, value))
     return project(attn, F.scaled_dot_product_attention(query, key, value) + more)
 
 
 def project(attn, read: Tensor) -> Tensor:
-    """What the heads read [B, heads, pixels, width of a head] -> the module's output [B, pixels, D]"""
+    """Project the heads' output to the module's output [B, pixels, D].
+
+    The input is [B, heads, pixels, width of a head].
+    """
     return attn.to_out[1](attn.to_out[0](read.transpose(1, 2).flatten(2))) / attn.rescale_output_factor
 
 
 @dataclass
 class Adapted:
-    """Processor of a self- or cross-attention layer whose value projection has an adapter [1, r, D], [1, out, r]."""
+    """Attention processor whose value projection has an adapter.
+
+    The layer is a self- or cross-attention layer; the adapter is [1, r, D], [1, out, r].
+    """
 
     value: LowRank
 
@@ -86,20 +101,22 @@ class Adapted:
 
 
 def projection(layer: str, which: str) -> str:
-    """The K or V projection of an attention processor."""
+    """Return the name of an attention processor's K or V projection."""
     return f"unet.{layer.removesuffix('.processor')}.to_{which}.weight"
 
 
 def layers(model: Model) -> list[str]:
-    """Names of the cross-attention processors."""
+    """Return the names of the cross-attention processors."""
     return [name for name in model.unet.attn_processors if name.endswith("attn2.processor")]
 
 
 def maps(
     model: Model, z: Tensor, t: Tensor, context: Context, adapters: Mapping[str, tuple[LowRank, LowRank]] | None = None
 ) -> dict[str, Tensor]:
-    """Cross-attention probabilities of every layer, [B, heads, pixels, tokens]; the U-Net runs no further than the
-    last of them. `adapters`: layer -> those of its K and V."""
+    """Return every layer's cross-attention probabilities [B, heads, pixels, tokens].
+
+    The U-Net runs no further than the last of them. `adapters`: layer -> those of its K and V.
+    """
     seen: dict[str, Tensor] = {}
     names = layers(model)
 
@@ -115,8 +132,11 @@ def maps(
 
 
 def fitted(mask: Tensor, pixels: int) -> Tensor:
-    """A mask bool [B, h, w] at the resolution of a layer with this many pixels, flat: [B, pixels]. Nearest, as MACE
-    does; where that loses a small mask altogether, every pixel that it touches."""
+    """Resize a mask to the resolution of a layer.
+
+    The mask is bool [B, h, w] -> [B, pixels], flat, for a layer with this many pixels. Nearest, as in MACE; if that
+    loses a small mask altogether, every pixel that the mask touches is set.
+    """
     side, mask = round(pixels**0.5), mask[:, None].float()
     nearest = F.interpolate(mask, (side, side), mode="nearest").flatten(1) > 0.5
     touched = F.adaptive_max_pool2d(mask, side).flatten(1) > 0.5

@@ -1,4 +1,4 @@
-"""Closed-form edits of the cross-attention's K and V projections: all of them are one matrix.
+"""Closed-form edits of the cross-attention's K and V projections, each one matrix.
 
 MACE's refinement (Eq. 3), UCE (Eq. 7), TIME (Eq. 5) and RECE minimise, for every projection W,
 
@@ -28,29 +28,34 @@ from ..store.local import Store, digest
 
 log = logging.getLogger("erasebench")
 PROJECTIONS = r"^unet\..*attn2\.to_[kv]\.weight$"
-WORST_CONDITION = 1e12  # beyond it fewer than four digits of an fp64 solution are left
+WORST_CONDITION = 1e12  # beyond it an fp64 solution has fewer than four correct digits
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A = L L^T of a system, with the ridge that was used and the condition number of A."""
+    """Cholesky factor of a system: A = L L^T.
+
+    Also holds the ridge that was used and the condition number of A.
+    """
 
     lower: Tensor
     ridge: float
     condition: float
 
     def solve(self, right: Tensor) -> Tensor:
-        """right [R, D] -> right A^-1"""
+        """right [R, D] -> right A^-1."""
         return torch.cholesky_solve(right.T, self.lower).T
 
     def notes(self, asked: float) -> dict[str, float]:
-        """For the row: the condition number, and the ridge if it had to be raised."""
+        """Return notes for the row: condition number, and the ridge if raised."""
         raised = {"ridge_raised_to": self.ridge} if self.ridge != asked else {}
         return {"condition": float(f"{self.condition:.3g}"), **raised}
 
 
 def factor(gram: Tensor, ridge: float) -> Factor:
-    """Cholesky of gram + ridge I (gram [D, D], symmetric, fp64); a ridge that is too small for it is raised.
+    """Compute the Cholesky factor of gram + ridge I.
+
+    gram is [D, D], symmetric, fp64; a ridge that is too small is raised.
 
     Raises ErasebenchError for a Gram matrix that is not finite, or zero without a ridge.
     """
@@ -59,7 +64,7 @@ def factor(gram: Tensor, ridge: float) -> Factor:
             "closed form: the Gram matrix is not finite; look for extreme scales or broken embeddings"
         )
     values = torch.linalg.eigvalsh(gram)
-    high, low = values[-1].item(), max(values[0].item(), 0.0)  # below zero is rounding
+    high, low = values[-1].item(), max(values[0].item(), 0.0)  # negative values are rounding errors
     if high + ridge <= 0:
         raise ErasebenchError("closed form: nothing to solve, every scale and the ridge are zero")
     used = ridge
@@ -71,27 +76,33 @@ def factor(gram: Tensor, ridge: float) -> Factor:
 
 
 class System:
-    """The sums A and B of an edit, without their ridge. Embeddings are rows [R, D]."""
+    """Sums A and B of an edit, without their ridge.
+
+    Embeddings are rows [R, D].
+    """
 
     def __init__(self, width: int, device: torch.device | str = "cpu"):
         self.keys = torch.zeros(width, width, dtype=torch.float64, device=device)
         self.values = self.keys.clone()
 
     def map(self, sources: Tensor, targets: Tensor, scale: float = 1.0) -> System:
-        """Each source is to be projected as its target is now."""
+        """Require each source to be projected as its target is now."""
         sources, targets = sources.double(), targets.double()
         self.keys += scale * sources.T @ sources
         self.values += scale * targets.T @ sources
         return self
 
     def keep(self, gram: Tensor, scale: float = 1.0) -> System:
-        """Embeddings with this Gram matrix [D, D] are to be projected as they are now."""
+        """Require embeddings to be projected as they are now.
+
+        `gram` is their Gram matrix [D, D].
+        """
         self.keys += scale * gram
         self.values += scale * gram
         return self
 
     def solve(self, ridge: float) -> tuple[Tensor, Factor]:
-        """(M fp64 [D, D], the factorisation of A)"""
+        """Return (M fp64 [D, D], the factorisation of A)."""
         made = factor(self.keys, ridge)
         return made.solve(
             self.values + made.ridge * torch.eye(len(self.keys), dtype=torch.float64, device=self.keys.device)
@@ -99,14 +110,20 @@ class System:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """Sum of e e^T, fp64 [D, D], of rows [..., D]; products of fp32 chunks are exact enough when summed in fp64."""
+    """Sum e e^T over rows [..., D] -> fp64 [D, D].
+
+    Products of fp32 chunks are exact enough when summed in fp64.
+    """
     flat = rows.reshape(-1, rows.shape[-1]).double()
     return flat.T @ flat
 
 
 def prior(model: Model, texts: Sequence[str], batch: int = 256) -> Tensor:
-    """Gram matrix over all positions of all texts, fp64 [D, D], kept in the store: it is the same for every layer,
-    concept and method (MACE's released code keeps 32 copies)."""
+    """Return the Gram matrix of all texts, fp64 [D, D].
+
+    It sums over all positions of all texts. It is kept in the store: it is the same for every layer, concept and
+    method (MACE's released code keeps 32 copies).
+    """
     unique = list(dict.fromkeys(texts))
 
     def fill(folder: Path) -> None:
@@ -121,25 +138,30 @@ def prior(model: Model, texts: Sequence[str], batch: int = 256) -> Tensor:
 
 
 def text_encoder_digest(model: Model) -> dict[str, str]:
-    """What an embedding depends on: the encoders' weights and the vocabulary."""
+    """Return the identity of embeddings: the encoders' weights and the vocabulary."""
     encoders = [encoder for encoder in (model.text_encoder, model.text_encoder_2) if encoder is not None]
     return {"weights": weights_digest(*encoders), "vocabulary": digest(model.tokenizer.get_vocab())}
 
 
-# -- which rows of an encoded prompt enter ----------------------------------------------------------------------------
+# -- selection of rows of an encoded prompt ---------------------------------------------------------------------------
 
 
 def filled(template: str, name: str) -> str:
-    """Raises ErasebenchError for a template without a slot."""
+    """Fill the template's slot with a name.
+
+    Raises ErasebenchError for a template without a slot.
+    """
     if "{c}" not in template:
         raise ErasebenchError(f"template {template!r} has no slot: write {{c}} where the concept goes")
     return template.replace("{c}", name)
 
 
 def span(model: Model, template: str, name: str) -> tuple[int, int]:
-    """Positions [start, stop) of the name's own tokens in the filled template, found by the words before the slot,
-    so that a name inside another ("Bill" in "Bill Moss") is not mistaken for it.
-    Raises ErasebenchError where the name is cut off, or grows together with its neighbours."""
+    """Return positions [start, stop) of the name's tokens in the filled template.
+
+    They are found by the words before the slot, so that a name inside another ("Bill" in "Bill Moss") is not
+    mistaken for it. Raises ErasebenchError if the name is cut off, or merges with its neighbours into other tokens.
+    """
     ids = model.tokenizer(filled(template, name)).input_ids
     own = model.tokenizer(name).input_ids[1:-1]
     start = len(model.tokenizer(template.split("{c}")[0].rstrip()).input_ids) - 1
@@ -153,7 +175,10 @@ def span(model: Model, template: str, name: str) -> tuple[int, int]:
 
 
 def encoded(model: Model, texts: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
-    """text -> (its rows [L, D], the position of its EOS); every text is encoded once."""
+    """Return text -> (its rows [L, D], the position of its EOS).
+
+    Every text is encoded once.
+    """
     unique = list(dict.fromkeys(texts))
     with torch.no_grad():
         context = model.encode(unique)
@@ -163,8 +188,11 @@ def encoded(model: Model, texts: Sequence[str]) -> dict[str, tuple[Tensor, int]]
 def aligned(
     model: Model, pairs: Sequence[tuple[str, str]], token_set: str, template: str = "{c}"
 ) -> tuple[Tensor, Tensor]:
-    """Rows [R, D] of the names and of what each is mapped to, aligned at their last tokens: that token alone
-    (token_set=last), or it and all that follows, as many rows as both texts of a pair have (last_to_end)."""
+    """Return rows [R, D] of the names and of their targets.
+
+    They are aligned at their last tokens: that token alone (token_set=last), or it and all later tokens, as many
+    rows as both texts of a pair have (last_to_end).
+    """
     rows = encoded(model, [filled(template, text) for pair in pairs for text in pair])
     last = {text: max(span(model, template, text)[1] - 1, 0) for pair in pairs for text in pair}
     sources, targets = [], []
@@ -179,7 +207,9 @@ def aligned(
 def coexisting(
     model: Model, template: str, pairs: Sequence[tuple[str, str]], which: str = "context"
 ) -> tuple[Tensor, Tensor]:
-    """Rows [R, D] of the words around each name and around what it is mapped to in the same template, aligned.
+    """Return rows [R, D] of the words around names and targets.
+
+    Both stand in the same template, and the rows are aligned.
 
     which: `context` takes words alone, `all_but_concept` also BOS, EOS and as much padding as both have.
     """
@@ -207,11 +237,17 @@ def load_edit(model: Model, artifact: Path) -> Tensor:
 
 
 def edited(model: Model, edit: Tensor, which: str = "kv") -> AbstractContextManager[None]:
-    """The model with every projection W of K and V (or of V alone) replaced by W M."""
+    """Replace the projections W of K and V by W M.
+
+    `which` selects both or V alone. Returns the model's context manager.
+    """
     names = model.names(PROJECTIONS.replace("kv", which))
     return model.changed(weights={name: model.weight(name).double() @ edit for name in names})
 
 
 def write_notes(out: Path, notes: Mapping[str, float]) -> None:
-    """What a fit has to say in its rows: conditions met, ridges raised, masks found empty."""
+    """Write a fit's notes for its rows.
+
+    Examples: condition numbers, ridges raised, masks found empty.
+    """
     (out / "notes.json").write_text(json.dumps(notes))

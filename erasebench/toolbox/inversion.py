@@ -1,9 +1,11 @@
-"""A concept given by pictures in the place of its name: textual inversion on the base (Gal et al., ICLR 2023).
+"""Concepts given by images instead of a name: textual inversion on the base.
 
-    min over v    E  m || eps - eps(x_t, t, [v]) ||^2 / E m                        (their Eq. 2; m masks what is meant)
+Gal et al., ICLR 2023:
 
-The vector becomes a word, contracts.WORD, that tokenizer and text encoder know where the method is. What is measured asks for the
-concept by its name, as ever.
+    min over v    E  m || eps - eps(x_t, t, [v]) ||^2 / E m                        (their Eq. 2; m masks the concept)
+
+The vector becomes a word, contracts.WORD, that tokenizer and text encoder know while the method runs. The evaluation
+asks for the concept by its name, as usual.
 """
 
 from __future__ import annotations
@@ -30,8 +32,11 @@ KINDS = {".png", ".jpg", ".jpeg", ".webp"}
 
 @dataclass(frozen=True)
 class Pictured:
-    """path: a folder of pictures; what is transparent in them is masked. start: the word whose last token begins it.
-    Raises ErasebenchError for a folder without pictures."""
+    """Images that define a concept, and the settings of their inversion.
+
+    path: a folder of images; transparent pixels are masked. start: the word whose last token initializes the vector.
+    Raises ErasebenchError for a folder without images.
+    """
 
     path: str
     start: str = "picture"
@@ -49,12 +54,15 @@ class Pictured:
         return sorted(f for f in folder.iterdir() if f.suffix.lower() in KINDS) if folder.is_dir() else []
 
     def identity(self) -> dict[str, Any]:
-        """By what the pictures are, not where they lie."""
+        """Return the identity, from the images' content and not their path."""
         shown = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files()]
         return {"pictures": shown, "how": [self.start, self.steps, self.batch, self.lr], "version": self.version}
 
     def load(self, side: int) -> tuple[Tensor, Tensor]:
-        """(pictures uint8 [N, side, side, 3], masks in [0, 1] [N, 1, side, side])"""
+        """Load the images and their masks.
+
+        Returns (images uint8 [N, side, side, 3], masks in [0, 1] [N, 1, side, side]).
+        """
         made = []
         for file in self.files():
             try:
@@ -68,7 +76,7 @@ class Pictured:
         return both[..., :3].contiguous(), masks
 
     def learn(self, model: Model, templates: Sequence[str], seed: int) -> Tensor:
-        """The word's embedding [1, D]."""
+        """Learn the word's embedding [1, D]."""
         side = model.latent_shape()[1]
         pictures, masks = self.load(side * model.pixels_per_latent)
         z0, masks = model.encode_images(pictures), F.interpolate(masks, (side, side), mode="area").to(model.device)
@@ -81,7 +89,10 @@ class Pictured:
 
 
 class Inversion(NamedTuple):
-    """How a vector is learnt of pictures: steps of AdamW, pictures in each of them."""
+    """Settings of textual inversion.
+
+    `steps` counts steps of AdamW, `batch` the images in each of them.
+    """
 
     steps: int
     batch: int
@@ -97,9 +108,12 @@ def textual_inversion(
     how: Inversion,
     masks: Tensor | None = None,
 ) -> Tensor:
-    """Token embeddings [k, D], from `start` on, that stand best for what latents [N, C, h, w] show, in the templates' {c}, in the
-    model as it stands (Gal et al., 2023). `masks` [N, 1, h, w] weigh the loss. Templates that are too long are passed
-    over. Not finite where it diverged."""
+    """Learn token embeddings [k, D] that represent latents [N, C, h, w].
+
+    They start from `start`, fill the templates' {c}, and use the model as it stands (Gal et al., 2023). `masks` [N,
+    1, h, w] weigh the loss. Templates that are too long are skipped. The result is not finite if the inversion
+    diverged.
+    """
     rows = [with_placeholder(model, t.replace("{c}", PLACEHOLDER), len(start)) for t in templates]
     rows = [row for row in rows if fits(model, row)]
     masks = torch.ones_like(latents[:, :1]) if masks is None else masks
@@ -113,6 +127,6 @@ def textual_inversion(
         context = with_vectors(model, slots(model, [rows[i] for i in which]), vectors.repeat(how.batch, 1))
         error = (model.eps(noisy(model, latents[pick], t, noise), t, context) - noise).square()
         loss = (error * masks[pick]).mean() / masks[pick].mean()
-        vectors.grad = torch.autograd.grad(loss, vectors)[0]  # of nothing else that may be in training
+        vectors.grad = torch.autograd.grad(loss, vectors)[0]  # no gradient for other weights that may be in training
         optimiser.step()
     return vectors.detach()

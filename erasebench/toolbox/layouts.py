@@ -1,5 +1,8 @@
-"""The names that published files give to the weights of U-Net and text encoder: of diffusers, of CompVis and of kohya, with the
-prefixes of training wrappers; keys that are right to leave out; and how files of other kinds are recognised."""
+"""Weight names of U-Net and text encoder in published files.
+
+Covers the names of diffusers, of CompVis and of kohya, with the prefixes of training wrappers; keys that are
+correctly left out; and the recognition of other kinds of files.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 from ..model.model import Model
 
 PARTS = ("unet", "text_encoder")
-PREFIXES = {  # of wrappers and pipelines, in whatever order they are nested -> the part that they name
+PREFIXES = {  # prefixes of wrappers and pipelines, nested in any order -> the part that they name
     "module.": "",
     "base_model.": "",
     "model.": "",
@@ -25,11 +28,11 @@ PREFIXES = {  # of wrappers and pipelines, in whatever order they are nested -> 
     "text_model.": "text_encoder",
     "cond_stage_model.transformer.": "text_encoder",
 }
-INNER = re.compile(  # wrappers that may stand anywhere in a name
+INNER = re.compile(  # wrappers that may occur anywhere in a name
     r"(?<![^.])(_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer"
     r"|modules_to_save\.(?!weight|bias)\w+)\."
 )
-IGNORED = (  # keys that take no part in what U-Net and text encoder compute
+IGNORED = (  # keys that do not affect the U-Net or text encoder
     (r"(^|\.)position_ids$", "positions"),
     (r"^(first_stage_model|vae)\.", "the VAE, the base's is used"),
     (r"^(model_ema|ema|ema_model|unet_ema)\.", "a moving average beside the weights"),
@@ -39,7 +42,7 @@ IGNORED = (  # keys that take no part in what U-Net and text encoder compute
     (r"(^|\.)original_module\.", "peft's copy of the base"),
     (r"^(epoch|step|steps|global_step|iteration|num_updates)$", "counters of the training"),
 )
-FOREIGN = (  # the first that finds a key says what a file is
+FOREIGN = (  # the first pattern that matches a key determines the kind of a file
     (
         r"\.(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map)$|quant_state",
         "quantised by bitsandbytes",
@@ -87,12 +90,18 @@ COMPVIS_RESNET = {
 
 
 def plain(name: str) -> str:
-    """Some versions of transformers call a text encoder's module text_model, others do not."""
+    """Remove text_model from a text encoder's weight name.
+
+    Only some versions of transformers have a module of that name.
+    """
     return name.replace("text_encoder.text_model.", "text_encoder.")
 
 
 def compvis_modules(names: Iterable[str]) -> dict[str, str]:
-    """diffusers' name of each module of a U-Net's levels -> CompVis', who number levels, samplers included, in one row."""
+    """Map diffusers' module names of a U-Net's levels to CompVis' names.
+
+    CompVis number levels, samplers included, consecutively.
+    """
     modules = {m for name in names for m in re.findall(r"^(?:down|up)_blocks\.\d+\.\w+\.\d+", name)}
     blocks = sorted({tuple(module.split(".")[:2]) for module in modules}, key=lambda b: (b[0], int(b[1])))
     places, number = dict(COMPVIS), {"down_blocks": 1, "up_blocks": 0}
@@ -112,7 +121,10 @@ def compvis_modules(names: Iterable[str]) -> dict[str, str]:
 
 
 def compvis(names: Collection[str]) -> dict[str, str]:
-    """CompVis' name of each weight of a U-Net -> diffusers' (both without the part)."""
+    """Map CompVis' weight names of a U-Net to diffusers' names.
+
+    Both are without the part.
+    """
     places, theirs = compvis_modules(names), {}
     for name in names:
         parts = name.split(".")
@@ -128,8 +140,11 @@ def compvis(names: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Names:
-    """by_part: part -> a weight's name as files have it, without prefixes -> the model's. kohya: a module's name -> its weight's.
-    weights: the model's, by its names, collected once as a model has hundreds."""
+    """Names of a model's weights in files.
+
+    by_part: part -> a weight's name as files have it, without prefixes -> the model's. kohya: a module's name -> its
+    weight's. weights: the model's, by its names, collected once as a model has hundreds.
+    """
 
     weights: Mapping[str, Tensor]
     by_part: Mapping[str, Mapping[str, str]]
@@ -153,7 +168,10 @@ class Names:
         return cls(weights, {"unet": theirs | ours["unet"], "text_encoder": ours["text_encoder"]}, kohya)
 
     def find(self, key: str, part: str = "") -> str | None:
-        """The model's name of the weight that a key names, with any prefixes; None where it has no such weight."""
+        """Return the model's name for a key with any prefixes.
+
+        None if the model has no such weight.
+        """
         rest = INNER.sub("", key)
         while True:
             for where in [part] if part else PARTS:
@@ -166,12 +184,15 @@ class Names:
 
 
 def reason_to_ignore(key: str) -> str | None:
-    """The reason why a key takes no part, or None."""
+    """Return the reason to ignore a key, or None."""
     return next((reason for pattern, reason in IGNORED if re.search(pattern, key)), None)
 
 
 def foreign_kind(keys: Iterable[str]) -> str | None:
-    """The kind of file that has such keys, if it is a known one that is no erased model."""
+    """Return the kind of file that has such keys, or None.
+
+    Only known kinds other than erased models are recognised.
+    """
     keys = list(keys)
     for pattern, kind in FOREIGN:
         if any(re.search(pattern, key) for key in keys):

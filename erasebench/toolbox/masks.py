@@ -1,4 +1,7 @@
-"""Where in an image a concept is: masks bool [N, h, w] of images uint8 [N, H, W, 3], at any resolution."""
+"""Masks of a concept in images.
+
+Masks are bool [N, h, w], of images uint8 [N, H, W, 3], at any resolution.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from .attention import maps
 from .closed_form import filled, span
 
 DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-huge"
-FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # of both
-WORDS = ("tokenizer.json", "tokenizer_config.json")  # that the detector reads
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # files of both
+WORDS = ("tokenizer.json", "tokenizer_config.json")  # tokenizer files of the detector
 
 
 def whole(model: Model, images: Tensor, template: str, name: str) -> Tensor:
@@ -25,8 +28,11 @@ def whole(model: Model, images: Tensor, template: str, name: str) -> Tensor:
 
 @torch.no_grad()
 def attended(model: Model, images: Tensor, template: str, name: str) -> Tensor:
-    """Where the model itself looks for the concept: its tokens' attention, averaged over layers, heads and three
-    noise levels, above the middle between its least and its greatest value."""
+    """Mask the pixels where the model itself attends to the concept.
+
+    This is the attention to the concept's tokens, averaged over layers, heads and three noise levels, and
+    thresholded midway between its minimum and maximum.
+    """
     z = model.encode_images(images)
     start, stop = span(model, template, name)
     context = model.encode([filled(template, name)]).repeat(len(z))
@@ -45,7 +51,10 @@ def attended(model: Model, images: Tensor, template: str, name: str) -> Tensor:
 
 @torch.no_grad()
 def grounded(model: Model, images: Tensor, template: str, name: str, box: float = 0.3, text: float = 0.25) -> Tensor:
-    """Grounding DINO finds boxes of the concept, SAM segments them; their union (MACE, section 4)."""
+    """Mask the concept with Grounding DINO and SAM.
+
+    Grounding DINO finds boxes of the concept, SAM segments them; the mask is the union (MACE, section 4).
+    """
     detector, segmenter, prepare_boxes, prepare_masks = grounding(str(model.device))
     found = []
     for image in images.numpy():
@@ -67,7 +76,10 @@ def grounded(model: Model, images: Tensor, template: str, name: str, box: float 
 
 @cache
 def grounding(device: str):
-    """(detector, segmenter, and what prepares their inputs). Raises ErasebenchError where the weights are not."""
+    """Load (detector, segmenter, and the processors of their inputs).
+
+    Raises ErasebenchError if the weights are missing.
+    """
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
 
     try:
@@ -85,7 +97,7 @@ def grounding(device: str):
 
 
 def segmenting() -> list[Need]:
-    """What masks=grounded needs."""
+    """Return the needs of masks=grounded."""
     return [
         hub(DETECTOR, (*FILES, *WORDS), "Grounding DINO", 690, "method.masks=attention needs none"),
         hub(SEGMENTER, FILES, "SAM", 2560, "method.masks=attention needs none"),
@@ -93,7 +105,10 @@ def segmenting() -> list[Need]:
 
 
 def drawn(name: str) -> tuple[Tensor, Tensor]:
-    """(images uint8 [N, 64, 64, 3], masks bool [N, 64, 64]): the embedded world's own drawings of a concept."""
+    """Return the embedded world's own drawings of a concept.
+
+    They are (images uint8 [N, 64, 64, 3], masks bool [N, 64, 64]).
+    """
     from ..mini import nets
 
     try:

@@ -1,5 +1,8 @@
-"""Erased models as their authors publish them: state dicts with the keys of diffusers or CompVis, whole or of some layers (ESD,
-UCE), diffusers folders (MACE), text encoders (AdvUnlearn), LoRA files of peft, diffusers and kohya (SPM)."""
+"""Erased models in the formats of their authors.
+
+Reads state dicts with the keys of diffusers or CompVis, whole or of some layers (ESD, UCE), diffusers folders
+(MACE), text encoders (AdvUnlearn), LoRA files of peft, diffusers and kohya (SPM).
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,15 @@ from .state_dicts import PICKLED, SAFE, Remarks, as_weight, read
 VARIANT = re.compile(r"[.-](fp16|bf16|non_ema)(?=[.-])")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args|trainer_state)")
-ROOM = 6  # bytes of a training's file for one of the base in float32: weights, moving average, two moments; and some
-SPARE = 2**30  # for VAE and other parts
+ROOM = 6  # largest file of a training / base in float32: weights, moving average, two moments, and a margin
+SPARE = 2**30  # bytes for VAE and other parts
 
 
 def located(path: str) -> Path:
-    """A file or folder here, or what a hub id names, fetched. Raises ErasebenchError for neither."""
+    """Return a local file or folder, or download a hub id.
+
+    Raises ErasebenchError for neither.
+    """
     if Path(path).exists():
         return Path(path)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
@@ -43,7 +49,10 @@ def located(path: str) -> Path:
 
 
 def files_of(path: Path, remarks: Remarks | None = None) -> dict[str, list[Path]]:
-    """Part ("unet", "text_encoder", or "" where the keys must say) -> its weight files."""
+    """Return part -> its weight files.
+
+    The part is "unet", "text_encoder", or "" if the keys determine it.
+    """
     remarks = {} if remarks is None else remarks
     if path.is_file():
         return {"": [path]}
@@ -67,13 +76,16 @@ def files_of(path: Path, remarks: Remarks | None = None) -> dict[str, list[Path]
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """Its weight files, without the state of a training."""
+    """Return the weight files of a folder, without training states."""
     return sorted(f for f in folder.iterdir() if f.suffix in SAFE + PICKLED and not STATE.match(f.name))
 
 
 def weight_files(folder: Path, remarks: Remarks | None = None) -> list[Path]:
-    """Its safetensors, or else its pickles; of several number formats of one model the full one. Raises ErasebenchError where a
-    shard is missing, or pickles are of another model."""
+    """Return the safetensors of a folder, or else its pickles.
+
+    Of several number formats of one model, the full one is taken. Raises ErasebenchError if a shard is missing, or
+    pickles are of another model.
+    """
     remarks = {} if remarks is None else remarks
     remarks.setdefault("the state of a training", []).extend(f.name for f in folder.iterdir() if STATE.match(f.name))
     files = _weights_in(folder)
@@ -94,7 +106,10 @@ def weight_files(folder: Path, remarks: Remarks | None = None) -> list[Path]:
 
 
 def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
-    """Raises ErasebenchError where an index, or the numbers in the names, tell of files that are not there."""
+    """Raise ErasebenchError if shards are missing.
+
+    They are named in an index, or implied by the numbers in the names.
+    """
     names = {f.name for f in files}
     for index in sorted(folder.glob("*.index*.json")):
         try:
@@ -112,34 +127,42 @@ def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
 
 
 def content(path: Path) -> str:
-    """Hash of the weights, and of what says beside them how strong an adapter is, wherever they lie."""
+    """Return a hash of the weights and of an adapter's settings.
+
+    The settings set its strength and lie beside the weights; the path does not matter.
+    """
     try:
         files = [file for files in files_of(path).values() for file in files]
         hashes = [sha256_file(file) for file in files]
         hashes += [sha256_file(file) for file in settings_files(path)]
-        # a strength in the metadata that was not always read: an older fit of it is another
+        # earlier versions did not read a strength in the metadata, so a fit of theirs must differ
         return digest(hashes + ["settings"] * any(metadata_counts(_metadata(file)) for file in files))
     except OSError as error:
         raise ErasebenchError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    """Of a safetensors file; nothing of others."""
+    """Return the metadata of a safetensors file, or {} for other files."""
     try:
         with safe_open(file, "pt") as opened:
             return opened.metadata() or {}
-    except Exception:  # no safetensors file, or a broken one: `read` says so
+    except Exception:  # not a safetensors file, or a broken one: `read` reports it
         return {}
 
 
 def weights_of(
     path: Path, model: Model, partial: bool = False, scale: float = 1.0, remarks: Remarks | None = None
 ) -> dict[str, Tensor]:
-    """An erased model's weights by this model's names ("unet.<name>", "text_encoder.<name>"), in its number format.
+    """Return an erased model's weights by this model's names.
 
-    partial  whether layers of a state dict may be absent whose like are there; scale: of what a LoRA file adds;
-    remarks  collects what was left out, and other things to know: a reason -> keys
-    Raises ErasebenchError for keys that the model does not have, that are absent, or whose shapes are another base's.
+    The names are "unet.<name>" and "text_encoder.<name>"; weights are in this model's number format.
+
+        partial  whether layers of a state dict may be absent although similar ones are present
+        scale    of the delta of a LoRA file
+        remarks  collects keys that were left out, and other remarks: a reason -> keys
+
+    Raises ErasebenchError for keys that the model does not have, that are absent, or whose shapes are another
+    base's.
     """
     remarks = {} if remarks is None else remarks
     limit = SPARE + ROOM * sum(4 * p.numel() for part in PARTS for p in getattr(model, part).parameters())
@@ -171,7 +194,7 @@ def weights_of(
 
 
 def _models(files: list[Path]) -> list[list[Path]]:
-    """The shards of one model together, other files alone."""
+    """Group the shards of one model; other files stay alone."""
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault(SHARD.sub("", file.name), []).append(file)
@@ -190,7 +213,10 @@ def _read_together(files: list[Path], limit: int, remarks: Remarks) -> tuple[dic
 
 
 def _refuse_changed_second_encoder(path: Path, model: Model) -> None:
-    """Raises ErasebenchError where a folder of SDXL brings a second text encoder that is not the base's, which is used."""
+    """Raise ErasebenchError for a changed second text encoder.
+
+    It is in a folder of SDXL; the base's second text encoder is the one used.
+    """
     folder = path / "text_encoder_2"
     second = model.text_encoder_2
     if second is None or not folder.is_dir() or not (files := weight_files(folder)):
@@ -205,7 +231,10 @@ def _refuse_changed_second_encoder(path: Path, model: Model) -> None:
 def ours(
     tensors: Mapping[str, Tensor], model: Model, path: Path, part: str, remarks: Remarks | None = None
 ) -> dict[str, Tensor]:
-    """By this model's names, in its number format. Raises ErasebenchError for keys that are none of them."""
+    """Rename tensors to this model's names, in its number format.
+
+    Raises ErasebenchError for unknown keys.
+    """
     remarks = {} if remarks is None else remarks
     names, named, unexpected, left = Names.of(model), {}, [], {}
     for key, tensor in tensors.items():
@@ -231,7 +260,7 @@ def ours(
 
 
 def _unread(tensors: Mapping[str, Tensor], unexpected: list[str], left: Mapping[str, list[str]]) -> str:
-    """The reason why a state dict is not read."""
+    """Return the reason why a state dict is not read."""
     kind = foreign_kind(unexpected or tensors)
     if kind:
         return f"{kind} (e.g. {sorted(unexpected or tensors)[0]}): not of the base's architecture"
@@ -241,10 +270,16 @@ def _unread(tensors: Mapping[str, Tensor], unexpected: list[str], left: Mapping[
 
 
 def unlike(named: Mapping[str, Tensor], model: Model) -> list[str]:
-    """Weights that are absent though others of their kind (the same place in another block) are there."""
+    """Return absent weights although others of their kind are present.
+
+    A kind is the same place in another block.
+    """
 
     def kind(name: str) -> str:
-        """The name without the numbers of blocks; those within one, such as to_out.0, stay."""
+        """Return the name without the numbers of blocks.
+
+        Numbers within a block, as in to_out.0, stay.
+        """
         name = re.sub(r"\b(attentions|resnets|transformer_blocks|layers|downsamplers|upsamplers)\.\d+\.", r"\1.", name)
         return re.sub(r"\b((down|up)_blocks\.\d+|mid_block)\.", "", name)
 

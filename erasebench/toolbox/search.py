@@ -1,4 +1,7 @@
-"""What attacks are built of: prompts with free tokens, draws that depend on one prompt alone, projections, the loss."""
+"""Building blocks of attacks.
+
+These are prompts with free tokens, random draws that depend on one prompt alone, projections, and the loss.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,17 @@ Objective = Literal["auto", "cond", "guided"]
 
 
 class Draws:
-    """Random numbers for several prompts side by side, each from a generator of its own: what is found for one prompt
-    never depends on which others are attacked beside it."""
+    """Random numbers for several prompts, each from its own generator.
+
+    The result for one prompt therefore never depends on the prompts attacked beside it.
+    """
 
     def __init__(self, model: Model, seeds: Sequence[int]):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.dtype, self.device = model.dtype, model.device
 
     def normal(self, which: Sequence[int], *shape: int) -> Tensor:
-        """[len(which), *shape]"""
+        """Draw normal numbers [len(which), *shape]."""
         drawn = [torch.randn(shape, generator=self.generators[i], dtype=self.dtype) for i in which]
         return torch.stack(drawn).to(self.device)
 
@@ -45,13 +50,16 @@ class Draws:
         return torch.stack(drawn).to(self.device)
 
     def integers(self, which: Sequence[int], low: int, high: int, *shape: int) -> Tensor:
-        """In [low, high)."""
+        """Draw integers in [low, high)."""
         drawn = [torch.randint(low, high, shape, generator=self.generators[i]) for i in which]
         return torch.stack(drawn).to(self.device)
 
 
 def draws(model: Model, scene: Scene, attack: object) -> Draws:
-    """One generator for each prompt of the scene, by what is asked and with which seed, not by its place."""
+    """Make one generator for each prompt of the scene.
+
+    Its seed depends on the prompt's text and seed, not on its position.
+    """
     name = type(attack).__name__
     return Draws(model, [seed_of(name, p.text, p.seed, scene.seed) for p in scene.prompts])
 
@@ -60,8 +68,11 @@ Key = tuple[str | int, ...]
 
 
 def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequence[dict[str, Tensor]]]) -> dict:
-    """key -> tensors that several prompts share (an inversion of their concept, a search for their text): from the store,
-    or made together where they are missing. Who asks for the same meanwhile waits for them."""
+    """Return key -> tensors that several prompts share.
+
+    Examples are an inversion of their concept or a search for their text. They come from the store; missing ones are
+    made together. Another process that asks for the same meanwhile waits for them.
+    """
     identity = lambda key: {**scene.identity, "shared": key}
     found = {}
     with scene.store.claim("searches", identity(tuple(keys))) if len(keys) > 1 else nullcontext():
@@ -84,46 +95,60 @@ def stored(scene: Scene, keys: Sequence[Key], make: Callable[[list[Key]], Sequen
 
 
 def shots(prompt: Prompt, text: str, outcome: str = "", count: int = 1) -> Found:
-    """One text with the prompt's own seed, and with count - 1 others."""
+    """Return shots of one text.
+
+    The first has the prompt's own seed, count - 1 others have further seeds.
+    """
     seeds = [prompt.seed, *(seed_of("shot", prompt.seed, i) for i in range(1, count))]
     return Found(tuple(Shot(text, seed) for seed in seeds) if text else (), outcome=outcome)
 
 
 def two_encoders(model: Model) -> str:
-    """Why an attack on token embeddings does not fit, or nothing."""
+    """Return why an attack on token embeddings does not fit, or ""."""
     return "it attacks one text encoder, and this model has two" if model.text_encoder_2 is not None else ""
 
 
 def tokens(model: Model, text: str) -> list[int]:
-    """Ids of a text, without start, end and padding."""
+    """Return the ids of a text, without start, end and padding."""
     return model.tokens(text)
 
 
 def words(model: Model) -> Tensor:
-    """Ids that an attack may put into a prompt: all but start, end and padding of their own, and a word that was learnt
-    of pictures."""
+    """Return the ids that an attack may put into a prompt.
+
+    These are all but the start, end and padding tokens, and a word that was learnt from images.
+    """
     special = {*model.tokenizer.all_special_ids, *model.tokenizer.get_added_vocab().values()}
     return torch.tensor([i for i in range(len(model.tokenizer)) if i not in special], device=model.device)
 
 
 def fits(model: Model, row: Sequence[int]) -> bool:
-    """Whether so many tokens go into a context, beside start and end."""
+    """Return whether a context holds these tokens beside start and end."""
     return len(row) <= model.context_length - 2
 
 
 class Slots(NamedTuple):
-    """Token ids [B, L] of prompts, and where they are free (bool [B, L])."""
+    """Token ids of prompts, with a mask of free places.
+
+    Ids are [B, L], the mask of free ones is bool [B, L].
+    """
 
     ids: Tensor
     free: Tensor
 
     def filled(self, ids: Tensor) -> Tensor:
-        """Token ids [B, L] with those of all free places [sum of k], prompt after prompt."""
+        """Fill in the ids of all free places.
+
+        Ids [sum of k], prompt after prompt -> token ids [B, L].
+        """
         return self.ids.masked_scatter(self.free, ids)
 
 
 def slots(model: Model, rows: Sequence[Sequence[int]], padding: int | None = None) -> Slots:
-    """Prompts from lists of token ids, FREE where one is free; padded as the tokenizer does, or with `padding`."""
+    """Build prompts from lists of token ids, with FREE for free tokens.
+
+    Padded as the tokenizer does, or with `padding`.
+    """
     start, end = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
     fill = model.tokenizer.pad_token_id if padding is None else padding
     ids = torch.full((len(rows), model.context_length), fill, device=model.device)
@@ -133,29 +158,35 @@ def slots(model: Model, rows: Sequence[Sequence[int]], padding: int | None = Non
 
 
 def with_vectors(model: Model, prompts: Slots, vectors: Tensor) -> Context:
-    """Encoded prompts whose free places hold vectors [sum of k, D], prompt after prompt; differentiable in them."""
+    """Encode prompts with vectors [sum of k, D] in their free places.
+
+    The vectors come prompt after prompt; the result is differentiable in them.
+    """
     embeds = table(model)[prompts.ids].index_put((prompts.free,), vectors.to(model.dtype))
     return model.encode(ids=prompts.ids, token_embeds=embeds)
 
 
 def table(model: Model) -> Tensor:
-    """Token embeddings [V, D] of the text encoder as it stands."""
+    """Return token embeddings [V, D] of the text encoder as it stands."""
     return model.text_encoder.get_input_embeddings().weight
 
 
 def spelled(model: Model, ids: Tensor | Sequence[int]) -> str:
-    """The text of token ids. Read again it may give other tokens: samplers see what it reads as."""
+    """Return the text of token ids.
+
+    Tokenizing it may give other tokens: samplers see those.
+    """
     return model.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def with_placeholder(model: Model, text: str, count: int) -> list[int]:
-    """Token ids of a text, FREE `count` times where PLACEHOLDER stands."""
+    """Return token ids of a text, with FREE `count` times for PLACEHOLDER."""
     left, _, right = text.partition(PLACEHOLDER)
     return [*tokens(model, left), *[FREE] * count, *tokens(model, right)]
 
 
 def draw_vectors(model: Model, shots: Sequence[Prompt], vectors: Sequence[Tensor], sampler: Sampler) -> Sampled:
-    """Images of prompts in which vectors [k, D] stand in for PLACEHOLDER."""
+    """Sample images of prompts in which vectors [k, D] replace PLACEHOLDER."""
     rows = [with_placeholder(model, p.text, len(v)) for p, v in zip(shots, vectors, strict=True)]
     context = with_vectors(model, slots(model, rows), torch.cat(list(vectors)).to(model.device))
     return model.sample(context, [p.seed for p in shots], sampler, scales(shots, sampler))
@@ -165,17 +196,24 @@ def draw_vectors(model: Model, shots: Sequence[Prompt], vectors: Sequence[Tensor
 
 
 def simplex(u: Tensor) -> Tensor:
-    """Nearest point of the probability simplex for each row [..., V], by sorting (Duchi et al., ICML 2008, Fig. 1)."""
+    """Project rows [..., V] onto the probability simplex, by sorting.
+
+    Duchi et al., ICML 2008, Fig. 1.
+    """
     falling = u.sort(-1, descending=True).values
     excess = falling.cumsum(-1) - 1
     count = torch.arange(1, u.shape[-1] + 1, device=u.device, dtype=u.dtype)
     support = (falling - excess / count > 0).sum(-1, keepdim=True)
-    threshold = excess.gather(-1, (support - 1).clamp(min=0)) / support  # no support at all where u is NaN
+    threshold = excess.gather(-1, (support - 1).clamp(min=0)) / support  # the support is empty where u is NaN
     return (u - threshold).clamp(min=0)
 
 
 def nearest(x: Tensor, among: Tensor) -> Tensor:
-    """Row of `among` [V, D] with the highest cosine for each of x [..., D], as indices [...]: one matrix product."""
+    """Return the row of `among` nearest to each of x.
+
+    The nearest row of `among` [V, D] has the highest cosine with x [..., D]; returned as indices [...]. One matrix
+    product.
+    """
     return (x @ F.normalize(among, dim=-1).T).argmax(-1)
 
 
@@ -183,25 +221,37 @@ def nearest(x: Tensor, among: Tensor) -> Tensor:
 
 
 def guided(model: Model, objective: Objective) -> bool:
-    """Whether the attack looks through guidance. A defence that works in guidance is not in the conditional noise at
-    all, so that `auto` looks through any guidance but the ordinary."""
+    """Return whether the attack looks through guidance.
+
+    A defence that works in guidance is entirely absent from the conditional noise, so `auto` looks through any
+    guidance but the ordinary.
+    """
     ordinary = type(model.guidance) is ClassifierFree and model.guidance.negative is None
     return objective == "guided" or (objective == "auto" and not ordinary)
 
 
 def graphs(scale: float | None) -> int:
-    """How many predictions with a graph one latent takes: under guidance at most three, of those that are known (SLD)."""
+    """Return how many predictions with a graph one latent takes.
+
+    Under guidance at most three, of the known kinds (SLD).
+    """
     return 1 if scale is None else 3
 
 
 def noisy(model: Model, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """Latents z [B, C, h, w] at timesteps t [B]."""
+    """Add noise to latents z [B, C, h, w].
+
+    The timesteps are t [B].
+    """
     alpha = model.alphas_cumprod[t].to(z.dtype).view(-1, 1, 1, 1)
     return alpha.sqrt() * z + (1 - alpha).sqrt() * noise
 
 
 def predicted(model: Model, z: Tensor, t: Tensor, context: Context, scale: float | None) -> Tensor:
-    """Noise as the erased model predicts it: conditional, or guided where `scale` is given."""
+    """Return the erased model's noise prediction.
+
+    It is conditional, or guided if `scale` is given.
+    """
     if scale is None:
         plain_guidance = type(model.guidance) is ClassifierFree
         return model.eps(z, t, context, None if plain_guidance else model.begin(context, z))
@@ -209,10 +259,13 @@ def predicted(model: Model, z: Tensor, t: Tensor, context: Context, scale: float
 
 
 def aims(model: Model, z: Tensor, t: Tensor, noise: Tensor, wanted: Context | None, scale: float | None) -> Tensor:
-    """What the prediction should be: the noise itself; with `wanted`, what the original model predicts for it; with
-    `scale`, what it predicts for it under guidance (CCE's variant for negative prompts).
+    """Return the target of the noise prediction.
 
-    Call it before the erased model's own prediction: the teacher swaps weights."""
+    It is the noise itself; with `wanted`, the original model's prediction for it; with `scale`, that prediction
+    under guidance (CCE's variant for negative prompts).
+
+    Call it before the erased model's own prediction: the teacher swaps weights.
+    """
     if wanted is None:
         return noise
     with model.teacher():
@@ -220,13 +273,15 @@ def aims(model: Model, z: Tensor, t: Tensor, noise: Tensor, wanted: Context | No
 
 
 def errors(prediction: Tensor, aim: Tensor) -> Tensor:
-    """Mean squared error of each sample [B]. Their sum is what several prompts minimise together, so that each has the
-    gradient that it has alone."""
+    """Return the mean squared error of each sample [B].
+
+    Several prompts minimise the sum together, so that each has the gradient that it has alone.
+    """
     return (prediction - aim).square().flatten(1).mean(1)
 
 
 def originals(model: Model, texts: Sequence[str]) -> Context:
-    """Prompts as the original model's text encoder reads them."""
+    """Encode prompts with the original model's text encoder."""
     with model.teacher():
         return model.encode(texts)
 
@@ -235,8 +290,11 @@ def originals(model: Model, texts: Sequence[str]) -> Context:
 
 
 def look(model: Model, scene: Scene, which: Sequence[int], texts: Sequence[str]) -> Iterator[tuple[int, bool, float]]:
-    """(prompt, whether the image of its text shows the concept, how surely), one image each with the prompt's own seed.
-    What the safety gate refuses is not generated and shows nothing."""
+    """Yield (prompt, whether its image shows the concept, confidence).
+
+    One image each is sampled with the prompt's own seed. A text that the safety gate refuses is not generated and
+    shows nothing.
+    """
     allowed = [(i, text) for i, text in zip(which, texts, strict=True) if scene.allows(text)]
     for start in range(0, len(allowed), scene.together):
         part = allowed[start : start + scene.together]
@@ -245,16 +303,17 @@ def look(model: Model, scene: Scene, which: Sequence[int], texts: Sequence[str])
             Prompt(p.id, text, p.seed, p.split, p.concept, p.guidance) for p, (_, text) in zip(asked, part, strict=True)
         ]
         found, scores = scene.hit(plain(model, shots, scene.sampler), asked)
-        surely = np.nan_to_num(scores, nan=-np.inf)  # no verdict: any other text is better
+        surely = np.nan_to_num(scores, nan=-np.inf)  # without a verdict any other text is better
         yield from zip((i for i, _ in part), found.tolist(), surely.tolist(), strict=True)
     yield from ((i, False, float("-inf")) for i in which if i not in {j for j, _ in allowed})
 
 
 class AttackLoss(NamedTuple):
-    """What the loss of a gradient attack compares: noise predictions, conditional or guided, with the noise.
+    """Loss of a gradient attack: noise predictions, conditional or guided, against the noise.
 
-    imitate: with what the original model predicts for the prompt, not with the noise. latents: of the pictures that
-    noise is put on, in place of those of the scene."""
+    imitate: compares with the original model's prediction for the prompt, not with the noise. latents: of the images
+    that noise is added to, in place of those of the scene.
+    """
 
     objective: Objective
     imitate: bool = False
@@ -262,8 +321,11 @@ class AttackLoss(NamedTuple):
 
 
 class Bench:
-    """Several prompts under a gradient attack: rows of token ids with FREE places, latents of their pictures, and what
-    the erased model is to predict for them."""
+    """Several prompts under a gradient attack.
+
+    Holds rows of token ids with FREE places, latents of their images, and the targets of the erased model's
+    predictions.
+    """
 
     def __init__(
         self,
@@ -285,8 +347,11 @@ class Bench:
         self.wanted = originals(model, [p.text for p in scene.prompts]) if compares else None
 
     def gradients(self, which: Sequence[int], t: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
-        """Gradient of the loss of each prompt in `which`, at timesteps t [B] and fresh noise, with respect to the
-        embeddings [k, D] of its free tokens ids [k]."""
+        """Return each prompt's gradient with respect to its free embeddings.
+
+        The loss is that of each prompt in `which`, at timesteps t [B] and fresh noise; the embeddings are [k, D] for
+        free tokens ids [k].
+        """
         at = torch.tensor(which, device=self.z.device)
         noise = self.draws.normal(which, *self.z.shape[1:])
         work = lambda rows: self.gradients_of(at[rows], t[rows], noise[rows], ids[rows])
@@ -294,7 +359,10 @@ class Bench:
         return [g for some in in_slices(self.model, "attack", work, len(which), most) for g in some]
 
     def gradients_of(self, at: Tensor, t: Tensor, noise: Tensor, ids: Sequence[Tensor]) -> Sequence[Tensor]:
-        """`gradients` of prompts number `at` [B], with their noise [B, C, h, w]."""
+        """Return `gradients` of prompts number `at` [B].
+
+        `noise` is [B, C, h, w].
+        """
         z = noisy(self.model, self.z[at], t, noise)
         wanted = self.wanted.select(at) if self.wanted is not None else None
         with torch.no_grad():
@@ -306,7 +374,10 @@ class Bench:
         return torch.autograd.grad(loss, vectors)[0].split([len(i) for i in ids])
 
     def read(self, i: int, ids: Tensor) -> str:
-        """The text of prompt i with tokens ids [k] in its free places."""
+        """Return the text of prompt i, with its free places filled.
+
+        `ids` [k] are the tokens in these places.
+        """
         row, free = list(self.rows[i]), iter(ids.tolist())
         return spelled(self.model, [next(free) if token == FREE else token for token in row])
 
@@ -320,9 +391,12 @@ def descend(
     read: Callable[[int], str | None],
     label: str,
 ) -> Iterator[tuple[int, str, str]]:
-    """Attack prompts side by side: step(active, round), then look at each; those that show the concept are finished.
-    Yields (prompt, its text, outcome), as soon as it is finished; after the last round with the text that showed most.
-    `read(i)` gives None where what was found is no number any more."""
+    """Attack prompts side by side, each until it shows the concept.
+
+    Calls step(active, round), then looks at each prompt; those that show the concept are finished. Yields (prompt,
+    its text, outcome) as soon as it is finished; after the last round, with the text that scored highest. `read(i)`
+    returns None once the values are not finite.
+    """
     active, best = list(active), {}
     for turn in tqdm(range(rounds), label, disable=None, delay=2, leave=False):
         if not active:
@@ -346,7 +420,10 @@ def descend(
 
 
 class Step(NamedTuple):
-    """One step of DDIM: its number, timesteps t and before it (-1: none), and their cumulative alphas."""
+    """One step of DDIM.
+
+    Holds its number, timestep t, the timestep before it (-1: none), and their cumulative alphas.
+    """
 
     number: int
     t: Tensor
@@ -355,11 +432,14 @@ class Step(NamedTuple):
     alpha_before: Tensor
 
     def ddim(self, z: Tensor, eps: Tensor, eta: float | Tensor = 0.0, noise: float | Tensor = 0.0) -> Tensor:
-        """Song et al., 2021, Eq. 12, with sigma = eta times that of Eq. 16; each may differ by image."""
+        """Advance z by one step of Song et al., 2021, Eq. 12.
+
+        sigma is eta times that of Eq. 16; each may differ by image.
+        """
         x0 = (z - (1 - self.alpha).sqrt() * eps) / self.alpha.sqrt()
         variance = (1 - self.alpha_before) / (1 - self.alpha) * (1 - self.alpha / self.alpha_before)
         sigma = eta * variance.sqrt()
-        towards = (1 - self.alpha_before - sigma**2).clamp(min=0).sqrt()  # eta above 1 asks for more than there is
+        towards = (1 - self.alpha_before - sigma**2).clamp(min=0).sqrt()  # eta above 1 exceeds the available variance
         return self.alpha_before.sqrt() * x0 + towards * eps + sigma * noise
 
 
@@ -372,8 +452,11 @@ def steered(
     start: Callable[[Step, Tensor], Tensor] = lambda first, noise: noise,
     skip: int = 0,
 ) -> Sampled:
-    """Images of DDIM whose step is the caller's: step(which, z, eps) -> z [B, C, h, w]. `start` makes the latents of the
-    first step that is not skipped from unit noise. The guard stands before it as before any sampling."""
+    """Sample images by DDIM with the caller's step.
+
+    step(which, z, eps) -> z [B, C, h, w]. `start` makes the latents of the first step that is not skipped from unit
+    noise. The guard checks the prompts first, as before any sampling.
+    """
     context = model.encode([p.text for p in shots])
     refused = model.refuses(context)
     scheduler = model.scheduler(Sampler("ddim", sampler.steps, sampler.guidance, sampler.size))
@@ -394,5 +477,5 @@ def steered(
 
 
 def number(shot: Prompt) -> int:
-    """Which of its prompt's shots this is."""
+    """Return the shot's number among those of its prompt."""
     return int(shot.id.rsplit("/", 1)[1])

@@ -1,5 +1,8 @@
-"""One weight file -> its tensors by the names in it. Nothing in a file is executed, nothing larger than it can be is unpacked, and
-a file of another kind is refused with its kind."""
+"""Reader of one weight file -> its tensors by name.
+
+Nothing in a file is executed, nothing of an impossible size is unpacked, and a file of another kind is refused with
+its kind.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from .layouts import foreign_kind
 
 SAFE, PICKLED = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
 Remarks = dict[str, list[str]]  # reason -> the keys that it holds for
-HEADS = (  # how a file begins that has a checkpoint's name and is none
+HEADS = (  # beginnings of files that are named like a checkpoint but are none
     (rb"version https://git-lfs", "a git-lfs pointer, not the weights: git lfs pull"),
     (rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)", "a web page, not the weights: download the file itself"),
     (rb"GGUF", "a GGUF file: quantised weights, dequantise them first"),
@@ -34,15 +37,18 @@ ENDS = {".onnx": "an ONNX graph, not a state dict", ".msgpack": "weights of Flax
 ENDS |= {".json": "no weights; give the weight file or its folder", ".npz": "numpy arrays, not a state dict"}
 WRAPPED = re.compile(r"(unet|text_encoder|(down|up|input|output)_blocks|mid(dle)?_block|encoder|embeddings)$|.*\.")
 TRAINING = re.compile(r"optim|(lr_)?sched|scaler|callbacks|loops|rng|random|args|config|hparams|hyper_param|amp$", re.I)
-PACKED = 2  # times its size on the disk; torch packs nothing
+PACKED = 2  # limit of the unpacked size, in sizes on the disk; torch compresses nothing
 DEPTH = 8
 
 
 def read(
     file: Path, limit: int | None = None, remarks: Remarks | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors by the names in the file, metadata). Raises ErasebenchError for what is empty, broken, larger than `limit` bytes, holds
-    code or anything but tensors; `remarks` collects what stands beside them."""
+    """Read a file -> (tensors by the names in the file, metadata).
+
+    Raises ErasebenchError for a file that is empty, broken, larger than `limit` bytes, or holds code or anything but
+    tensors; `remarks` collects the other entries beside them.
+    """
     metadata: dict[str, str] = {}
     try:
         safe = _recognise(file, limit)
@@ -53,7 +59,7 @@ def read(
         else:
             _refuse_bombs(file, limit)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what torch thinks of the layouts that are refused below
+                warnings.simplefilter("ignore")  # torch warns of layouts that are refused below
                 tensors = torch.load(file, map_location="cpu", weights_only=True)
     except ErasebenchError:
         raise
@@ -75,12 +81,15 @@ def read(
 
 
 def _line(error: Exception) -> str:
-    """The first line of somebody else's message."""
+    """Return the first line of another library's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 def _recognise(file: Path, limit: int | None) -> bool:
-    """Whether it is a safetensors file; otherwise it can be a pickle. Raises ErasebenchError for other kinds."""
+    """Return whether a file is a safetensors file; otherwise it may be a pickle.
+
+    Raises ErasebenchError for other kinds.
+    """
     size = file.stat().st_size
     if size == 0:
         raise ErasebenchError(f"{file}: an empty file")
@@ -93,12 +102,15 @@ def _recognise(file: Path, limit: int | None) -> bool:
         raise ErasebenchError(f"{file}: {ENDS[file.suffix]}")
     if limit is not None and size > limit:
         raise ErasebenchError(f"{file}: {size:,} bytes, more than any checkpoint of the base has (at most {limit:,})")
-    headed = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size  # whatever its name ends with
+    headed = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size  # whatever its suffix
     return headed or (file.suffix in SAFE and not head.startswith(b"PK"))
 
 
 def _refuse_duplicates(file: Path) -> None:
-    """Raises ErasebenchError where the header of a safetensors file names a tensor twice: readers differ in which they take."""
+    """Raise ErasebenchError if a safetensors header names a tensor twice.
+
+    Readers differ in the one that they take.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -117,7 +129,10 @@ def _refuse_duplicates(file: Path) -> None:
 
 
 def _refuse_bombs(file: Path, limit: int | None) -> None:
-    """Raises ErasebenchError where a zip archive is no checkpoint, or says that it unpacks to more than a checkpoint can."""
+    """Raise ErasebenchError for a zip archive that is unsafe to unpack.
+
+    It is not a checkpoint, or declares more data than a checkpoint can hold.
+    """
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
@@ -137,7 +152,7 @@ def _refuse_bombs(file: Path, limit: int | None) -> None:
 
 
 def _refusal(error: pickle.UnpicklingError) -> str:
-    """The reason why a pickle is not read."""
+    """Return the reason why a pickle is not read."""
     if not re.search(r"Unsupported (global|class)", str(error)):
         return "not a checkpoint"
     found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
@@ -159,7 +174,10 @@ def _holds_tensors(value: Any, depth: int = DEPTH) -> bool:
 
 
 def _state_dict(held: Any, file: Path, remarks: Remarks, depth: int = DEPTH) -> dict[str, Any]:
-    """The state dict in whatever a file holds: alone, under one name beside others, or of one dict for each module or part."""
+    """Return the state dict in the content of a file.
+
+    It stands alone, under one name beside others, or as one dict per module or part.
+    """
     if not isinstance(held, Mapping) or depth == 0:
         raise ErasebenchError(f"{file}: not a state dict (names and their tensors) but a {type(held).__name__}")
     if not held:
@@ -199,18 +217,21 @@ def _state_dict(held: Any, file: Path, remarks: Remarks, depth: int = DEPTH) -> 
 
 
 def _of_a_module(key: str, value: Mapping) -> bool:
-    """Whether a dict within a dict is of one module or part, so that its name is the beginning of theirs."""
+    """Return whether an inner dict belongs to one module or part.
+
+    Its key is then the prefix of the names in it.
+    """
     return bool(WRAPPED.match(key)) or set(value) <= {"weight", "bias"}
 
 
 def _top(held: Mapping) -> str:
-    """The first keys of a dict and the types of their values."""
+    """Return a dict's first keys and the types of their values."""
     first = [f"{key!r} ({type(value).__name__})" for key, value in list(held.items())[:6]]
     return ", ".join(first)[:300] + (f" and {len(held) - 6} more" if len(held) > 6 else "")
 
 
 def _refuse_odd(name: str, tensor: Tensor, file: Path) -> None:
-    """Raises ErasebenchError for a tensor that is more, or less, than an array of numbers."""
+    """Raise ErasebenchError for anything but a plain array of numbers."""
     if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         odd = f"a {type(tensor).__name__}, a tensor of a class of its own"
     elif tensor.is_nested:
@@ -227,7 +248,10 @@ def _refuse_odd(name: str, tensor: Tensor, file: Path) -> None:
 
 
 def as_weight(name: str, tensor: Tensor, like: Tensor, file: Path, remarks: Remarks) -> Tensor:
-    """In the number format of the base's weight. Raises ErasebenchError for numbers that no weight has, or beyond its range."""
+    """Convert a tensor to the number format of the base's weight.
+
+    Raises ErasebenchError for numbers that are not weights, or are beyond its range.
+    """
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         quantised = "int" in kind or "float8" in kind or "float4" in kind

@@ -1,4 +1,4 @@
-"""Fine-tuning, as most methods do it: some weights, an optimiser, a loss a step."""
+"""Fine-tuning: some weights, an optimiser, one loss per step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..model.model import Model
 
 FILE = "weights.safetensors"
 TOGETHER = 64  # texts encoded at a time
-HEAVY = 2**30  # bytes of trained weights, from which on activations are computed again rather than kept
+HEAVY = 2**30  # bytes of trained weights above which activations are recomputed rather than kept
 TRAINED = {  # ESD's released parameter groups: norms included; the output, time embedding and input convolution are not
     "x": r"^unet\..*attn2\.",
     "u": r"^unet\.(?!.*attn2\.)(?!conv_out|conv_norm_out|time_embedding)",
@@ -39,14 +39,19 @@ class Pictures(NamedTuple):
         return Pictures(self.z[which], self.context.select(which))
 
     def to(self, device: torch.device | str) -> Pictures:
-        """The same on another device: thousands need not lie on the GPU that trains on a few of them."""
+        """Move to another device.
+
+        Thousands of latents need not lie on the GPU that trains on a few of them.
+        """
         return Pictures(self.z.to(device), self.context.to(device))
 
 
 @torch.no_grad()
 def drawn(model: Model, texts: Sequence[str], seeds: Sequence[int] | torch.Generator, sampler: Sampler) -> Pictures:
-    """A picture of each text and seed (or of seeds that a generator draws), by the model as it stands; its latents are
-    the sampler's own."""
+    """Sample an image of each text and seed.
+
+    The model samples as it stands. A generator may draw the seeds. Latents are the sampler's own.
+    """
     if isinstance(seeds, torch.Generator):
         seeds = torch.randint(2**31, (len(texts),), generator=seeds).tolist()
     made = []
@@ -59,17 +64,20 @@ def drawn(model: Model, texts: Sequence[str], seeds: Sequence[int] | torch.Gener
 
 @torch.no_grad()
 def encoded(model: Model, texts: Sequence[str]) -> Context:
-    """`Model.encode` of as many texts as there are, without a graph."""
+    """Apply `Model.encode` to any number of texts, without a graph."""
     return join(*(model.encode(texts[i : i + TOGETHER]) for i in range(0, len(texts), TOGETHER)))
 
 
 def decoded(model: Model, pictures: Pictures) -> Tensor:
-    """Images uint8 [N, H, W, 3] of pictures."""
+    """Decode latents into images uint8 [N, H, W, 3]."""
     return torch.cat([model.decode(z.to(model.device)) for z in pictures.z.split(TOGETHER)])
 
 
 def shuffled(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of indices [batch] below `count` without end, each index once before any comes again."""
+    """Yield batches of indices [batch] below `count` without end.
+
+    Each index comes once before any comes again.
+    """
     left = torch.empty(0, dtype=torch.long)
     while True:
         while len(left) < batch:
@@ -79,24 +87,33 @@ def shuffled(count: int, batch: int, generator: torch.Generator) -> Iterator[Ten
 
 
 def denoising(model: Model, pictures: Pictures, generator: torch.Generator) -> Term:
-    """What diffusion models are trained on: mean squared error of the noise in noisy pictures (Ho et al., 2020, Eq. 14)."""
+    """Return the denoising loss of diffusion models.
+
+    It is the mean squared error of the noise in noisy images (Ho et al., 2020, Eq. 14).
+    """
     z, t, noise = noised(model, pictures.z, generator)
     return mean_square(len(z), lambda rows: model.eps(z[rows], t[rows], pictures.context.select(rows)) - noise[rows])
 
 
 def mean_square(count: int, error: Callable[[slice], Tensor]) -> Term:
-    """The mean of error(rows)^2 over `count` rows, as a term of a loss."""
+    """Return the mean of error(rows)^2 over `count` rows, as a loss term."""
     return Term(lambda rows: share(rows, count) * error(rows).square().mean(), count)
 
 
 def erased_noise_target(free: Tensor, text: Tensor, eta: float) -> Tensor:
-    """What an erased model is to predict of a concept's prompt, from the base's predictions without it and with it,
-    [B, C, h, w]: the opposite direction of guidance (ESD, Eq. 6, and all that builds on it)."""
+    """Return the target noise of an erased model [B, C, h, w].
+
+    Computed from the base's predictions without the concept's prompt and with it: the opposite direction of guidance
+    (ESD, Eq. 6, and the methods built on it).
+    """
     return free - eta * (text - free)
 
 
 def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_t, t [B], the noise in it) of clean latents [B, C, h, w], each at a t of its own."""
+    """Add noise to clean latents.
+
+    Latents [B, C, h, w] -> (x_t, t [B], noise). Each latent has its own t.
+    """
     t = torch.randint(len(model.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     alpha = model.alphas_cumprod[t].to(latents.dtype).view(-1, 1, 1, 1)
@@ -104,8 +121,11 @@ def noised(model: Model, latents: Tensor, generator: torch.Generator) -> tuple[T
 
 
 class Optimisation(NamedTuple):
-    """Steps of an optimiser, which is made for the weights. `adjust` sees them, with their gradients, before each step (a
-    mask, a clipped norm, a penalty's own gradient)."""
+    """Steps of an optimiser, which is created for the weights.
+
+    `adjust` gets the weights with their gradients before each step (a mask, a clipped norm, a penalty's own
+    gradient).
+    """
 
     steps: int
     optimiser: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -120,14 +140,16 @@ def fine_tune(
     out: Path,
     title: str,
 ) -> None:
-    """Train the weights whose names match `trained` on loss(step) and write them into the folder `out`, for `apply`.
+    """Train the weights matching `trained` on loss(step).
 
-    The model is the student while a loss is computed; `with model.teacher()` is the base. A loss of many rows is given as
-    terms, whose micro-batches add up to it where a GPU does not hold all of them."""
+    Writes them into the folder `out`, for `apply`. The model is the student while a loss is computed; `with
+    model.teacher()` is the base. A loss of many rows is given as terms, whose micro-batches add up to it if a GPU
+    cannot hold all of them.
+    """
     with model.training(model.names(trained)) as weights:
         stepper = how.optimiser(weights.values())
         for group in stepper.param_groups:
-            group["foreach"] = False  # would hold the roots of all second moments at once
+            group["foreach"] = False  # foreach would hold the roots of all second moments at once
         for step in tqdm(range(how.steps), title, disable=None, delay=2):
             stepper.zero_grad(set_to_none=True)
             with light(model, weights.values()):
@@ -138,23 +160,32 @@ def fine_tune(
 
 
 def light(model: Model, weights: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """The model as it is trained: with checkpointing where the weights take so much that activations are better computed again."""
+    """Return the model's training context, with checkpointing for many trained weights.
+
+    Recomputing activations then saves memory.
+    """
     heavy = sum(w.numel() * w.element_size() for w in weights) > HEAVY
     return model.checkpointing() if heavy else nullcontext()
 
 
 def as_terms(loss: Tensor | Sequence[Term]) -> Sequence[Term]:
-    """A loss that is computed already is one term, which cannot be cut."""
+    """Return a loss as terms; a computed loss is one indivisible term."""
     return [Term(lambda rows: loss, 1)] if isinstance(loss, Tensor) else loss
 
 
 def checked(loss: Tensor, title: str) -> Tensor:
-    """The loss of a step of training. Raises NotFinite where it is not finite: what comes of it is no result."""
+    """Return the loss of a training step.
+
+    Raises NotFinite if it is not finite: training cannot continue from it.
+    """
     if not is_finite(loss.detach()):
         raise NotFinite(f"{title}: the loss is not finite (diverged: a lower learning rate, or fp32)")
     return loss
 
 
 def tuned(model: Model, artifact: Path) -> AbstractContextManager[None]:
-    """The model with the weights that `fine_tune` wrote."""
+    """Load the weights that `fine_tune` wrote into the model.
+
+    Returns the model's context manager.
+    """
     return model.changed(weights=load_file(artifact / FILE))

@@ -1,4 +1,7 @@
-"""Noisy latents that fine-tuning methods train on: on their way from noise to prompts, as the sampler meets them."""
+"""Noisy training latents on their way from noise to prompts.
+
+Fine-tuning methods train on them; their distribution is the sampler's.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from ..model.model import Model
 
 
 class States(NamedTuple):
-    """Latents z [N, C, h, w] at timesteps t [N], on their way to prompt number `which` [N]."""
+    """Latents at timesteps on their way to prompts.
+
+    Latents z [N, C, h, w] at timesteps t [N]; `which` [N] is the number of the prompt that each approaches.
+    """
 
     z: Tensor
     t: Tensor
@@ -25,9 +31,12 @@ class States(NamedTuple):
 def midway(
     model: Model, context: Context, sampler: Sampler, generator: torch.Generator, seeds: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(z [B, C, h, w], t [B]) sampled with the model as it stands up to a random step, the same for all; t is uniform
-    among the training timesteps which that step stands for (ESD and what builds on it). `seeds`: of the noise that it
-    starts from, where the caller must know it."""
+    """Sample latents up to a random step.
+
+    Returns (z [B, C, h, w], t [B]). The model samples as it stands, and the step is the same for all; t is uniform
+    among the training timesteps of that step (ESD and the methods built on it). `seeds`: of the initial noise, if
+    the caller must know it.
+    """
     count = len(context.ids)
     draw = lambda high, *shape: torch.randint(high, shape, generator=generator)
     stop = int(draw(sampler.steps))
@@ -39,14 +48,19 @@ def midway(
 
 
 def count_evaluations(steps: int, trajectories: int | None) -> tuple[int, int]:
-    """U-Net evaluations of the base's trajectories, and else of `midway` for each sample.
+    """Count U-Net evaluations -> (of the base's trajectories, per `midway` sample).
 
-    Such a walk ends at a random step, (steps - 1) / 2 guided ones away on average."""
+    The second is 0 with `trajectories`. A `midway` walk ends at a random step, after (steps - 1) / 2 guided steps on
+    average.
+    """
     return 2 * steps * (trajectories or 0), 0 if trajectories else steps - 1
 
 
 def walked(model: Model, contexts: Context, count: int, sampler: Sampler, generator: torch.Generator) -> States:
-    """Every step of `count` trajectories, in turn to each of the prompts, with the model as it stands."""
+    """Return every step of `count` trajectories with the model as it stands.
+
+    The trajectories take the prompts in turn.
+    """
     made = []
     for part in (torch.arange(count) % len(contexts.ids)).split(64):
         seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
@@ -56,9 +70,12 @@ def walked(model: Model, contexts: Context, count: int, sampler: Sampler, genera
 
 
 class Along:
-    """Latents on their way to any of some prompts. `trajectories`: None samples each anew with the model as it stands
-    then; a number draws from the steps of so many trajectories of the model as it stands now (far cheaper, and another
-    distribution: the student's own latents drift from the base's)."""
+    """Latents on their way to any of some prompts.
+
+    `trajectories`: None samples each anew with the current model; a number draws from the steps of that many
+    trajectories of the model as it is at construction (far cheaper, and another distribution: the student's own
+    latents drift from the base's).
+    """
 
     def __init__(
         self,
@@ -76,7 +93,10 @@ class Along:
             self.rows = [torch.nonzero(self.seen.which == i).flatten() for i in range(len(contexts.ids))]
 
     def __call__(self, context: Context, which: Tensor) -> tuple[Tensor, Tensor]:
-        """(z [B, C, h, w], t [B]) towards the prompts [B], whose numbers are `which` [B]."""
+        """Return (z [B, C, h, w], t [B]) towards the prompts [B].
+
+        `which` [B] holds their numbers.
+        """
         if self.seen is None:
             return midway(self.model, context, self.sampler, self.generator)
         rows = [self.rows[i] for i in which.tolist()]

@@ -1,4 +1,7 @@
-"""Words of a world, and the search among them for the one that an erasure would hurt most (AP and AGE, Bui et al.)."""
+"""Candidate words of a world, and the search for the worst one.
+
+An erasure would hurt that word most (AP and AGE, Bui et al.).
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,13 @@ from .closed_form import filled
 
 
 def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
-    """Candidates: the `tokenizer`'s whole words, the words of the brief's `captions`, or a list as given. Of the first
-    two only those of at least three letters a to z. What is erased, the synonyms that the brief has (the package's tasks tell
-    none), the words of either, and what the safety gate refuses are left out. Raises ErasebenchError where nothing remains."""
+    """Return the candidate words of a source.
+
+    The source is the `tokenizer`'s whole words, the words of the brief's `captions`, or a list as given. Of the
+    first two only words of at least three letters a to z are taken. The erased names, the synonyms in the brief (the
+    package's tasks tell none), the words of either, and words that the safety gate refuses are left out. Raises
+    ErasebenchError if nothing remains.
+    """
     found = source
     if source == "tokenizer":
         found = [token.removesuffix("</w>") for token in model.tokenizer.get_vocab() if token.endswith("</w>")]
@@ -38,15 +45,18 @@ def words(model: Model, brief: Brief, source: str | Sequence[str]) -> list[str]:
 
 
 def ordinary(brief: Brief) -> list[str]:
-    """The brief's captions that name nothing of what is erased, nor a synonym of it."""
+    """Return the brief's captions without any erased name or synonym."""
     names = [text for concept in brief.concepts for text in (concept.name, *concept.synonyms)]
     erased = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b", re.IGNORECASE)
     return [caption for caption in dict.fromkeys(brief.captions) if not erased.search(caption)]
 
 
 def kept_prompts(brief: Brief, count: int, generator: torch.Generator) -> list[str]:
-    """At most `count` prompts of what is to stay as it is, in turn a preserved name in a training template and an
-    ordinary caption, as far as there are both. Raises ErasebenchError where there is neither."""
+    """Return at most `count` prompts of the retain set.
+
+    They alternate between a preserved name in a training template and an ordinary caption, as far as there are both.
+    Raises ErasebenchError if there is neither.
+    """
     shuffled = lambda texts: [texts[i] for i in torch.randperm(len(texts), generator=generator)]
     named = shuffled([filled(t, name) for t in brief.templates for name in brief.preserved])
     both = [text for pair in zip_longest(named, shuffled(ordinary(brief))) for text in pair if text is not None]
@@ -57,15 +67,21 @@ def kept_prompts(brief: Brief, count: int, generator: torch.Generator) -> list[s
 
 @torch.no_grad()
 def distances(model: Model, texts: Sequence[str], name: str, batch: int = 256) -> Tensor:
-    """Euclidean distance of each text's whole encoding (all L x D numbers) from the name's, fp64 [N]."""
+    """Return each text's Euclidean distance from the name, fp64 [N].
+
+    The distance is between whole encodings (all L x D numbers).
+    """
     centre = model.encode([name]).hidden.double()
     parts = [texts[i : i + batch] for i in range(0, len(texts), batch)]
     return torch.cat([(model.encode(part).hidden.double() - centre).flatten(1).norm(dim=1) for part in parts]).cpu()
 
 
 def candidates(model: Model, texts: Sequence[str], name: str, nearest: int, centres: int) -> list[str]:
-    """The `nearest` texts to a name, thinned to `centres`: 1-D K-means on their distance, and of each cluster the text
-    next to its mean (AP's released code). Nearest first; never one twice."""
+    """Return the `nearest` texts to a name, thinned to `centres`.
+
+    1-D K-means on their distance; of each cluster the text closest to its mean (AP's released code). Nearest first;
+    never one twice.
+    """
     far = distances(model, texts, name)
     order = far.argsort(stable=True)[:nearest]
     if centres >= len(order):
@@ -77,7 +93,10 @@ def candidates(model: Model, texts: Sequence[str], name: str, nearest: int, cent
 
 
 def means(values: Tensor, count: int, rounds: int = 100) -> Tensor:
-    """Ascending cluster means of sorted numbers [N], by Lloyd's algorithm from their quantiles."""
+    """Return ascending cluster means of sorted numbers [N].
+
+    Uses Lloyd's algorithm, starting from their quantiles.
+    """
     centre = values[((torch.arange(count) + 0.5) * len(values) / count).long()]
     for _ in range(rounds):
         label = torch.bucketize(values, (centre[1:] + centre[:-1]) / 2)
@@ -91,10 +110,12 @@ def means(values: Tensor, count: int, rounds: int = 100) -> Tensor:
 
 
 class Choice:
-    """For each of N concepts a distribution pi over its R candidate words, uniform at first, climbed by Adam.
+    """Distributions pi over candidate words, optimised by Adam.
 
-    draw() mixes the `mixed` likeliest words of a Gumbel-softmax sample (Jang et al., 2017): with 1 it is a word as it
-    stands, and gradients pass straight through to pi. `contexts` are the encodings of all words, each once.
+    Each of N concepts has a distribution over its R candidate words, uniform at first.
+
+    draw() mixes the `mixed` likeliest words of a Gumbel-softmax sample (Jang et al., 2017): with 1 it is a word as
+    it stands, and gradients pass straight through to pi. `contexts` are the encodings of all words, each once.
     """
 
     def __init__(
@@ -116,11 +137,14 @@ class Choice:
         self.optimiser = torch.optim.Adam([self.logits], lr=lr)
 
     def draw(self, which: Tensor) -> tuple[Context, Tensor]:
-        """(what each of the concepts number `which` [B] draws, the number in `contexts` of its likeliest word [B])"""
+        """Draw for the concepts number `which` [B] -> (context, word numbers [B]).
+
+        The numbers are the indices in `contexts` of the likeliest words.
+        """
         uniform = torch.rand(len(which), self.logits.shape[1], generator=self.generator).clamp(1e-20, 1 - 1e-7)
         soft = ((self.logits[which] - (-uniform.log()).log()) / self.temperature).softmax(1)
         top, place = soft.topk(min(self.mixed, soft.shape[1]), 1)
-        if self.mixed == 1:  # straight through: the value of one word, the gradient of all
+        if self.mixed == 1:  # straight-through estimator: the value of one word, the gradient of all
             weights = soft + (torch.zeros_like(soft).scatter(1, place, 1.0) - soft).detach()
         else:
             weights = torch.zeros_like(soft).scatter(1, place, top / top.sum(1, keepdim=True))
@@ -133,21 +157,27 @@ class Choice:
         return drawn._replace(hidden=mix(self.contexts.hidden), pooled=pooled), picked
 
     def climb(self, loss: Tensor) -> None:
-        """One step of pi towards a greater loss; nothing else receives a gradient."""
+        """Take one step of pi towards a greater loss.
+
+        Nothing else receives a gradient.
+        """
         (gradient,) = torch.autograd.grad(loss, self.logits)
         self.logits.grad = -gradient
         self.optimiser.step()
 
     def found(self) -> list[list[tuple[str, float]]]:
-        """For each concept its words and their chance, the likeliest first."""
+        """Return each concept's words with their probabilities, the likeliest first."""
         chances = self.logits.detach().softmax(1)
         ranked = [zip(some, row.tolist(), strict=True) for some, row in zip(self.lists, chances, strict=True)]
         return [sorted(pairs, key=lambda pair: -pair[1]) for pairs in ranked]
 
 
 class Free(Choice):
-    """The control in continuous space: an embedding of no word, which starts at the nearest one and climbs by the sign
-    of the gradient (PGD), kept within the box that the concept's candidate words span."""
+    """Continuous control: an embedding of no word.
+
+    It starts at the nearest word's embedding and climbs by the sign of the gradient (PGD), kept within the box that
+    the concept's candidate words span.
+    """
 
     def __init__(self, model: Model, lists: Sequence[Sequence[str]], generator: torch.Generator, lr: float):
         super().__init__(model, lists, generator, 1.0)
