@@ -1,6 +1,7 @@
-"""The limits of the house: short functions, few arguments, no circle of imports."""
+"""The limits of the house: short functions, few arguments, no circle of imports, plain first sentences."""
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(f for folder in ("erasebench", "methods", "evaluators", "tests") for f in (ROOT / folder).rglob("*.py"))
-LINES, ARGUMENTS = 60, 7
+LINES, ARGUMENTS, WORDS = 60, 7, 12
 
 
 @cache
@@ -83,6 +84,39 @@ def test_no_function_is_longer_than_sixty_lines():
 
 def test_no_function_has_more_than_seven_arguments():
     assert find_beyond(count_arguments, ARGUMENTS) == set()
+
+
+def first_sentence(node: ast.AST) -> str:
+    """First sentence of a docstring, or "" without one."""
+    text = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=[.!?:;])\s", text)[0]
+
+
+def is_plain(sentence: str) -> bool:
+    """Whether a sentence has at most twelve words and no clause in place of a noun."""
+    return len(sentence.split()) <= WORDS and not re.search(r"\b(what|who|whom|whatever|such as)\b", sentence, re.I)
+
+
+@pytest.mark.parametrize(
+    "sentence, expected",
+    [("Return the mean.", True), ("What a fit learnt.", False), ("Names, such as cat.", False), ("a " * 13, False)],
+)
+def test_a_plain_sentence(sentence, expected):
+    assert is_plain(sentence) is expected
+
+
+def test_docstrings_begin_with_a_plain_sentence():
+    with_text = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    verbs = ROOT / "erasebench" / "cli"  # the docstring of a verb's module is the paragraph of its help
+    found = [
+        f"{file.relative_to(ROOT)}: {sentence}"
+        for file in FILES
+        if not file.is_relative_to(ROOT / "tests")
+        for node in ast.walk(parse(file))
+        if isinstance(node, with_text) and not (isinstance(node, ast.Module) and file.parent == verbs)
+        if not is_plain(sentence := first_sentence(node))
+    ]
+    assert not found, found
 
 
 def test_no_modules_import_each_other():

@@ -171,7 +171,7 @@ def attack_cost(run: Run, attack: Attack, prompts: Sequence[Prompt]) -> AttackCo
 
 
 class RunJobs:
-    """Jobs of one run that no run before it has asked for: its fit, its images and their scores, its attacks, its rows."""
+    """Jobs of one run that no earlier run asked for: fit, images, scores, attacks, rows."""
 
     def __init__(self, made: Planned, number: int, run: Run, costs: Costs):
         from .forecast import identities
@@ -213,7 +213,7 @@ class RunJobs:
         return name
 
     def add_images(self, fit: str) -> list[str]:
-        """Add shards of the base and of the erased model, and their scores; returns names of shards of the concept."""
+        """Add shards of both models and their scores; returns names of target shards."""
         from ..run.images import shards
         from ..run.specification import shard_identity
         from ..store.local import Store, digest

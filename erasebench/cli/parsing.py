@@ -12,7 +12,7 @@ GROUPS = ("model", "world", "task", "method", "attack", "executor", "experiment"
 
 
 def build_parser(verb: str, text: str | None, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser whose help is a paragraph and examples; `text` is the docstring of the verb's module."""
+    """Build a parser with help of a paragraph and examples; `text` is the module's docstring."""
     return argparse.ArgumentParser(
         prog=f"erasebench {verb}",
         description="\n".join(textwrap.wrap(" ".join((text or "").split()), 100)),
@@ -22,7 +22,10 @@ def build_parser(verb: str, text: str | None, examples: Sequence[str]) -> argpar
 
 
 def build_run_parser(verb: str, text: str | None, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for help and completion of a verb that takes a run's options, which Hydra parses."""
+    """Build a parser for help and completion of a run's options.
+
+    Hydra parses the options themselves.
+    """
     parser = build_parser(verb, text, examples)
     parser.add_argument("-m", "--multirun", action="store_true", help="a sweep: values separated by commas")
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder of configurations of your own")
@@ -51,7 +54,7 @@ def list_options() -> list[str]:
 
 
 def complete_option(prefix: str, **_: object) -> list[str]:
-    """Options that begin with a prefix, or the choices of the option that it names."""
+    """List options, or the choices of the option in the prefix."""
     name, equals, _ = prefix.partition("=")
     if equals:
         return [f"{name}={choice}" for choice in list_choices(name)]

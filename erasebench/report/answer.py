@@ -22,7 +22,7 @@ FIRST = ("clip_score", "fd_")  # of the metrics of quality, before those of comp
 
 
 def choose(run: Run) -> Iterator[tuple[str, Row]]:
-    """Pairs of a word and the row that answers it, at most a dozen."""
+    """Yield pairs of a word and its row, at most a dozen."""
     cells = [row for row in run.cells.values() if not row.attack]
     for group, most in HEADLINES.items():
         some = [row for row in cells if row.group == group and not row.metric.startswith((BROKEN, "same_"))]
