@@ -99,9 +99,7 @@ def main(
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     if "dry_run=true" in arguments:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # a dry run only reports the downloads
-        if hub := sys.modules.get("huggingface_hub.constants"):
-            hub.HF_HUB_OFFLINE = True
+        go_offline()  # a dry run only reports the downloads
     if not launch or "dry_run=true" in arguments:
         arguments = [word for word in arguments if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
     sys.argv[1:] = flags_first(arguments)  # Hydra reads sys.argv
@@ -137,6 +135,13 @@ def main(
         log.error("error: %s", reason_of(error))
         return 1
     return int(failed or bool(jobs.failures) or bool(lost))
+
+
+def go_offline() -> None:
+    """Keep this process and its children from the hub."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if hub := sys.modules.get("huggingface_hub.constants"):
+        hub.HF_HUB_OFFLINE = True
 
 
 @dataclass(eq=False)

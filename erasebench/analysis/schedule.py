@@ -202,7 +202,7 @@ class RunJobs:
         self.add(f"rows {self.number}", self.costs["run"], dict.fromkeys(self.names), "rows")
 
     def add_fit(self) -> str:
-        """Name of the fit, which is a job unless the store holds what it makes."""
+        """Add the fit unless the store holds its artifact; returns its name."""
         from ..store.local import Store, digest
 
         name = f"fit {self.ours['artifact']}"

@@ -186,15 +186,7 @@ class CCE:
             if step in marks:
                 for u in every:
                     kept[u].append((self.trial(model, scene, names[u], v[u].detach()), v[u].detach().clone()))
-        usual = float(table(model).norm(dim=-1).mean())
-        for u, (name, number) in enumerate(units):
-            log.info(
-                "cce: %s, inversion %d: norm %.2f (tokens: %.2f)",
-                name or "the concept",
-                number,
-                float(v[u].detach().norm(dim=-1).mean()),
-                usual,
-            )
+        log_norms(model, units, v)
         best = {u: max(kept[u], key=lambda pair: pair[0])[1] for u in every}
         return [{"vectors": best[u].cpu(), "final": kept[u][-1][1].cpu()} for u in every]
 
@@ -260,3 +252,11 @@ def named(prompt: Prompt) -> str:
     if prompt.concept and re.search(re.escape(prompt.concept), prompt.text, re.IGNORECASE):
         return re.sub(re.escape(prompt.concept), PLACEHOLDER, prompt.text, count=1, flags=re.IGNORECASE)
     return f"{PLACEHOLDER} {prompt.text}"
+
+
+def log_norms(model: Model, units: Sequence[tuple[str, int]], vectors: Sequence[Tensor]) -> None:
+    """Log the mean norm of each unit's vectors beside that of the tokens."""
+    usual = float(table(model).norm(dim=-1).mean())
+    for (name, number), v in zip(units, vectors, strict=True):
+        norm = float(v.detach().norm(dim=-1).mean())
+        log.info("cce: %s, inversion %d: norm %.2f (tokens: %.2f)", name or "the concept", number, norm, usual)
