@@ -15,6 +15,7 @@ from . import parsing
 
 VERBS = {  # verb, and module -> its line in the overview
     "run": "erase, sample, judge, attack; the verb may be left out",
+    "verdict": "may this model ship: pass, fail or not enough images",
     "leaderboard": "rows as a page and as tables, ranked where they compare",
     "compare": "two methods on the same images, paired",
     "claims": "claims of papers beside your rows: they hold, do not hold, or are undecided",

@@ -255,7 +255,7 @@ def named(prompt: Prompt) -> str:
 
 
 def log_norms(model: Model, units: Sequence[tuple[str, int]], vectors: Sequence[Tensor]) -> None:
-    """Log the mean norm of each unit's vectors beside that of the tokens."""
+    """Log the mean norm of each unit's vectors and of the tokens."""
     usual = float(table(model).norm(dim=-1).mean())
     for (name, number), v in zip(units, vectors, strict=True):
         norm = float(v.detach().norm(dim=-1).mean())
