@@ -83,10 +83,8 @@ def decide(requirement: str, limit: float, candidates: Iterable[tuple[Row, float
     if not found:
         return Decision(requirement, limit, OPEN)
     row, value, low, high = max(found, key=lambda c: (c[3] if c[3] is not None else 1.0, c[1]))
-    if low is None or high is None:
-        outcome = OPEN
-    else:
-        outcome = PASS if high <= limit else FAIL if low > limit else OPEN
+    passes, fails = high is not None and high <= limit, low is not None and low > limit
+    outcome = PASS if passes else FAIL if fails else OPEN
     return Decision(requirement, limit, outcome, value, low, high, row)
 
 
