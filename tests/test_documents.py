@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from erasebench import provenance, rows
+from erasebench import cli, provenance, rows
 from erasebench.mini import nets
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-COMPOSES = ("", ".audit", ".check", ".compare", ".graph", ".inspect")
+COMPOSES = ("run", "audit", "check", "compare", "graph", "moved", "verdict")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # what a reader has and we have not: another model folder, a data set, ten minutes
 INSTEAD = {"/any/diffusers/folder": str(ROOT / "erasebench/mini/weights/sd")}
-MORE = {"erasebench.maintain.regress": ["--only", "object_none"]}
+MORE = {"regress": ["--only", "object_none"]}
 FEWER = "method=none,uce"  # of the methods that an experiment sweeps (test_experiments.py)
 
 
@@ -40,12 +40,13 @@ def run(line: str, capsys, monkeypatch) -> tuple[int, str]:
     """(exit status, what was printed)"""
     _, _, module, *arguments = shlex.split(line, comments=True)
     arguments = [path for argument in arguments for path in (sorted(glob(argument.replace("<id>", "*"))) or [argument])]
-    arguments += MORE.get(module, [])
+    verb, options = cli.split(arguments) if module == "erasebench" else ("", arguments)
+    arguments += MORE.get(verb, [])
     arguments = [
         INSTEAD.get(value := argument.rpartition("=")[2], value).join([argument[: -len(value)], ""])
         for argument in arguments
     ]
-    if module.removeprefix("erasebench") in COMPOSES and arguments and "dry_run=true" not in arguments:
+    if verb in COMPOSES and any("=" in option for option in options) and "dry_run=true" not in options:
         arguments.append("dry_run=true")
         if any(re.match("experiment=(attacks|mace_|darkminer_)", argument) for argument in arguments):
             arguments.append(FEWER)
