@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 LIST = Path(str(resources.files("erasebench.conf"))) / "regress.yaml"
 METHODS = LIST.parent / "method"
 GOLDENS = Path(__file__).resolve().parents[2] / "results" / "reference" / "regress"
+README = GOLDENS.parents[2] / "README.md"  # its table of methods is brought up to date with the goldens
 CHANGES = "CHANGES.md"
 KEY = ("metric", "split", "attack", "judge", "threshold")
 # fmt: off
@@ -366,6 +367,8 @@ def accept(
     line = f"- {day}, at {commit}: {plain(reason)} ({', '.join(changed)})\n"
     replace_file(path, (history + line).encode(), "")
     print(f"{len(changed)} goldens in {goldens}, and the reason in {CHANGES} beside them: commit both")
+    if goldens == GOLDENS:
+        readme.report(README)
     return 0
 
 

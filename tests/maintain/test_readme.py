@@ -15,9 +15,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_tables_are_those_of_the_configuration():
-    """`python -m erasebench readme --write README.md` brings it up to date."""
+    """`python -m erasebench readme --write README.md` updates them, as `regress --accept` does for a new method.
+
+    A method without a golden has no line yet.
+    """
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.written(text, readme.tables()) == text
+    goldens = [path.stem for path in (ROOT / "results" / "reference" / "regress").glob("*.csv")]
+    without = [
+        f"| `{name}` |"
+        for name, notes in readme.listed(ROOT / "conf" / "method").items()
+        if not notes.get("regress", "").startswith(readme.LEFT_OUT) and not any(g.endswith(f"_{name}") for g in goldens)
+    ]
+    lines = readme.written(text, readme.tables()).splitlines(keepends=True)
+    assert "".join(line for line in lines if not line.startswith(tuple(without))) == text
 
 
 def test_every_choice_is_described_or_is_a_variant_of_another():
