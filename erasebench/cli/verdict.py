@@ -100,7 +100,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def write(decided, page: Path, commands: Sequence[Sequence[str]]) -> Path:
-    """Write the page with the command of the verdict and that of its run."""
+    """Write the page with the commands of the verdict and its run."""
     from ..report.verdict import write_page
 
     page.parent.mkdir(parents=True, exist_ok=True)
