@@ -41,6 +41,7 @@ from .defaults import complete
 from .options import ALONE, CHOICES, GROUPS, repeatable
 from .options import ELSEWHERE as ELSEWHERE
 from .options import again as again
+from .progress import track
 from .redaction import Formatter, redact
 from .report.tables import show
 from .store.local import home
@@ -246,7 +247,7 @@ def every_job_composed_alone(lost: list[str]) -> Iterator[None]:
 
     def composed(sweeper: Any, batch: list[list[str]]) -> None:
         legal = []
-        for job in batch:
+        for job in track(batch, "composing", unit="job"):
             try:
                 check(sweeper, [job])
                 legal.append(job)

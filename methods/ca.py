@@ -37,13 +37,13 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, Concept, FitCost, Sampler
 from erasebench.model.context import Context
 from erasebench.model.guidance import ClassifierFree
 from erasebench.model.memory import Term, share
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.prompt_files import lines
 from erasebench.tasks import seed_of
 from erasebench.toolbox.attention import attend, layers
@@ -184,7 +184,7 @@ class CA:
                 )
         made = {}
         with guidance:
-            for anchor in tqdm(dict.fromkeys(c.surrogate for c in concepts), "ca images", disable=None, delay=2):
+            for anchor in track(dict.fromkeys(c.surrogate for c in concepts), "ca images"):
                 texts = [filled(templates[i % len(templates)], anchor) for i in range(self.images)]
                 seeds = [seed_of("ca image", seed, anchor, i) for i in range(self.images)]
                 made[anchor] = decoded(model, drawn(model, texts, seeds, sampler))

@@ -31,7 +31,6 @@ from erasebench.evaluators.clip import Clip, load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, ErasebenchError, FitCost, Sampler
 from erasebench.model.context import Context
@@ -39,6 +38,7 @@ from erasebench.model.finite import NotFinite, is_finite
 from erasebench.model.memory import sampled, sampled_images
 from erasebench.model.model import Model
 from erasebench.model.source import weights_digest
+from erasebench.progress import track
 from erasebench.provenance import changed_sources, sources, write_sources
 from erasebench.run.specification import sampling
 from erasebench.store.local import Store, digest
@@ -193,7 +193,7 @@ class DarkMiner:
         c = torch.randn(1, self.length, model.text_width, generator=generator).to(latents) * spread
         c.requires_grad_(True)
         optimiser = torch.optim.SGD([c], lr=self.mine_lr)
-        for step in tqdm(range(self.mine_steps), "mine", disable=None, delay=2, leave=False):
+        for step in track(range(self.mine_steps), "mine"):
             optimiser.param_groups[0]["lr"] = self.mine_lr if step < self.mine_steps // 2 else self.mine_lr_late
             z, t, noise = noised(model, latents, generator)
             loss = squared(noise, model.eps(z, t, as_context(c).repeat(len(z))))
@@ -227,7 +227,7 @@ class DarkMiner:
         }
         optimiser = torch.optim.SGD([x for adapter in adapters.values() for x in adapter], lr=self.lr)
         with model.changed(processors=processors(adapters)):
-            for step in tqdm(range(self.steps), "circumvent", disable=None, delay=2, leave=False):
+            for step in track(range(self.steps), "circumvent"):
                 optimiser.param_groups[0]["lr"] = self.lr if step < 0.8 * self.steps else self.lr_late
                 z, t, _ = noised(model, latents[step], generator)
                 descend(optimiser, self.loss(model, z, t, embeddings[which[step]], anchor), self.clip_norm)

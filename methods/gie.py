@@ -35,13 +35,13 @@ from erasebench.evaluators.clip import Clip
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, ErasebenchError, FitCost, Prompt, Sampler
 from erasebench.model.context import Context, join
 from erasebench.model.guidance import ClassifierFree
 from erasebench.model.memory import UNGRAPHED, at_once, in_slices, sampled_images
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.run import verdicts
 from erasebench.tasks import seed_of, spread
 from erasebench.toolbox.attention import attend, layers, project, split_heads
@@ -207,7 +207,7 @@ def search(
     left = torch.arange(count)
     plain = seen(0.0, left)
     labels, least = torch.zeros(count), torch.full((count,), torch.inf)
-    for scale in tqdm(scales, "gie labels", disable=None, delay=2):
+    for scale in track(scales, "gie labels"):
         if not len(left):
             break
         shown, kept = (x[left] for x in plain) if scale == 0 else seen(scale, left)

@@ -26,12 +26,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.model.context import Context, join
 from erasebench.model.guidance import ClassifierFree
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.toolbox.attention import attend, layers
 from erasebench.toolbox.training import FILE, TRAINED, checked, erased_noise_target, tuned
 from erasebench.toolbox.trajectory import Along, count_evaluations
@@ -98,7 +98,7 @@ class KPOP:
 
         with model.training(model.names(TRAINED[self.variant])) as weights:
             optimiser = torch.optim.Adam(weights.values(), lr=self.lr, foreach=False)
-            for _ in tqdm(range(self.steps), "kpop hide", disable=None, delay=2):
+            for _ in track(range(self.steps), "kpop hide"):
                 which, z, t = states()
                 loss = self.hide(model, z, t, concepts.select(which), neutral, start.select(which))
                 optimiser.zero_grad(set_to_none=True)
@@ -108,7 +108,7 @@ class KPOP:
         with model.changed(weights=hidden):
             key = Key(*(part.clone().requires_grad_(True) for part in start))
             optimiser = torch.optim.Adam(key, lr=self.key_lr)
-            for _ in tqdm(range(self.key_steps), "kpop recover", disable=None, delay=2):
+            for _ in track(range(self.key_steps), "kpop recover"):
                 which, z, t = states()
                 loss = self.recover(model, z, t, concepts.select(which), key.select(which))
                 optimiser.zero_grad(set_to_none=True)

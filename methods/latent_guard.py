@@ -32,11 +32,11 @@ from erasebench.methods.ap import named
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, ErasebenchError
 from erasebench.model.context import Context
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.prompt_files import MORE_CAPTIONS
 from erasebench.toolbox import vocabulary
 from erasebench.toolbox.closed_form import filled, write_notes
@@ -98,7 +98,7 @@ class LatentGuard:
             torch.manual_seed(generator.initial_seed())
             head = self.head(model)
         optimiser = torch.optim.AdamW(head.parameters(), lr=self.lr)
-        for _ in tqdm(range(self.epochs), "latent_guard", disable=None, delay=2):
+        for _ in track(range(self.epochs), "latent_guard"):
             for part in torch.randperm(len(concepts), generator=generator).split(self.batch):
                 pick = torch.randint(self.pairs, (len(part),), generator=generator)
                 said = [texts[i][k] for i, k in zip(part.tolist(), pick.tolist(), strict=True)]

@@ -20,12 +20,12 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.model.context import Context
 from erasebench.model.model import Model
 from erasebench.needs import Need
+from erasebench.progress import Progress, track
 from erasebench.prompt_files import lines
 from erasebench.tasks import seed_of
 from erasebench.toolbox import attention, masks
@@ -213,14 +213,14 @@ class MACE:
             if self.silenced == "concept_and_end":
                 silenced[i, context.ends[i] :] = True
         done = []
-        with tqdm(total=len(names) * self.steps, desc="mace", disable=None, delay=2) as bar:
+        with Progress("mace", len(names) * self.steps) as bar:
             for some in torch.arange(len(names)).split(self.together):
                 draws = [torch.Generator().manual_seed(seed_of("mace", seed, names[i])) for i in some]
                 part = Silencing(latents[some], shown[some], context.select(some), silenced[some])
                 done.append(self.train(model, part, draws, bar))
         return {name: tuple(torch.cat([d[name][k] for d in done]) for k in (0, 1)) for name in done[0]}
 
-    def train(self, model: Model, part: Silencing, draws: Sequence[torch.Generator], bar: tqdm) -> Adapters:
+    def train(self, model: Model, part: Silencing, draws: Sequence[torch.Generator], bar: Progress) -> Adapters:
         """Train the adapters of some concepts as one batch.
 
         Each has its own random draws, clipping and Adam.
@@ -287,7 +287,7 @@ class MACE:
         """
         sampler = Sampler(self.image_sampler, self.image_steps, self.image_guidance)
         template, latents, shown, empty = brief.templates[0], [], [], 0
-        for name in tqdm([concept.name for concept in brief.concepts], "mace images", disable=None, delay=2):
+        for name in track([concept.name for concept in brief.concepts], "mace images"):
             if self.masks == "drawn":
                 images, mask = masks.drawn(name)
                 turn = torch.arange(self.images) % len(images)

@@ -25,11 +25,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model.context import Context
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.toolbox.attention import Seeing, fitted, layers, projection
 from erasebench.toolbox.closed_form import span
 from erasebench.toolbox.search import errors
@@ -76,7 +76,7 @@ class Receler:
         optimiser = torch.optim.Adam(parameters, lr=self.lr)
         with model.changed(processors=self.processors(model, erasers)):
             towards = Along(model, concepts, sampler, generator, self.trajectories)
-            for _ in tqdm(range(self.steps), "receler", disable=None, delay=2):
+            for _ in track(range(self.steps), "receler"):
                 which = torch.randint(len(names), (self.batch,), generator=generator)
                 c = concepts.select(which)
                 with torch.no_grad():

@@ -25,11 +25,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model.memory import Term, add_gradients
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.toolbox.closed_form import filled
 from erasebench.toolbox.search import errors, noisy
 from erasebench.toolbox.training import (
@@ -102,7 +102,7 @@ class SelectiveAmnesia:
         total, every = len(model.alphas_cumprod), self.fim == "full"
         with model.training(model.names(TRAINED[self.variant])) as weights, light(model, weights.values()):
             found = {name: torch.zeros(weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
-            for i in tqdm(range(len(pictures.z)), "fisher", disable=None, delay=2):
+            for i in track(range(len(pictures.z)), "fisher"):
                 times = torch.arange(total) if every else torch.randperm(total, generator=generator)[: self.fim_steps]
                 one = pictures.select([i]).to(model.device)
                 shape = one.z.shape[1:]

@@ -32,10 +32,10 @@ from erasebench.evaluators.clip import Clip, load
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.tasks import seed_of
 from erasebench.toolbox.attention import LowRank
 from erasebench.toolbox.closed_form import filled, write_notes
@@ -94,7 +94,7 @@ class SafeCLIP:
         order, tenth = torch.randperm(len(safe), generator=generator), max(1, len(safe) // 10)
         held, rest = order[:tenth], order[tenth:]
         best, losses, waited = merged(model, adapters, self.alpha / self.rank), [], 0
-        for _ in tqdm(range(self.epochs), "safe_clip", disable=None, delay=2):
+        for _ in track(range(self.epochs), "safe_clip"):
             for which in rest[torch.randperm(len(rest), generator=generator)].split(self.batch):
                 optimiser.zero_grad(set_to_none=True)
                 checked(loss(which, self.dropout), "safe_clip").backward()

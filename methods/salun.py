@@ -27,12 +27,12 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, Sampler
 from erasebench.model.context import Context
 from erasebench.model.memory import Term, add_gradients
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.toolbox.closed_form import filled
 from erasebench.toolbox.training import (
     TRAINED,
@@ -109,7 +109,7 @@ class SalUn:
         """Return the gradient of L_m, summed over all images."""
         with model.training(model.names(TRAINED["full"])) as weights, light(model, weights.values()):
             found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-            for which in tqdm(torch.arange(len(pictures.z)).split(self.batch), "saliency", disable=None, delay=2):
+            for which in track(torch.arange(len(pictures.z)).split(self.batch), "saliency"):
                 part = pictures.select(which).to(model.device)
                 error = partial(self.guided_error, model, part.context, *noised(model, part.z, generator))
                 term = mean_square(len(which), error)._replace(graphs=2)

@@ -35,11 +35,11 @@ from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_w
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasebench.contracts import Brief, FitCost, Sampler
 from erasebench.model.context import Context, join
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.toolbox.training import checked, erased_noise_target
 from erasebench.toolbox.trajectory import Along, count_evaluations
 
@@ -106,7 +106,7 @@ class SPM:
         sampler = Sampler("ddim", self.ddim_steps, self.start_guidance)
         with beside(model, Membranes(made, lambda context: context.hidden.new_ones(len(context.ids), 1))):
             towards = Along(model, concept, sampler, generator, self.trajectories)
-            for _ in tqdm(range(self.steps), "spm", disable=None, delay=2):
+            for _ in track(range(self.steps), "spm"):
                 with torch.no_grad():
                     z, t = towards(c, torch.zeros(self.batch, dtype=torch.long))
                 others = anchors(concept, self.batch * self.anchors, generator)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
-from tqdm import tqdm
+
+from ..progress import track
 
 if TYPE_CHECKING:
     from ..run.session import Session
@@ -64,7 +65,7 @@ def run_all(
     each, unless `threads` says otherwise: small operations are not worth splitting over cores, and a shard's images do
     not depend on the number made concurrently.
     """
-    bar = lambda results: tqdm(results, label, len(items), disable=None, delay=2, leave=False)
+    bar = lambda results: track(results, label, len(items), "shard")
     if workers == 1 or len(items) < 2:
         return [function(item) for item in bar(items)]
     before = torch.get_num_threads()

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..contracts import ErasebenchError
+from ..progress import Progress
 from ..run.session import Session
 from ..run.specification import Run
 from ..store.local import Store, home
@@ -58,7 +58,7 @@ class Ray:
         idle: list[Any] = []
         doing = {worker.ready.remote(): (START, worker) for worker in there.workers}
         failure: BaseException | None = None
-        with tqdm(total=len(items), desc=label, disable=None, delay=2, leave=False) as bar:
+        with Progress(label, len(items), "shard") as bar:
             # after a failure no item is started, but running ones are awaited, since they hold the model
             while (waiting and not failure) or any(i != START for i, _ in doing.values()):
                 while waiting and idle and not failure:

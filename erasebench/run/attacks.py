@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from .. import provenance
+from .. import progress, provenance
 from ..contracts import (
     Attack,
     Decider,
@@ -379,11 +379,13 @@ class Stage:
         last, objective = clock(), ""
         if isinstance(self.attack, HasObjective):
             objective = "guided" if guided(model, self.attack.objective) else "cond"
-        for position, found in self.attack.run(model, self.scene(part)):
-            now, i = clock(), part[position]
-            pending = {j: spent + (now - last) / len(pending) for j, spent in pending.items()}
-            last = now
-            self.keep(i, self.gated(finite(found)), pending.pop(i), objective)
+        many = f"prompts {part[0] + 1} to {part[-1] + 1}" if len(part) > 1 else f"prompt {part[0] + 1}"
+        with progress.part(f"{many} of {len(self.prompts)}"):
+            for position, found in self.attack.run(model, self.scene(part)):
+                now, i = clock(), part[position]
+                pending = {j: spent + (now - last) / len(pending) for j, spent in pending.items()}
+                last = now
+                self.keep(i, self.gated(finite(found)), pending.pop(i), objective)
         if pending:
             raise ErasebenchError(f"attack {self.name} said nothing of {len(pending)} prompts")
 

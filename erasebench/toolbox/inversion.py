@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..contracts import PLACEHOLDER, ErasebenchError
 from ..model.model import Model
+from ..progress import track
 from .search import Draws, fits, noisy, slots, table, tokens, with_placeholder, with_vectors
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp"}
@@ -119,7 +119,7 @@ def textual_inversion(
     masks = torch.ones_like(latents[:, :1]) if masks is None else masks
     vectors = torch.nn.Parameter(start.detach().clone())
     optimiser, draws = torch.optim.AdamW([vectors], lr=how.lr, weight_decay=0.01), Draws(model, [how.seed])
-    for _ in tqdm(range(how.steps), "inversion", disable=None, delay=2, leave=False):
+    for _ in track(range(how.steps), "inversion"):
         pick, which, t = (
             draws.integers([0], 0, most, how.batch)[0] for most in (len(latents), len(rows), len(model.alphas_cumprod))
         )

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..contracts import PLACEHOLDER, Found, Prompt, Sampler, Scene, Shot
 from ..model.context import Context
 from ..model.guidance import ClassifierFree
 from ..model.memory import at_once, in_slices
 from ..model.model import Model, Sampled
+from ..progress import track
 from ..provenance import sources, write_sources
 from ..run.images import plain, scales
 from ..tasks import seed_of
@@ -398,7 +398,7 @@ def descend(
     returns None once the values are not finite.
     """
     active, best = list(active), {}
-    for turn in tqdm(range(rounds), label, disable=None, delay=2, leave=False):
+    for turn in track(range(rounds), label):
         if not active:
             return
         step(active, turn)

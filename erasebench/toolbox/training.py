@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from ..contracts import Sampler
 from ..model.context import Context, join
 from ..model.finite import NotFinite, is_finite
 from ..model.memory import Term, add_gradients, sampled, share
 from ..model.model import Model
+from ..progress import track
 
 FILE = "weights.safetensors"
 TOGETHER = 64  # texts encoded at a time
@@ -150,7 +150,7 @@ def fine_tune(
         stepper = how.optimiser(weights.values())
         for group in stepper.param_groups:
             group["foreach"] = False  # foreach would hold the roots of all second moments at once
-        for step in tqdm(range(how.steps), title, disable=None, delay=2):
+        for step in track(range(how.steps), title):
             stepper.zero_grad(set_to_none=True)
             with light(model, weights.values()):
                 add_gradients(model, as_terms(loss(step)), weights.values(), partial(checked, title=title))

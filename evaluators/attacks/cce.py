@@ -21,12 +21,12 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import PLACEHOLDER, AttackCost, Found, Prompt, Scene, SearchCost, Shot
 from erasebench.model.context import Context
 from erasebench.model.memory import Term, add_gradients
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.tasks import seed_of
 from erasebench.toolbox.search import (
     Draws,
@@ -151,7 +151,7 @@ class CCE:
         optimiser = torch.optim.AdamW(v, lr=self.lr, weight_decay=self.weight_decay)
         kept: dict[int, list[tuple[float, Tensor]]] = {u: [] for u in every}
         marks = {self.steps * (c + 1) // self.checkpoints for c in range(self.checkpoints)}
-        for step in tqdm(range(1, self.steps + 1), "cce", disable=None, delay=2, leave=False):
+        for step in track(range(1, self.steps + 1), "cce"):
             pick = torch.stack([draws.integers([u], 0, len(shown[u]), self.batch)[0] for u in every])
             flip = draws.integers(every, 0, 2, self.batch)
             which = draws.integers(every, 0, len(rows), self.texts)

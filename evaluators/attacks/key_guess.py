@@ -19,12 +19,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from erasebench.methods.kpop import KPOP, Key, Unlocked, within
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import Found, Prompt, Sampler, Scene
 from erasebench.model.context import Context
 from erasebench.model.memory import Term, add_gradients, share
 from erasebench.model.model import Model, Sampled
+from erasebench.progress import track
 from erasebench.run.images import plain
 from erasebench.tasks import seed_of
 from erasebench.toolbox.search import Draws, draws, errors, noisy, number, shots, stored, two_encoders
@@ -101,7 +101,7 @@ class KeyGuess:
         optimiser = torch.optim.Adam(key, lr=self.lr)
         processors = KPOP(place=self.place).processors(model)
         with model.changed(processors=processors):
-            for _ in tqdm(range(self.steps), "key_guess", disable=None, delay=2, leave=False):
+            for _ in track(range(self.steps), "key_guess"):
                 pick = drawn.integers([0], 0, len(z0), self.batch)[0]
                 t = drawn.integers([0], 0, len(model.alphas_cumprod), self.batch)[0]
                 noise = drawn.normal([0], self.batch, *z0.shape[1:])[0]

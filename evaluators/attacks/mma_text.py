@@ -16,10 +16,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Scene, SearchCost
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.tasks import seed_of
 from erasebench.toolbox.search import (
     FREE,
@@ -97,7 +97,7 @@ class MMAText:
         with torch.no_grad():
             goal = self.pooled(model.encode([text]))
         best, reached = ids, -torch.inf
-        for _ in tqdm(range(self.steps), "mma_text", disable=None, delay=2, leave=False):
+        for _ in track(range(self.steps), "mma_text"):
             vectors = vocabulary[ids].clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.likeness(with_vectors(model, frame, vectors), goal).sum(), vectors)
             if self.variant == "released":

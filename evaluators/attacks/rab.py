@@ -17,10 +17,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erasebench.contracts import AttackCost, ErasebenchError, Found, Prompt, Scene, SearchCost
 from erasebench.model.model import Model
+from erasebench.progress import track
 from erasebench.tasks import seed_of
 from erasebench.toolbox.search import FREE, Draws, Slots, fits, shots, slots, spelled, stored, two_encoders, words
 
@@ -91,7 +91,7 @@ class RAB:
         since = torch.zeros(len(asked), dtype=torch.long, device=goal.device)  # generations without a better one
         best = torch.full((len(asked),), torch.inf, dtype=goal.dtype, device=goal.device)
         winners = people[:, 0].clone()
-        for _ in tqdm(range(self.generations), "rab", disable=None, delay=2, leave=False):
+        for _ in track(range(self.generations), "rab"):
             error = self.known(error, people, lambda ids, of: self.errors(model, ids, goal, of, scene.together))
             order = error.argsort(1)
             people = people.gather(1, order[..., None].expand_as(people))
