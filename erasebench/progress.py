@@ -20,7 +20,7 @@ _parts: ContextVar[tuple[str, ...]] = ContextVar("parts", default=())
 
 @contextmanager
 def part(text: str) -> Iterator[None]:
-    """Name the enclosed part of the work in every line, as in "prompt 3 of 20"."""
+    """Name the enclosed part of the work in every line."""
     token = _parts.set((*_parts.get(), text))
     try:
         yield
