@@ -35,6 +35,9 @@ from ..run.specification import Run, slug
 from ..stats import interval, summarize
 from ..store.local import Store, digest
 
+PAIRS = 20  # with fewer, no interval is marked
+LEGEND = f"↑ ↓ the better direction; * the interval excludes 0 (never marked below {PAIRS} pairs)"
+
 
 class Compared(NamedTuple):
     """Rows of two runs, and metrics of the second against the first.
@@ -201,8 +204,8 @@ def report(runs: Sequence[Run]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     first, second = (name[:12] for name in names(*paired[0]))
-    print(f"{'':18}{first:>12} {second:>12}   difference, 95 % interval ({found[0].how})")
-    print(*map(line, found), *flaws(each), path, sep="\n")
+    print(f"{'':18}{first:>12} {second:>12} {'':1} {'n':>6}   difference, 95 % interval ({found[0].how})")
+    print(*map(line, found), LEGEND, *flaws(each), path, sep="\n")
     return 0
 
 
@@ -213,12 +216,13 @@ def flaws(each: Sequence[Compared]) -> list[str]:
 
 
 def line(found: rows.Difference) -> str:
-    """Format one metric: both values and the difference with its interval.
+    """Format one metric: both values, the better direction, n and the difference with its interval.
 
-    A star marks an interval that does not contain 0.
+    A star marks an interval that does not contain 0, from PAIRS pairs on.
     """
-    text = f"{found.metric:18}{found.first:12.3f} {found.second:12.3f}   {found.difference:+.3f}"
+    way = {True: "↑", False: "↓", None: " "}[found.higher_is_better]
+    text = f"{found.metric:18}{found.first:12.3f} {found.second:12.3f} {way} {found.n or '':>6}   {found.difference:+.3f}"
     if found.change_low is not None:
-        sure = "" if found.change_low <= 0 <= found.change_high else " *"
-        text += f" [{found.change_low:+.3f}, {found.change_high:+.3f}]{sure}"
+        apart = not found.change_low <= 0 <= found.change_high and (found.n or 0) >= PAIRS
+        text += f" [{found.change_low:+.3f}, {found.change_high:+.3f}]{' *' if apart else ''}"
     return text + (f"  p = {found.p_value:.2g}" if found.p_value is not None else "")

@@ -1,6 +1,7 @@
 """Paired comparison of two methods."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from erasebench.methods.none import NoErasure
@@ -104,3 +105,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(make_run, monkeypatch, caps
     given(monkeypatch, none, uce)
     assert module.main([]) == 1
     assert capsys.readouterr().err.startswith("error: cannot write ")
+
+
+@pytest.mark.parametrize(
+    "changes, ends",
+    [
+        ({}, "↓     64   -0.300 [-0.400, -0.200] *"),
+        (dict(n=19), "↓     19   -0.300 [-0.400, -0.200]"),
+        (dict(change_low=-0.4, change_high=0.1), "↓     64   -0.300 [-0.400, +0.100]"),
+        (dict(higher_is_better=True, p_value=0.01), "↑     64   -0.300 [-0.400, -0.200] *  p = 0.01"),
+    ],
+)
+def test_a_star_needs_twenty_pairs_and_an_interval_without_zero(changes, ends):
+    values = dict(metric="acc_e", first=0.5, second=0.2, difference=-0.3, change_low=-0.4, change_high=-0.2, n=64)
+    values |= dict(higher_is_better=False, p_value=None) | changes
+    assert module.line(SimpleNamespace(**values)).endswith(ends)
