@@ -19,6 +19,7 @@ VERBS = {  # verb, and module -> its line in the overview
     "leaderboard": "rows as a page and as tables, ranked where they compare",
     "compare": "two methods on the same images, paired",
     "claims": "claims of papers beside your rows: they hold, do not hold, or are undecided",
+    "published": "a paper's table, and the cells that can be measured here",
     "agreement": "rank correlation of your rows with published tables",
     "audit": "judges against the truth, and against each other",
     "moved": "words that an erasure moved without being asked to",
