@@ -115,6 +115,13 @@ def test_profiles_name_limits_and_options(name):
     assert any(word.startswith("attack=[") for word in words)
 
 
+@pytest.mark.parametrize("name", ["quick", "hour", "day"])
+def test_every_profile_composes(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["verdict", "method=uce", "target=cat", f"profile={name}", "dry_run=true"]) == 0
+    assert "images to make" in capsys.readouterr().out
+
+
 def test_words_of_a_verdict():
     assert command.split_profile(["method.path=x", "profile=day"]) == ("day", ["method=checkpoint", "method.path=x"])
     assert command.split_profile(["method=uce"]) == ("quick", ["method=uce"])
