@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+# Images of containers often set it; every process would then compile torch and transformers anew, some ten seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test rehearse regress reference bench chaos mini mini-report lint clean
 
