@@ -170,7 +170,7 @@ class Rounds(Idle):
         del model.sample
 
 
-@pytest.mark.parametrize("write", ["generate.np.savez_compressed", "closed_form.save_file"])
+@pytest.mark.parametrize("write", ["run.images.np.savez_compressed", "toolbox.closed_form.save_file"])
 def test_after_a_full_disk_the_same_command_gives_the_same_rows(make_run, monkeypatch, tmp_path, write):
     """In the middle of images, of a fit."""
     run = make_run("uce", UCE())
