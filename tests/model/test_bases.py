@@ -403,7 +403,7 @@ def test_many_steps_that_would_begin_halfway_are_refused(tiny, name, steps):
 
 def test_every_import_has_a_dependency_or_an_extra():
     """A choice that is offered needs no package that nothing installs."""
-    root = Path(bases.__file__).parent.parent
+    root = Path(bases.__file__).parents[2]
     found = {}
     for folder in ("erasebench", "methods", "evaluators"):
         for file in sorted((root / folder).rglob("*.py")):

@@ -646,8 +646,8 @@ def test_a_fit_whose_loss_is_nan_writes_nothing(tiny, tmp_path):
 
 def test_every_method_that_trains_looks_at_its_loss():
     """Where a loss goes backward, it was checked."""
-    methods = Path(importlib.import_module("erasebench.methods.uce").__file__).parent
-    for file in [*methods.glob("*.py"), Path(verdicts.__file__).parent / "training.py"]:
+    methods, training = (importlib.import_module(f"erasebench.{name}").__file__ for name in ("methods.uce", "toolbox.training"))
+    for file in [*Path(methods).parent.glob("*.py"), Path(training)]:
         text = file.read_text(encoding="utf-8")
         for line in (line.strip() for line in text.splitlines() if ".backward(" in line):
             assert "checked(" in line or "value = checked(" in text, f"{file.name}: {line}"
