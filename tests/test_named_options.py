@@ -22,7 +22,7 @@ PLAIN = re.compile(r'(?<![\w.+/~("-])([a-z_]\w*)=(?!=)')  # neither an argument 
 CHOSEN = re.compile(r"(?<![\w.+/-])(method|model|task|experiment|executor)=([\w,]+)")
 TOP = yaml.safe_load((CONF / "config.yaml").read_text())
 # words before an equals sign that are options of other commands, of code, or of a formula in a document
-OTHERS = {"data", "out", "PYTHON", "hub", "revision", "evaluator"}
+OTHERS = {"data", "out", "PYTHON", "hub", "revision", "evaluator", "profile"}
 COSTS = {"judges.clip"}  # keys of a plan's costs that look like options of a run
 
 

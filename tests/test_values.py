@@ -1,5 +1,6 @@
 """Values of a method for a world: which block of its file counts for which task, and what wins over them."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_config_dir_gives_values_for_a_world(folder, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr("sys.argv", ["erasebench"])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     made = []
     words = ["--config-dir", str(folder), "method=mine", "task=orr", "dry_run=true"]
     assert config.main(lambda run: [], words, lambda runs, absent, rate: made.extend(runs)) == 0

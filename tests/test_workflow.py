@@ -28,7 +28,7 @@ def test_it_makes_what_the_makefile_has(steps):
 
 
 def test_the_page_is_of_what_regress_left(steps):
-    folder = re.search(r"erasebench\.regress --results (\S+)", (ROOT / "Makefile").read_text())[1]
+    folder = re.search(r"erasebench regress --results (\S+)", (ROOT / "Makefile").read_text())[1]
     page = next(step["run"] for step in steps if "leaderboard" in step.get("run", ""))
     assert page.endswith(f"-m erasebench leaderboard --results {folder}")
     upload = next(step for step in steps if step.get("uses", "").startswith("actions/upload-artifact@"))

@@ -712,11 +712,12 @@ def look_after(command: str, older: float | None = None) -> int:
     """Print the store's size or list, or clean it (gc); return an exit code."""
     store = Store()
     elsewhere = f" (a cache of {masked(store.url)}, which is not counted)" if store.url else ""
-
     try:
         if command == "gc":
             return gc(store, math.inf if older is None else older)
         return (list_entries if command == "list" else size)(store, elsewhere)
+    except BrokenPipeError:  # nobody reads the rest, as after `| head`
+        raise
     except (ErasebenchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

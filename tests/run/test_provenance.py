@@ -70,6 +70,7 @@ def plugins(tmp_path, monkeypatch):
     folder = tmp_path / "plugins"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # an edit within a second would not be seen
     for name, text in MODULES.items():
         (folder / f"{name}.py").write_text(text)
 
